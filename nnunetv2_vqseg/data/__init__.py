@@ -1,0 +1,1 @@
+"""Unlabelled cases: finding, checking, preprocessing, loading and splitting."""
