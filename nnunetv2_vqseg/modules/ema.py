@@ -1,0 +1,64 @@
+"""The teacher: an exponential moving average of the student (Section 4.2)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+
+def ema_decay(step: int, max_decay: float = 0.996) -> float:
+    """Decay a = min(1 - 1 / (step + 1), max_decay); `step` counts the updates done before, so the first one copies.
+
+    Raises:
+        ValueError: `step` is negative or `max_decay` is outside [0, 1].
+    """
+    if step < 0 or not 0.0 <= max_decay <= 1.0:
+        raise ValueError(f"expected step >= 0 and 0 <= max_decay <= 1, got step={step} and max_decay={max_decay}")
+    return min(1.0 - 1.0 / (step + 1), max_decay)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside any nesting of DistributedDataParallel, torch.compile and AveragedModel."""
+    while True:
+        if isinstance(module, (DistributedDataParallel, DataParallel, AveragedModel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
+            module = inner
+        else:
+            return module
+
+
+class EMATeacher(AveragedModel):
+    """An `AveragedModel` that never leaves evaluation mode; what it averages is in `.module`."""
+
+    def train(self, mode: bool = True) -> EMATeacher:
+        super().train(False)
+        return self
+
+
+def build_teacher(student: nn.Module, max_decay: float = 0.996) -> AveragedModel:
+    """A frozen copy of the student that `update_teacher` moves along theta_T <- a theta_T + (1 - a) theta_S.
+
+    Parameters are averaged, each one once even where modules share it; buffers are copied, because an averaged codebook
+    entry that was restarted would lie nowhere near a code. `n_averaged` (a buffer, so it is part of the `state_dict`)
+    counts the updates and is the t of `ema_decay`.
+    """
+    ema_decay(0, max_decay)  # an impossible decay is refused here and not at the first update
+    teacher = EMATeacher(unwrap(student), multi_avg_fn=partial(_move_towards, max_decay=max_decay), use_buffers=False)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: AveragedModel, student: nn.Module) -> None:
+    """One EMA step, to be called after the optimiser's step; `student` may be wrapped in DDP or compiled."""
+    teacher.update_parameters(unwrap(student))
+
+
+def _move_towards(averaged: Any, current: Any, n_averaged: Tensor | int, max_decay: float) -> None:
+    torch._foreach_lerp_(averaged, current, 1.0 - ema_decay(int(n_averaged), max_decay))
