@@ -1,0 +1,255 @@
+"""What all converters share: checked cases, and an nnU-Net dataset folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+from volumes import ConversionError, grid_difference, label_values, read_image, read_volume
+
+from nnunetv2_vqseg.data.split import Fold, SplitError, environment_folder, some, write_splits
+
+ENDING = ".nii.gz"
+IMAGE_FOLDERS = {"Tr": "imagesTr", "Ul": "imagesUl", "Ts": "imagesTs"}
+LABEL_FOLDERS = {"Tr": "labelsTr", "Ts": "labelsTs"}
+# nnU-Net finds datasets by the first letters of a folder's name, so an unfinished folder must not begin with 'Dataset'.
+UNFINISHED, REPLACED = "tmp-", "old-"
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What a label file may hold.
+
+    Attributes:
+        values: allowed values; None asks for a binary mask, whose one foreground value becomes 1.
+        resample: put a mask from another grid onto the image's (nearest neighbour) instead of refusing it.
+    """
+
+    values: tuple[int, ...] | None
+    resample: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and where it goes.
+
+    Attributes:
+        name: of the case in the dataset.
+        place: "Tr" (training and validation), "Ul" (unlabelled) or "Ts" (test).
+        image: a file, or a folder with one DICOM series.
+        label: a file, or None; never read for unlabelled cases.
+    """
+
+    name: str
+    place: str
+    image: Path
+    label: Path | None = None
+
+
+@dataclass
+class Report:
+    """Counts for the summary: cases and slices by place, and cases worth a look."""
+
+    slices: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert_cases(cases: Sequence[Case], dataset: Path, rule: LabelRule, processes: int = 1) -> Report:
+    """Check every case and write it into the dataset folder.
+
+    Raises:
+        ConversionError: one line for each bad case.
+    """
+    names = [case.name for case in cases]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConversionError(f"The case names {some(repeated)} occur more than once; rename the files.")
+    for folder in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
+        (dataset / folder).mkdir(exist_ok=True)
+    work = partial(_convert_case, dataset=dataset, rule=rule)
+    if processes > 1:
+        with ProcessPoolExecutor(min(processes, len(cases))) as pool:
+            results = list(tqdm(pool.map(work, cases), total=len(cases), desc="converting", unit="case"))
+    else:
+        results = [work(case) for case in tqdm(cases, desc="converting", unit="case")]
+    errors = [error for _, error, _ in results if error]
+    if errors:
+        raise ConversionError("\n       ".join(errors))
+    for folder in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
+        if not any((dataset / folder).iterdir()):
+            (dataset / folder).rmdir()
+    return Report(
+        {name: result[0] for name, result in zip(names, results, strict=True)}, [r[2] for r in results if r[2]]
+    )
+
+
+def _convert_case(case: Case, dataset: Path, rule: LabelRule) -> tuple[int, str, str]:
+    """Slices, error and note of one case (errors are returned, so that one run reports all of them)."""
+    note = ""
+    try:
+        image = read_image(case.image)
+        _store(case.image, image, dataset / IMAGE_FOLDERS[case.place] / f"{case.name}_0000{ENDING}")
+        if case.label is not None and case.place in LABEL_FOLDERS:
+            label, changed = _checked_label(case.label, image, rule)
+            target = dataset / LABEL_FOLDERS[case.place] / f"{case.name}{ENDING}"
+            if changed:
+                sitk.WriteImage(label, str(target), useCompression=True)
+            else:
+                _store(case.label, label, target)
+            if not sitk.GetArrayViewFromImage(label).any():
+                note = f"{case.label} has no foreground"
+    except ConversionError as error:
+        return 0, str(error), ""
+    return image.GetSize()[2], "", note
+
+
+def _checked_label(path: Path, image: sitk.Image, rule: LabelRule) -> tuple[sitk.Image, bool]:
+    """The label on the image's grid with allowed values, and whether it differs from the file."""
+    label = read_volume(path)
+    values = label_values(path, label)
+    changed = False
+    if rule.values is None:
+        foreground = [value for value in values if value != 0]
+        if len(foreground) > 1:
+            raise ConversionError(f"{path} is not a binary mask: it has the values {some([str(v) for v in values])}.")
+        if foreground not in ([], [1]):
+            label, changed = sitk.Cast(label != 0, sitk.sitkUInt8), True
+    elif not set(values) <= set(rule.values):
+        unknown = [str(value) for value in values if value not in rule.values]
+        raise ConversionError(f"{path} has the unknown labels {some(unknown)}; allowed are {list(rule.values)}.")
+    difference = grid_difference(image, label)
+    if not difference:
+        return label, changed
+    if not rule.resample:
+        advice = "add --resample-masks if both show the same place" if rule.values is None else "replace it"
+        raise ConversionError(f"{path} {difference}; {advice}.")
+    on_grid = sitk.Resample(label, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
+    if len(values) > 1 and not sitk.GetArrayViewFromImage(on_grid).any():
+        raise ConversionError(
+            f"{path} {difference}, and none of it falls into the image; check which files belong together."
+        )
+    return on_grid, True
+
+
+def _store(source: Path, image: sitk.Image, target: Path) -> None:
+    """Copy a NIfTI file as it is (its header too), write anything else through ITK."""
+    if source.name.endswith(ENDING):
+        shutil.copyfile(source, target)
+    elif source.suffix == ".nii":
+        with source.open("rb") as stream, gzip.open(target, "wb", compresslevel=6) as packed:
+            shutil.copyfileobj(stream, packed)
+    else:
+        array = sitk.GetArrayViewFromImage(image)
+        short = np.iinfo(np.int16)
+        whole = np.issubdtype(array.dtype, np.integer) or np.array_equal(array, np.round(array))
+        fits = whole and short.min <= array.min() and array.max() <= short.max
+        sitk.WriteImage(
+            sitk.Cast(image, sitk.sitkInt16 if fits else sitk.sitkFloat32), str(target), useCompression=True
+        )
+
+
+@contextmanager
+def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which becomes `nnUNet_raw/DatasetXXX_name` when the block ends well and vanishes when it fails.
+
+    A killed run leaves a folder that nnU-Net does not see. The dataset being replaced stays in place to the very end.
+
+    Raises:
+        ConversionError: nnUNet_raw is not set, the ID is taken, or the dataset exists and `overwrite` is off.
+    """
+    raw = environment_folder("nnUNet_raw")
+    if raw is None:
+        raise ConversionError("The environment variable nnUNet_raw is not set; set it to the folder for your datasets.")
+    if not 1 <= dataset_id <= 999:
+        raise ConversionError(f"The dataset ID must be between 1 and 999, not {dataset_id}.")
+    target = raw / f"Dataset{dataset_id:03d}_{name}"
+    preprocessed = environment_folder("nnUNet_preprocessed")
+    parents = [parent for parent in (raw, preprocessed, environment_folder("nnUNet_results")) if parent]
+    others = [
+        path for parent in parents for path in parent.glob(f"Dataset{dataset_id:03d}_*") if path.name != target.name
+    ]
+    if others:
+        raise ConversionError(f"The dataset ID {dataset_id} is taken by {others[0]}; choose another with -d.")
+    existing = [parent / target.name for parent in (raw, preprocessed) if parent and (parent / target.name).exists()]
+    if existing and not overwrite:
+        raise ConversionError(
+            f"{existing[0]} exists already; add --overwrite to replace it or choose another ID with -d."
+        )
+    raw.mkdir(parents=True, exist_ok=True)
+    for leftover in sorted(p for mark in (UNFINISHED, REPLACED) for p in raw.glob(f"{mark}{target.name}-*")):
+        print(
+            f"Note: {leftover} is left from a run that was interrupted (or is still going on); delete it if it is not."
+        )
+
+    building = raw / f"{UNFINISHED}{target.name}-{uuid.uuid4().hex[:8]}"
+    replaced = raw / building.name.replace(UNFINISHED, REPLACED, 1)
+    building.mkdir()
+    try:
+        yield building
+        if target.exists():
+            target.rename(replaced)
+            building.rename(target)
+            shutil.rmtree(replaced) if not replaced.is_symlink() else replaced.unlink()
+        else:
+            building.rename(target)
+    except BaseException:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def finish_dataset(
+    dataset: Path, cases: Sequence[Case], folds: list[Fold], channel: str, labels: dict[str, int], **about: str
+) -> None:
+    """Write `dataset.json` (with nnU-Net's own function) and `splits_final.json` into a filled dataset folder."""
+    from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
+
+    generate_dataset_json(
+        str(dataset),
+        {"0": channel},
+        dict(labels),
+        sum(case.place == "Tr" for case in cases),
+        ENDING,
+        converted_by="nnunetv2_vqseg",
+        **about,
+    )
+    write_splits([dataset / "splits_final.json"], folds)
+
+
+def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Report) -> None:
+    """Print what was written, and renew the split of a preprocessed folder that an `--overwrite` left behind."""
+    val, declared = set(fold["val"]), set(fold.get("unlabeled", []))
+    groups = {
+        "labelled": [case for case in cases if case.name in set(fold["train"])],
+        "unlabelled": [case for case in cases if case.place == "Ul" or case.name in declared],
+        "validation": [case for case in cases if case.name in val],
+        "test": [case for case in cases if case.place == "Ts"],
+    }
+    print(f"{dataset_name} is complete:")
+    for group, members in groups.items():
+        print(f"  {group:<11}{len(members):>5} cases{sum(report.slices[case.name] for case in members):>7} slices")
+    for note in report.notes:
+        print(f"Note: {note}.")
+    preprocessed = environment_folder("nnUNet_preprocessed")
+    if preprocessed is not None and (preprocessed / dataset_name).is_dir():
+        write_splits([preprocessed / dataset_name / "splits_final.json"], [fold], overwrite=True)
+        print(
+            f"Note: {preprocessed / dataset_name} was made from the previous data; "
+            "run nnUNetv2_vqseg_plan_and_preprocess again before training."
+        )
+
+
+def fail(error: ConversionError | SplitError) -> SystemExit:
+    """The exit of a converter on bad input."""
+    return SystemExit(f"Error: {error}")

@@ -1,0 +1,308 @@
+"""Patient-level splits with few labelled and many unlabelled cases, written as nnU-Net's `splits_final.json`.
+
+A fold is `{"train": [...], "val": [...], "unlabeled": [...]}`. nnU-Net ignores the third list, so a stock trainer sees
+the labelled cases only and both methods train from the same file. No image is moved or changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Fold = dict[str, list[str]]
+
+# `patient001_frame01`, `sub-03_ses-2` and `P7_ED` belong to patients `patient001`, `sub-03` and `P7`; any other name is
+# a patient of its own.
+PATIENT_PATTERN = r"(.+?)(?:[_-](?:frame|phase|time|visit|scan|session|ses)[_-]?\d+|[_-](?:ED|ES))*$"
+
+
+class SplitError(ValueError):
+    """A split that cannot be made; the message is one sentence for the user."""
+
+
+def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> dict[str, list[str]]:
+    """Cases of each patient, both sorted; the patient is the pattern's first group, or its whole match.
+
+    Raises:
+        SplitError: the pattern is not a regular expression or does not match the beginning of a case's name.
+    """
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise SplitError(f"The patient pattern '{pattern}' is not a regular expression ({error}).") from None
+    patients: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        match = regex.match(case)
+        patient = match and match.group(1 if regex.groups else 0)
+        if not patient:
+            raise SplitError(f"The patient pattern '{pattern}' finds no patient in the case name '{case}'.")
+        patients.setdefault(patient, []).append(case)
+    return patients
+
+
+def seeded_order(patients: Iterable[str], seed: int) -> list[str]:
+    """A shuffled order that depends on the seed and the names alone.
+
+    Sorting by a hash gives the same order on every platform and version, and a patient added later leaves the order of
+    the others as it was.
+    """
+    return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).hexdigest())
+
+
+def parse_amount(text: str, total: int, what: str) -> int:
+    """Number of patients meant by `7` or `10%` of `total` (rounded half up, at least 1).
+
+    Raises:
+        SplitError: neither a whole number nor a percentage, or not between 1 and `total`.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if match is None or not (match.group(2) or match.group(1).isdigit()):
+        raise SplitError(f"{what}: '{text}' is neither a number of patients such as 7 nor a percentage such as 10%.")
+    value = float(match.group(1))
+    number = max(1, math.floor(total * value / 100 + 0.5)) if match.group(2) else int(value)
+    if value == 0 or not 1 <= number <= total:
+        raise SplitError(f"{what}: '{text}' asks for {number if value else 0} of {total} patients; give 1 to {total}.")
+    return number
+
+
+def read_list(path: Path) -> list[str]:
+    """Names in a text file, one a line; empty lines and lines that start with # are skipped.
+
+    Raises:
+        SplitError: the file cannot be read, is empty or names something twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SplitError(f"The list {path} cannot be read ({error}).") from None
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise SplitError(f"The list {path} is empty; it needs one name a line.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SplitError(f"The list {path} names {some(repeated)} more than once; remove the repetition.")
+    return names
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names, for a sentence."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def patients_of_list(path: Path, patients: dict[str, list[str]]) -> list[str]:
+    """Patients named in a list of patients or of cases.
+
+    Raises:
+        SplitError: an unknown name, or a patient of whom only some cases are listed.
+    """
+    names = set(read_list(path))
+    owner = {case: patient for patient, cases in patients.items() for case in cases}
+    unknown = sorted(name for name in names if name not in patients and name not in owner)
+    if unknown:
+        raise SplitError(f"The list {path} names {some(unknown)}, which the dataset does not have.")
+    chosen = {name if name in patients else owner[name] for name in names}
+    for patient in sorted(chosen - names):
+        missing = [case for case in patients[patient] if case not in names]
+        if missing:
+            raise SplitError(
+                f"The list {path} names some cases of patient {patient} but not {some(missing)}; "
+                "all cases of a patient must be on the same side of a split."
+            )
+    return sorted(chosen)
+
+
+def make_fold(patients: dict[str, list[str]], labeled: str, val: str | Sequence[str], seed: int) -> Fold:
+    """One fold over all cases.
+
+    Args:
+        patients: cases of each patient.
+        labeled: how many of the patients that are not in `val` keep their labels, `7` or `10%`.
+        val: validation patients, or how many of all patients, `14` or `20%`.
+        seed: of the choice. With the same seed and validation patients, fewer labelled patients are a subset of more.
+    """
+    order = seeded_order(patients, seed)
+    chosen_val = order[: parse_amount(val, len(order), "--val")] if isinstance(val, str) else list(val)
+    train = [patient for patient in order if patient not in set(chosen_val)]
+    if not train:
+        raise SplitError(f"All {len(order)} patients are for validation; leave some for training.")
+    number = parse_amount(labeled, len(train), "--labeled")
+
+    def cases(names: Iterable[str]) -> list[str]:
+        return sorted(case for name in names for case in patients[name])
+
+    return {"train": cases(train[:number]), "val": cases(chosen_val), "unlabeled": cases(train[number:])}
+
+
+def write_splits(files: Sequence[Path], folds: list[Fold], overwrite: bool = False, append: bool = False) -> list[Path]:
+    """Write the folds to every file, or add them behind the folds that are there; an old file is kept as `.bak-N`.
+
+    Returns:
+        The backups made. Files that already hold exactly these folds are left alone.
+
+    Raises:
+        SplitError: other folds are there without `overwrite` or `append`, or the files to append to differ.
+    """
+    present = {file: _read_folds(file, tolerant=overwrite) for file in files if file.exists()}
+    if append and present:
+        first, *others = present.values()
+        if any(other != first for other in others):
+            raise SplitError(f"{' and '.join(map(str, present))} differ, so nothing can be added; use --overwrite.")
+        folds = [*first, *(fold for fold in folds if fold not in first)]
+    outdated = [file for file in present if present[file] != folds]
+    if outdated and not (overwrite or append):
+        raise SplitError(f"{outdated[0]} exists with other folds; add --append to keep them or --overwrite to replace.")
+    backups = [_back_up(file) for file in outdated]
+    for file in files:
+        if present.get(file) != folds:
+            partial = file.with_name(f"{file.name}.tmp-{os.getpid()}")
+            partial.write_text(json.dumps(folds, indent=4) + "\n", encoding="utf-8")
+            partial.replace(file)
+    return backups
+
+
+def _read_folds(file: Path, tolerant: bool) -> list[Fold]:
+    try:
+        folds = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(folds, list) and all(isinstance(fold, dict) for fold in folds):
+            return folds
+    except (OSError, ValueError):
+        pass
+    if tolerant:
+        return []
+    raise SplitError(f"{file} is not a readable list of folds; repair it or use --overwrite.")
+
+
+def _back_up(file: Path) -> Path:
+    number = 1
+    while (backup := file.with_name(f"{file.name}.bak-{number}")).exists():
+        number += 1
+    shutil.copyfile(file, backup)
+    return backup
+
+
+def environment_folder(variable: str) -> Path | None:
+    """The folder in one of nnU-Net's environment variables, or None if it is not set."""
+    value = os.environ.get(variable, "").strip().strip('"')
+    return Path(value).expanduser() if value else None
+
+
+def find_dataset(raw: Path, dataset: str) -> Path:
+    """The folder of a dataset given by its ID or by its full name."""
+    if dataset.isdigit():
+        found = sorted(path for path in raw.glob(f"Dataset{int(dataset):03d}_*") if path.is_dir())
+    else:
+        found = [raw / dataset] if (raw / dataset).is_dir() else []
+    if len(found) != 1:
+        names = f"has {some([path.name for path in found])}" if found else "has none"
+        raise SplitError(f"Dataset {dataset} must be exactly one folder in nnUNet_raw ({raw}), which {names}.")
+    return found[0]
+
+
+def training_cases(dataset: Path) -> list[str]:
+    """Names of the cases in `imagesTr`, each of which must have a label.
+
+    Raises:
+        SplitError: `dataset.json` or `imagesTr` is unusable, or a case has no label.
+    """
+    try:
+        description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
+        ending = description["file_ending"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SplitError(f"{dataset / 'dataset.json'} cannot be read or lacks 'file_ending' ({error!r}).") from None
+    if "dataset" in description:
+        return sorted(description["dataset"])
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    images = dataset / "imagesTr"
+    names = [path.name for path in images.iterdir()] if images.is_dir() else []
+    cases = sorted({match.group(1) for match in map(pattern.fullmatch, names) if match})
+    if not cases:
+        raise SplitError(f"{images} has no file named CASE_0000{ending}; nnU-Net needs its images there.")
+    bare = [case for case in cases if not (dataset / "labelsTr" / f"{case}{ending}").is_file()]
+    if bare:
+        raise SplitError(f"{some(bare)} in {images} has no label in labelsTr; move images without labels to imagesUl.")
+    return cases
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_vqseg_split",
+        description="Declare most training cases of a dataset unlabelled, patient by patient, in splits_final.json. "
+        "No image or label is moved or changed.",
+    )
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="dataset ID or name")
+    parser.add_argument(
+        "--labeled",
+        required=True,
+        metavar="N|P%",
+        help="labelled training patients: 7, or 10%% of the training patients",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="seed of the choice; several seeds make several folds",
+    )
+    side = parser.add_mutually_exclusive_group()
+    side.add_argument("--val", default="20%", metavar="N|P%", help="validation patients out of all (default: 20%%)")
+    side.add_argument("--val-list", type=Path, metavar="FILE", help="validation patients (or cases), one a line")
+    parser.add_argument(
+        "--patient-regex",
+        default=PATIENT_PATTERN,
+        metavar="REGEX",
+        help="finds the patient in a case's name: its first group, or its match (default: the name without endings "
+        "such as _frame01, _ses-2 or _ED)",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--append", action="store_true", help="add the folds behind those in splits_final.json")
+    existing.add_argument("--overwrite", action="store_true", help="replace splits_final.json (kept as .bak-N)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """What the command does, after parsing; raises `SplitError`."""
+    raw = environment_folder("nnUNet_raw")
+    if raw is None:
+        raise SplitError("The environment variable nnUNet_raw is not set; set it to the folder with your datasets.")
+    dataset = find_dataset(raw, args.dataset)
+    patients = group_by_patient(training_cases(dataset), args.patient_regex)
+    val = patients_of_list(args.val_list, patients) if args.val_list else args.val
+    folds = [make_fold(patients, args.labeled, val, seed) for seed in dict.fromkeys(args.seed)]
+
+    files = [dataset / "splits_final.json"]
+    preprocessed = environment_folder("nnUNet_preprocessed")
+    if preprocessed is not None and (preprocessed / dataset.name).is_dir():
+        files.append(preprocessed / dataset.name / "splits_final.json")
+    backups = write_splits(files, folds, overwrite=args.overwrite, append=args.append)
+
+    example, cases = next(iter(patients.items()))
+    total = sum(map(len, patients.values()))
+    print(f"{dataset.name}: {total} cases of {len(patients)} patients (for example {example}: {', '.join(cases)})")
+    written = json.loads(files[0].read_text(encoding="utf-8"))
+    owner = {case: patient for patient, cases in patients.items() for case in cases}
+    for seed, fold in zip(dict.fromkeys(args.seed), folds, strict=True):
+        parts = [f"{len({owner[case] for case in fold[key]})} patients {key} ({len(fold[key])} cases)" for key in fold]
+        print(f"fold {written.index(fold)} (seed {seed}): {', '.join(parts)}")
+    for kind, paths in (("kept the old file as", backups), ("splits are in", files)):
+        for path in paths:
+            print(f"{kind} {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `nnUNetv2_vqseg_split`."""
+    try:
+        run(_build_parser().parse_args(argv))
+    except SplitError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
