@@ -1,0 +1,82 @@
+"""Writing checkpoints so that a kill, a full disk or a resumed run cannot lose one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
+    """Write a checkpoint to a temporary file in the same folder, flush it to disk, then rename it over the old one.
+
+    Raises:
+        OSError: disk full, folder not writable; the old file is untouched and the temporary one removed.
+    """
+    target = Path(filename)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except RuntimeError as error:  # torch's zip writer wraps a failed write
+        raise OSError(f"Could not write {target}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete temporary files that a killed process left in `folder`."""
+    for leftover in Path(folder).glob(".checkpoint_*.pth.*.tmp"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def to_plain(value: Any) -> Any:
+    """NumPy scalars and arrays as Python numbers and lists, so that `weights_only=True` can read them."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's global generators, loadable with `weights_only=True`."""
+    _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 nnU-Net draws from this one
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what `random_states` returned; CUDA states only where the number of devices is the same."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 nnU-Net draws from this one
+    torch.manual_seed(seed)

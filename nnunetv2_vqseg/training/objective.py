@@ -1,0 +1,146 @@
+"""The loss of one training iteration, term by term (Eq. 8 to 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.modules.alignment import patch_contrastive_loss
+from nnunetv2_vqseg.modules.losses import PseudoLabelLoss, reconstruction_loss
+from nnunetv2_vqseg.network import BatchLayout, VQSegOutput
+
+
+class Views(NamedTuple):
+    """The images of one step and what they are compared with.
+
+    `labeled` (B_l, C, H, W) and `target` as nnU-Net's loader gives it; `strong` and `weak` (B_u, C, H, W) with the
+    teacher's labels and confidence, (B_u, H, W) or, for regions, (B_u, R, H, W). Without unlabelled data the latter are
+    None.
+    """
+
+    labeled: Tensor
+    target: Tensor | list[Tensor]
+    weak: Tensor | None = None
+    weak_labels: Tensor | None = None
+    weak_confidence: Tensor | None = None
+    strong: Tensor | None = None
+    strong_labels: Tensor | None = None
+    strong_confidence: Tensor | None = None
+
+    def batch(self, with_weak: bool) -> tuple[Tensor, BatchLayout]:
+        """The student's one batch, cat(x_l, x_a, x_u), and how it is made up."""
+        strong = [] if self.strong is None else [self.strong]
+        weak = [self.weak] if with_weak and self.weak is not None else []
+        layout = BatchLayout(len(self.labeled), sum(map(len, strong)), sum(map(len, weak)))
+        return torch.cat([self.labeled, *strong, *weak]), layout
+
+
+def ramp(progress: float, length: float) -> float:
+    """Sigmoid ramp-up exp(-5 (1 - t/T)^2), from e^-5 to 1.
+
+    Args:
+        progress: share of the training that is over, in [0, 1].
+        length: share of the training over which the ramp rises; 0 for no ramp.
+    """
+    if length <= 0 or progress >= length:
+        return 1.0
+    return math.exp(-5.0 * (1.0 - progress / length) ** 2)
+
+
+@dataclass
+class Objective:
+    """Weighted sum of the loss terms (Eq. 10, 12 and Section 4.2).
+
+    Args:
+        config: the weights.
+        supervised: nnU-Net's loss for the labelled part, (outputs, target) -> scalar.
+        regions: labels are overlapping regions (sigmoid) instead of classes (softmax).
+        ddp: reduce mask counts and Dice sums over ranks.
+    """
+
+    config: VQSegConfig
+    supervised: Callable[[Tensor | list[Tensor], Tensor | list[Tensor]], Tensor]
+    regions: bool = False
+    ddp: bool = False
+
+    def __post_init__(self) -> None:
+        self.pseudo = PseudoLabelLoss(
+            use_dice=self.config.pseudo_loss == "ce_dice",
+            threshold=self.config.confidence_threshold,
+            regions=self.regions,
+            ddp=self.ddp,
+        )
+
+    @property
+    def needs_weak_stream(self) -> bool:
+        """Whether x_u itself passes the student: for QPM or dropout, or to be reconstructed."""
+        return self.config.use_unlabeled and (self.config.perturbation != "none" or self.config.reconstruct)
+
+    def terms(
+        self,
+        output: VQSegOutput,
+        layout: BatchLayout,
+        views: Views,
+        progress: float,
+        alignment_target: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Every loss term with its weight; their weighted sum is the objective.
+
+        Args:
+            progress: share of the training that is over, for the ramp.
+            alignment_target: foundation model features (B_l + B_a, C', H', W') and the mask of patches that count.
+        """
+        config = self.config
+        labeled_out, strong_out, weak_out = _split(output.segmentation, layout)
+        terms: dict[str, tuple[float, Tensor]] = {"supervised": (1.0, self.supervised(labeled_out, views.target))}
+        unlabeled = config.lambda_u * ramp(progress, config.ramp_up)
+        if layout.strong:
+            terms["pseudo_strong"] = (
+                unlabeled * config.weight_strong,
+                self.pseudo(_finest(strong_out), views.strong_labels, views.strong_confidence),
+            )
+        if layout.perturbed and config.perturbation != "none":
+            terms["pseudo_perturbed"] = (
+                unlabeled * config.weight_perturbed,
+                self.pseudo(_finest(weak_out), views.weak_labels, views.weak_confidence),
+            )
+        if output.reconstruction is not None:
+            weight = config.weight_reconstruction
+            terms["reconstruction"] = (
+                weight,
+                reconstruction_loss(views.labeled, output.reconstruction[: layout.labeled]),
+            )
+            if layout.perturbed and views.weak is not None:
+                terms["reconstruction_unlabeled"] = (
+                    unlabeled * weight,
+                    reconstruction_loss(views.weak, output.reconstruction[layout.labeled :]),
+                )
+        if output.adapted is not None and alignment_target is not None:
+            features, mask = alignment_target
+            terms["alignment"] = (
+                config.lambda_a,
+                patch_contrastive_loss(output.adapted, features, config.temperature, mask),
+            )
+        if output.vq_loss is not None and output.entropy is not None:
+            terms["vq"] = (config.weight_vq, output.vq_loss)
+            terms["entropy"] = (config.weight_entropy, output.entropy)
+        if output.feature_loss is not None:
+            terms["feature"] = (config.weight_vq, output.feature_loss)
+        return terms
+
+
+def _split(segmentation: Tensor | list[Tensor], layout: BatchLayout) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    outputs = segmentation if isinstance(segmentation, list) else [segmentation]
+    parts = [output.split(list(layout)) for output in outputs]
+    labeled, strong, weak = ([part[kind] for part in parts] for kind in range(3))
+    return labeled, strong, weak
+
+
+def _finest(outputs: list[Tensor]) -> Tensor:
+    return outputs[0]

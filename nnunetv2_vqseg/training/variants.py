@@ -1,0 +1,146 @@
+"""The trainers a user names with `-tr`: thin subclasses, one per setting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.training.supervised import nnUNetTrainerSupervised  # noqa: F401 named in __all__
+from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+
+
+class _Variant(nnUNetTrainerVQSeg):
+    """A trainer whose `switches` are set and locked."""
+
+    switches: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.locked = frozenset(cls.switches)
+
+    @classmethod
+    def default_config(cls) -> VQSegConfig:
+        return replace(VQSegConfig.default(), **cls.switches)
+
+
+class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
+    """The paper's settings to the letter (4.2), on the planned U-Net."""
+
+    locked = frozenset({"qpm", "decoder_input", "code_dim", "normalize_codes", "supervised_loss", "pseudo_loss"})
+
+    @classmethod
+    def default_config(cls) -> VQSegConfig:
+        return VQSegConfig.literal()
+
+
+class nnUNetTrainerVQSegPFARequired(_Variant):
+    """The whole method; stops at the start where the foundation model's weights cannot be had."""
+
+    switches: ClassVar = {"foundation_policy": "required"}
+
+
+class nnUNetTrainerVQSegBase(_Variant):
+    """Table 2, row 1: quantised U-Net with EMA teacher and strong views, no feature perturbation."""
+
+    switches: ClassVar = {"perturbation": "none", "reconstruct": False, "foundation_policy": "off"}
+
+
+class nnUNetTrainerVQSegQPM(_Variant):
+    """Table 2, row 2: Base + QPM."""
+
+    switches: ClassVar = {"perturbation": "qpm", "reconstruct": False, "foundation_policy": "off"}
+
+
+class nnUNetTrainerVQSegQPMDB(_Variant):
+    """Table 2, row 3: Base + QPM + dual branch."""
+
+    switches: ClassVar = {"perturbation": "qpm", "reconstruct": True, "foundation_policy": "off"}
+
+
+class nnUNetTrainerVQSegQPMPFA(_Variant):
+    """Table 2, row 4: Base + QPM + PFA; needs the foundation model's weights."""
+
+    switches: ClassVar = {"perturbation": "qpm", "reconstruct": False, "foundation_policy": "required"}
+
+
+class nnUNetTrainerMeanTeacher(_Variant):
+    """EMA teacher with strong views and CutMix, without any vector quantisation."""
+
+    switches: ClassVar = {
+        "quantize": False,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+class nnUNetTrainerMeanTeacherDropout(_Variant):
+    """Mean teacher whose second stream is perturbed by feature dropout (Fig. 1's alternative to QPM)."""
+
+    switches: ClassVar = {
+        "quantize": False,
+        "perturbation": "dropout",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+class nnUNetTrainerSupervisedEMA(_Variant):
+    """nnU-Net on the labelled cases alone; the EMA of the weights is what is saved and scored."""
+
+    switches: ClassVar = {
+        "use_unlabeled": False,
+        "strong_view": False,
+        "quantize": False,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+class nnUNetTrainerSupervisedVQ(_Variant):
+    """Labelled cases alone with the quantiser in the path: what quantisation itself costs."""
+
+    switches: ClassVar = {
+        "use_unlabeled": False,
+        "strong_view": False,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+class nnUNetTrainerVQSeg_1epoch(_Variant):
+    """`nnUNetTrainerVQSeg` for 1 epoch."""
+
+    switches: ClassVar = {"num_epochs": 1}
+
+
+class nnUNetTrainerVQSeg_5epochs(_Variant):
+    """`nnUNetTrainerVQSeg` for 5 epochs."""
+
+    switches: ClassVar = {"num_epochs": 5}
+
+
+class nnUNetTrainerVQSeg_20epochs(_Variant):
+    """`nnUNetTrainerVQSeg` for 20 epochs."""
+
+    switches: ClassVar = {"num_epochs": 20}
+
+
+class nnUNetTrainerVQSeg_50epochs(_Variant):
+    """`nnUNetTrainerVQSeg` for 50 epochs."""
+
+    switches: ClassVar = {"num_epochs": 50}
+
+
+class nnUNetTrainerVQSeg_100epochs(_Variant):
+    """`nnUNetTrainerVQSeg` for 100 epochs."""
+
+    switches: ClassVar = {"num_epochs": 100}
+
+
+__all__ = sorted(
+    name for name, value in list(globals().items()) if name.startswith("nnUNetTrainer") and isinstance(value, type)
+)

@@ -1,0 +1,78 @@
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from nnunetv2_vqseg.config import ConfigError, VQSegConfig, markdown_table
+
+
+def test_literal_is_the_papers_section_4_2():
+    config = VQSegConfig.literal()
+    assert (config.labeled_batch_size, config.unlabeled_batch_size) == (8, 4)
+    assert config.num_epochs * config.iterations_per_epoch == 100_000
+    assert (config.num_codes, config.epsilon, config.ema_decay) == (16_384, 0.7, 0.996)
+    assert (config.lambda_u, config.lambda_a) == (1.0, 5.0)
+    assert (config.optimizer, config.initial_lr, config.head_lr_scale) == ("adamw", 5e-6, 40.0)
+    assert config.confidence_threshold == 0.0
+    assert config.code_dim is None
+    assert config.qpm == "literal"
+
+
+def test_every_field_says_what_it_means_and_what_is_valid():
+    for item in fields(VQSegConfig):
+        assert item.metadata["doc"], item.name
+        assert item.metadata["valid"], item.name
+    assert all(f"| `{item.name}` |" in markdown_table() for item in fields(VQSegConfig))
+
+
+def test_unknown_key_is_refused_with_the_valid_ones_and_a_guess():
+    with pytest.raises(ConfigError, match=r"'epsilom'.*Did you mean 'epsilon'.*num_codes"):
+        VQSegConfig.default().override({"epsilom": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epsilon", 1.1),
+        ("epsilon", "0.5"),
+        ("epsilon", True),
+        ("num_codes", 1),
+        ("num_codes", 512.0),
+        ("qpm", "soft"),
+        ("use_unlabeled", 1),
+        ("batch_size_range", [12, 8]),
+        ("batch_size_range", 8),
+        ("vq_stage", -1),
+        ("foundation_model", ""),
+        ("foundation_channels", [0, 1]),
+        ("temperature", 0),
+    ],
+)
+def test_value_out_of_range_names_key_value_and_range(key, value):
+    with pytest.raises(ConfigError, match=rf"vqseg\.{key} = .* must be "):
+        VQSegConfig.default().override({key: value})
+
+
+def test_locked_key_may_only_repeat_its_own_value():
+    config = VQSegConfig.default()
+    locked = frozenset({"num_epochs"})
+    assert config.override({"num_epochs": config.num_epochs}, locked) == config
+    with pytest.raises(ConfigError, match=r"num_epochs.*defines this trainer"):
+        config.override({"num_epochs": 3}, locked)
+
+
+def test_parts_that_need_the_quantiser_are_refused_without_it():
+    with pytest.raises(ConfigError, match="perturbation"):
+        VQSegConfig(quantize=False)
+    with pytest.raises(ConfigError, match="reconstruct"):
+        VQSegConfig(quantize=False, perturbation="none")
+    with pytest.raises(ConfigError, match="foundation_policy"):
+        VQSegConfig(quantize=False, perturbation="none", reconstruct=False)
+
+
+def test_config_is_immutable_and_survives_json():
+    import json
+
+    config = VQSegConfig.default()
+    with pytest.raises(FrozenInstanceError):
+        config.epsilon = 0.1  # type: ignore[misc]
+    assert VQSegConfig().override(json.loads(json.dumps(config.as_dict()))) == config
