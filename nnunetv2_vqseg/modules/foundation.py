@@ -1,0 +1,282 @@
+"""The frozen foundation model whose patch features guide q(z) (Section 3.5), from timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import EntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
+PERCENTILES = (0.5, 99.5)
+CONNECT_SECONDS = 5.0
+
+
+class FoundationModelUnavailable(RuntimeError):
+    """The foundation model's weights cannot be had, or the named file does not hold them."""
+
+
+class FoundationModel(nn.Module):
+    """Frozen patch features of a timm ViT: always in eval mode, never with a gradient (Section 3.5).
+
+    Every channel of an image is clipped to its 0.5 and 99.5 percentiles, scaled to [0, 1], mapped to three channels
+    (1: repeated; 2: the third is zero; 3: kept; more: `channel_pick`), resized to a square of `image_size` and
+    normalised by the mean and standard deviation that the model was trained with.
+
+    Args:
+        name: a timm ViT, with the tag of its weights.
+        checkpoint: local `.safetensors`, `.pth`, `.pt` or `.bin` file; None takes timm's cache or downloads.
+        image_size: pixels on a side of what the model sees, a multiple of its patch.
+        channel_pick: the three channels it sees of images with more than three.
+        random_weights: untrained weights, for tests and ablations; never used unless asked for here.
+
+    Attributes:
+        embed_dim: C', channels of the features.
+        grid: (H', W'), patches of the features.
+
+    Raises:
+        FoundationModelUnavailable: there are no weights, or `checkpoint` cannot be read or does not fit the model.
+        ValueError: `name` is no timm ViT, `image_size` does not fit its patch, or the arguments contradict each other.
+    """
+
+    embed_dim: int
+    grid: tuple[int, int]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str = DEFAULT_MODEL,
+        checkpoint: str | Path | None = None,
+        image_size: int = 224,
+        channel_pick: Sequence[int] = (0, 1, 2),
+        random_weights: bool = False,
+    ):
+        super().__init__()
+        if len(channel_pick) != 3 or min(channel_pick) < 0:
+            raise ValueError(f"channel_pick must name three channels, got {tuple(channel_pick)}")
+        if random_weights and checkpoint is not None:
+            raise ValueError(f"random_weights contradicts the checkpoint {checkpoint}: leave one of them out")
+        cfg = _check_architecture(name, image_size)
+        self.image_size = image_size
+        self.channel_pick = tuple(channel_pick)
+        if random_weights:
+            self.model: Any = timm.create_model(name, pretrained=False, img_size=image_size)
+        elif checkpoint is not None:
+            self.model = _load_from_file(name, Path(checkpoint).expanduser(), image_size, cfg)
+        else:
+            self.model = _load_from_hub(name, image_size, cfg)
+        self.model.requires_grad_(False)
+        self.eval()
+        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        features = self(torch.zeros(1, 1, image_size, image_size))
+        self.embed_dim = features.shape[1]
+        self.grid = (features.shape[2], features.shape[3])
+
+    def train(self, mode: bool = True) -> FoundationModel:
+        """Stays in eval mode whatever the parent module does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the last block's tokens, normalised.
+
+        Raises:
+            ValueError: `channel_pick` names a channel that images with more than three channels do not have.
+        """
+        pixels = (self._three_channels(self._unit_range(images)) - self.mean) / self.std
+        return self.model.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0].float()
+
+    @torch.no_grad()
+    def foreground(self, images: Tensor, dark: float = 0.1, quiet: float = 0.05, flat: float = 0.01) -> Tensor:
+        """Patches worth aligning; those of padding or air carry no meaning and would reward positional coding.
+
+        In units of the image's range of intensities between the percentiles, a patch is padding where its values span
+        less than `flat` whatever their level, and air where its mean is below `dark` and its standard deviation below
+        `quiet`. A patch counts if it is neither in at least one channel.
+
+        Args:
+            images: (B, C, H, W), as for `forward`.
+
+        Returns:
+            (B, H', W') bool, True for foreground.
+        """
+        values = self._unit_range(images)
+        patch = (self.image_size // self.grid[0], self.image_size // self.grid[1])
+        span = F.max_pool2d(values, patch) + F.max_pool2d(-values, patch)
+        mean = F.avg_pool2d(values, patch)
+        std = (F.avg_pool2d(values**2, patch) - mean**2).clamp(min=0).sqrt()
+        padding = span < flat
+        air = (mean < dark) & (std < quiet)
+        return (~(padding | air)).any(dim=1)
+
+    def _unit_range(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, image_size, image_size) float32 in [0, 1]."""
+        values = images.float()
+        fractions = torch.tensor(PERCENTILES, device=values.device) / 100
+        low, high = values.flatten(2).quantile(fractions, dim=2)[..., None, None]  # each (B, C, 1, 1)
+        values = (values.clamp(low, high) - low) / (high - low).clamp(min=1e-6)
+        # Antialiasing only acts where the image shrinks.
+        size = (self.image_size, self.image_size)
+        return F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+    def _three_channels(self, values: Tensor) -> Tensor:
+        channels = values.shape[1]
+        if channels == 1:
+            return values.expand(-1, 3, -1, -1)
+        if channels == 2:
+            return F.pad(values, (0, 0, 0, 0, 0, 1))
+        if channels == 3:
+            return values
+        if max(self.channel_pick) >= channels:
+            raise ValueError(
+                f"the foundation model is to see the channels {self.channel_pick}, but images have only the channels "
+                f"0 to {channels - 1}: choose three of those"
+            )
+        return values[:, list(self.channel_pick)]
+
+
+def load_foundation_model(
+    policy: Literal["auto", "required", "off"],
+    name: str = DEFAULT_MODEL,
+    checkpoint: str | Path | None = None,
+    image_size: int = 224,
+    channel_pick: Sequence[int] = (0, 1, 2),
+    random_weights: bool = False,
+) -> tuple[FoundationModel | None, str]:
+    """The foundation model as far as the policy and the available weights allow.
+
+    Args:
+        policy: `auto` goes without if there are no weights, `required` stops, `off` never loads one.
+        name, checkpoint, image_size, channel_pick, random_weights: as for `FoundationModel`.
+
+    Returns:
+        The model or None, and one sentence saying what happened, for the log, the checkpoint and reports.
+
+    Raises:
+        FoundationModelUnavailable: no weights under `required`; under `auto` too if a named `checkpoint` is bad.
+        ValueError: an unknown policy, or as for `FoundationModel`.
+    """
+    if policy not in ("auto", "required", "off"):
+        raise ValueError(f"the foundation model policy must be 'auto', 'required' or 'off', got {policy!r}")
+    if policy == "off":
+        return None, "Foundation model alignment (PFA) is switched off."
+    try:
+        model = FoundationModel(name, checkpoint, image_size, channel_pick, random_weights)
+    except FoundationModelUnavailable as error:
+        if policy == "required" or checkpoint is not None:
+            raise
+        return None, f"WARNING: TRAINING WITHOUT THE FOUNDATION MODEL, so without alignment (PFA, Eq. 11). {error}"
+    if random_weights:
+        return model, f"WARNING: alignment (PFA) uses {name} with RANDOM, untrained weights, as was asked for."
+    source = f"the file {checkpoint}" if checkpoint is not None else "timm's cache or download"
+    return model, f"Alignment (PFA) uses {name} at {image_size} x {image_size} with weights from {source}."
+
+
+def _check_architecture(name: str, image_size: int) -> dict[str, Any]:
+    """Refuses what cannot work before any weights are read; returns timm's description of the pretrained weights."""
+    try:
+        with torch.device("meta"):  # no memory, no initialisation
+            model: Any = timm.create_model(name, pretrained=False, img_size=image_size)
+        patch = model.patch_embed.patch_size
+    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"{name} cannot be used as the foundation model ({_first_line(error)}): choose a ViT of timm such as "
+            f"{DEFAULT_MODEL}"
+        ) from error
+    if any(image_size % side for side in patch):
+        step = max(patch)
+        fitting = (image_size // step + 1) * step
+        raise ValueError(
+            f"{name} sees patches of {patch[0]} x {patch[1]} pixels, which do not fit an image size of {image_size}: "
+            f"the next fitting size is {fitting}"
+        )
+    return model.pretrained_cfg
+
+
+def _load_from_file(name: str, path: Path, image_size: int, cfg: dict[str, Any]) -> nn.Module:
+    if not path.is_file():
+        raise FoundationModelUnavailable(
+            f"The foundation model's checkpoint {path} does not exist: correct the path, or {_how_to_get(name, cfg)}."
+        )
+    try:
+        state_dict = _unwrap_checkpoint(
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        classifier = cfg.get("classifier") or ()
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        state_dict = {
+            key: value for key, value in state_dict.items() if not key.startswith(tuple(f"{head}." for head in heads))
+        }
+        # With no classes on both sides timm loads strictly: a missing tensor must not stay random.
+        overlay = {"state_dict": state_dict, "num_classes": 0}
+        model: Any = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, img_size=image_size, num_classes=0
+        )
+    except Exception as error:  # pickle, zip, safetensors and shape errors have no common class
+        raise FoundationModelUnavailable(
+            f"The file {path} does not hold weights of {name} ({_first_line(error)}): name the right file or model, or "
+            f"{_how_to_get(name, cfg)}."
+        ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
+    return model
+
+
+def _load_from_hub(name: str, image_size: int, cfg: dict[str, Any]) -> nn.Module:
+    try:
+        if cfg.get("hf_hub_id"):
+            _require_cached_or_reachable(cfg)
+        return timm.create_model(name, pretrained=True, img_size=image_size)
+    except Exception as error:  # network, hub and file errors have no common class
+        raise FoundationModelUnavailable(
+            f"The weights of {name} are neither in the cache of timm nor can they be downloaded "
+            f"({_first_line(error)}): {_how_to_get(name, cfg)}."
+        ) from error
+
+
+def _require_cached_or_reachable(cfg: dict[str, Any]) -> None:
+    """Raises at once where the hub's own download would retry for the better part of a minute."""
+    repository, _, revision = cfg["hf_hub_id"].partition("@")
+    names = (cfg.get("hf_hub_filename") or "model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repository, name, revision=revision or None), str) for name in names):
+        return
+    # Not found is as good: the hub is reachable, and timm knows other names of the weights.
+    with suppress(EntryNotFoundError):
+        get_hf_file_metadata(hf_hub_url(repository, names[0], revision=revision or None), timeout=CONNECT_SECONDS)
+
+
+def _unwrap_checkpoint(content: Any) -> dict[str, Tensor]:
+    """The plain state dict inside the wrappers and key prefixes that training scripts leave."""
+    for key in ("model", "state_dict", "teacher"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError("it holds no dictionary of tensors")
+    for prefix in ("module.", "backbone."):
+        inner = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+        content = inner or content
+    return content
+
+
+def _how_to_get(name: str, cfg: dict[str, Any]) -> str:
+    hub_id = cfg.get("hf_hub_id")
+    source = f"model.safetensors from https://huggingface.co/{hub_id}" if hub_id else f"the weights of timm's {name}"
+    return f"download {source} on a machine with internet access and give its path as foundation_checkpoint"
+
+
+def _first_line(error: BaseException) -> str:
+    """A foreign error message, short enough to stand inside a sentence of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
