@@ -1,0 +1,226 @@
+"""Compares trained models on the same cases and writes a report: `nnUNetv2_vqseg_compare`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, tables
+from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
+from nnunetv2_vqseg.evaluation.errors import EvaluationError
+from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, Units, add_scoring_arguments, score_cases
+from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
+from nnunetv2_vqseg.evaluation.methods import parse_methods
+from nnunetv2_vqseg.evaluation.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRICS, EmptyConvention
+from nnunetv2_vqseg.evaluation.models import TrainingRecord, find_models, read_training_record
+from nnunetv2_vqseg.evaluation.overlays import overlays_of_method
+from nnunetv2_vqseg.evaluation.pictures import Picture
+from nnunetv2_vqseg.evaluation.prediction import predict_missing
+from nnunetv2_vqseg.evaluation.reading import reader_for
+from nnunetv2_vqseg.evaluation.report_html import ReportPictures, render
+from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, patient_key
+
+MAX_BOXED_CLASSES = 12
+"""Box plots are drawn for this many classes; the tables have all."""
+
+
+def run(
+    dataset: str | int,
+    trainers: Sequence[str],
+    output: str | Path,
+    *,
+    configuration: str = "2d",
+    plans: Sequence[str] = ("nnUNetPlans",),
+    folds: Sequence[str | int] = (0,),
+    labels: Sequence[str] | None = None,
+    split: Split = "test",
+    device: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    units: Units = "voxel",
+    empty_convention: EmptyConvention = "protocol",
+    patient_regex: str = DEFAULT_PATIENT_REGEX,
+    num_processes: int = 1,
+    title: str | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Predict what is missing, score, and write `output/report/`.
+
+    Args:
+        dataset: name or id.
+        trainers: `TRAINER` or `TRAINER:PLANS`; the first is the baseline.
+        output: folder for `predictions/` and `report/` (index.html, summary.json, tables/, figures/).
+        plans: one plans name for all trainers, and or `TRAINER:PLANS` for some.
+        folds: repetitions; each is predicted with its own model.
+        labels: names for tables and figures, one per trainer.
+        split: `test` compares on imagesTs and labelsTs, `val` on the folds' validation cases.
+        device: torch's name; default CUDA if there is a device, else the CPU.
+        checkpoint: file name of the weights.
+        patient_regex: see `patient_key`.
+        num_processes: for scoring and for nnU-Net's predictor; 0 or 1 works in this process.
+        title, notes: heading of the page, and sentences to print above the result.
+
+    Returns:
+        What `output/report/summary.json` holds.
+
+    Raises:
+        EvaluationError: if a model, case or file is missing or cannot be used.
+    """
+    name = datasets.dataset_name(dataset)
+    raw = datasets.raw_folder(name)
+    methods = parse_methods(trainers, plans, labels)
+    fold_names = [str(fold) for fold in folds]
+    patient = patient_key(patient_regex)
+    models = find_models(name, configuration, methods, fold_names, checkpoint)
+    dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw")
+    cases = {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
+    classes = classes_from_dataset_json(dataset_json)
+    reader = reader_for(dataset_json, next(iter(cases[fold_names[0]].values())).reference)
+    settings = ScoreSettings(classes, reader, units, empty_convention)
+    ending = datasets.file_ending(dataset_json)
+    device = device or _default_device()
+    output = Path(output)
+
+    analyses: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, TrainingRecord]] = {}
+    overlays: dict[str, list[Picture]] = {}
+    for model in models:
+        scores, runs, shown = {}, {}, None
+        for fold in fold_names:
+            folder = output / "predictions" / split / model.folder.name / f"fold_{fold}_{Path(checkpoint).stem}"
+            runs[fold] = predict_missing(model, fold, cases[fold], folder, ending, device, num_processes)
+            files = {case: folder / f"{case}{ending}" for case in cases[fold]}
+            pairs = {case: (content.reference, files[case]) for case, content in cases[fold].items()}
+            scores[fold] = score_cases(pairs, settings, num_processes, f"Scoring {model.method.name}, fold {fold}")
+            shown = shown or overlays_of_method(model.method.name, cases[fold], files, scores[fold], classes, reader)
+        overlays[model.method.name] = shown or []
+        records[model.method.name] = {fold: read_training_record(model.checkpoint(fold)) for fold in fold_names}
+        analyses[model.method.name] = analysis.analyse_method(scores, classes.keys, patient) | {
+            "training": analysis.describe_training(model, records[model.method.name]),
+            "prediction": runs,
+        }
+    all_cases = {case for content in cases.values() for case in content}
+    summary = {
+        "title": title or f"{name}: {_versus([method.name for method in methods])}",
+        "dataset": name,
+        "configuration": configuration,
+        "split": split,
+        "folds": fold_names,
+        "checkpoint": checkpoint,
+        "units": units,
+        "empty_convention": empty_convention,
+        "patient_regex": patient_regex,
+        "n_cases": len(all_cases),
+        "n_patients": len({patient(case) for case in all_cases}),
+        "classes": classes.names,
+        "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "methods": analyses,
+        "paired": analysis.analyse_pairs(analyses, classes.keys),
+        "notes": list(notes),
+        "versions": provenance.versions(),
+        "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention]},
+    }
+    summary["notices"] = analysis.notices(summary)
+    summary["command"] = provenance.command(summary, output)
+    write_report(summary, records, overlays, output / "report")
+    return summary
+
+
+def write_report(
+    summary: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, TrainingRecord]],
+    overlays: dict[str, list[Picture]],
+    folder: Path,
+) -> None:
+    """Write index.html, summary.json, tables/ and figures/ into `folder`."""
+    made = [
+        tables.summary_table(summary),
+        tables.class_table(summary),
+        tables.fold_table(summary),
+        tables.paired_table(summary),
+        provenance.training_table(summary),
+    ]
+    boxed = list(summary["classes"])[:MAX_BOXED_CLASSES]
+    others = list(summary["methods"])[1:]
+    pictures = ReportPictures(
+        boxes={metric: [figures.box_plot(summary, key, metric) for key in boxed] for metric in METRICS},
+        differences={metric: [figures.difference_plot(summary, m, metric) for m in others] for metric in METRICS},
+        overlays=overlays,
+        curves=figures.curve_plots(records),
+        vqseg_curves={m: plots for m, folds in records.items() if (plots := figures.vqseg_plots(m, folds))},
+    )
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for item in pictures.all():
+        (folder / "figures" / f"{item.name}.png").write_bytes(item.png)
+    for table in [*made, tables.case_table(summary)]:
+        table.write(folder / "tables")
+    write_json(summary, folder / "summary.json")
+    page = render(summary, {table.name: table for table in made}, pictures)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `nnUNetv2_vqseg_compare`."""
+    parser = argparse.ArgumentParser(
+        description="Predicts with trained models what is not predicted yet, scores them on the same cases and writes "
+        "a report with tables, figures and paired tests. The first trainer is the baseline."
+    )
+    parser.add_argument("-d", required=True, help="dataset name or id")
+    parser.add_argument("-c", default="2d", help="configuration. Default: 2d")
+    parser.add_argument(
+        "-p", nargs="+", default=["nnUNetPlans"], help="plans, and or TRAINER:PLANS for some. Default: nnUNetPlans"
+    )
+    parser.add_argument("-f", nargs="+", default=["0"], help="folds, repetitions of the training. Default: 0")
+    parser.add_argument("-tr", nargs="+", required=True, help="trainers, as TRAINER or TRAINER:PLANS; baseline first")
+    parser.add_argument("-o", type=Path, required=True, help="folder for predictions/ and report/")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="test: imagesTs; val: each fold's validation")
+    parser.add_argument("--labels", nargs="+", help="names of the methods in tables and figures, one per trainer")
+    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint. Default: checkpoint_final.pth")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
+    parser.add_argument(
+        "--patient-regex",
+        default=DEFAULT_PATIENT_REGEX,
+        help="finds the patient in a case's name: its first group, or all it matches; cases it does not match are "
+        f"patients of their own. Default: {DEFAULT_PATIENT_REGEX.replace('%', '%%')}",
+    )
+    add_scoring_arguments(parser)
+    args = parser.parse_args(arguments)
+    try:
+        run(
+            args.d,
+            args.tr,
+            args.o,
+            configuration=args.c,
+            plans=args.p,
+            folds=args.f,
+            labels=args.labels,
+            split=args.split,
+            device=args.device,
+            checkpoint=args.chk,
+            units=args.units,
+            empty_convention=args.empty_convention,
+            patient_regex=args.patient_regex,
+            num_processes=args.np,
+        )
+    except EvaluationError as error:
+        raise SystemExit(f"Error: {error}") from error
+    print(f"Report: {args.o / 'report' / 'index.html'}")
+
+
+def _cases(raw: Path, dataset_json: dict[str, Any], split: Split, fold: str) -> dict[str, Case]:
+    if split == "test":
+        return datasets.test_cases(raw, dataset_json)
+    return datasets.validation_cases(raw, dataset_json, fold)
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _versus(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[1:])} against {names[0]}"

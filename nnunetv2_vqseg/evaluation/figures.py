@@ -1,0 +1,205 @@
+"""Box plots, paired differences and training curves of a comparison."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunetv2_vqseg.evaluation.metrics import HIGHER_IS_BETTER
+from nnunetv2_vqseg.evaluation.models import TrainingRecord
+from nnunetv2_vqseg.evaluation.pictures import METHOD_COLOURS, Picture, colour, picture, report_style
+from nnunetv2_vqseg.evaluation.statistics import MEAN
+from nnunetv2_vqseg.evaluation.table import DECIMALS, number
+
+_CURVE_TITLES = {
+    "train_losses": "Training loss",
+    "val_losses": "Validation loss",
+    "ema_fg_dice": "Pseudo Dice on validation patches (moving average)",
+}
+
+
+def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
+    """Scores of one class, a box per method and a dot per case (folds averaged)."""
+    name = summary["classes"][key]
+    samples = {method: case_values(content["cases"], key, metric) for method, content in summary["methods"].items()}
+    with report_style():
+        figure = Figure(figsize=(4.6, 0.9 + 0.55 * len(samples)))
+        axes = figure.subplots()
+        generator = np.random.default_rng(0)
+        for position, values in enumerate(samples.values()):
+            hue = colour(METHOD_COLOURS, position)
+            if len(values):
+                _draw_box(axes, values, position, hue)
+                heights = position + generator.uniform(-0.16, 0.16, len(values))
+                axes.scatter(values, heights, s=9, color=hue, alpha=0.65, linewidths=0, zorder=3)
+        axes.set_yticks(range(len(samples)), [textwrap.fill(method, 18) for method in samples])
+        axes.set_ylim(len(samples) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(_with_unit(metric, summary["units"]))
+        axes.set_title(name)
+        if metric in ("Dice", "Jaccard"):
+            axes.set_xlim(right=1.0)
+        alt = f"Box plot of {metric} for {name}: " + "; ".join(
+            f"{method} median {number(_median(values), DECIMALS[metric])} over {len(values)} cases"
+            for method, values in samples.items()
+        )
+        lost = {
+            method: sum(len(cases) for cases in content["cases"].values()) - _known(content["cases"], key, metric)
+            for method, content in summary["methods"].items()
+        }
+        without = ", ".join(f"{count} of {method}" for method, count in lost.items() if count)
+        caption = f"{name}, {metric}." + (f" Without a value: {without}." if without else "")
+        return picture(figure, f"box_{metric.lower()}_{_slug(key)}_{_slug(name)}", alt + ".", caption)
+
+
+def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Picture:
+    """Per patient, sorted: a method's mean over classes minus the first method's, with the mean and its interval."""
+    baseline = next(iter(summary["methods"]))
+    values = [summary["methods"][name]["patients"][MEAN][metric] for name in (baseline, method)]
+    differences = {patient: values[1][patient] - values[0][patient] for patient in values[0]}
+    ordered = sorted((item for item in differences.items() if not math.isnan(item[1])), key=lambda item: item[1])
+    test = next(t for t in summary["paired"] if t["method"] == method and t["metric"] == metric and t["class"] == MEAN)
+    better = sum((value > 0) == HIGHER_IS_BETTER[metric] and value != 0 for _, value in ordered)
+    with report_style():
+        figure = Figure(figsize=(6.2, 3.0))
+        axes = figure.subplots()
+        hue = colour(METHOD_COLOURS, list(summary["methods"]).index(method))
+        for position, (_, value) in enumerate(ordered):
+            gain = (value > 0) == HIGHER_IS_BETTER[metric]
+            axes.plot([position, position], [0, value], color=hue, linewidth=1.2, alpha=0.8)
+            axes.plot(position, value, "o", color=hue, markersize=5, markerfacecolor=hue if gain else "white")
+        axes.axhline(0, color="#333333", linewidth=1)
+        if test["n"] > 1:
+            axes.axhspan(test["ci_low"], test["ci_high"], color=hue, alpha=0.12, linewidth=0)
+        if test["n"]:
+            axes.axhline(test["difference"], color=hue, linewidth=1.2, linestyle="--")
+        if len(ordered) <= 30:
+            axes.set_xticks(range(len(ordered)), [patient for patient, _ in ordered], rotation=90, fontsize=7)
+        else:
+            axes.set_xticks([])
+            axes.set_xlabel(f"{len(ordered)} patients, sorted")
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(f"Difference in {_with_unit(metric, summary['units'])}")
+        axes.set_title(f"{method} − {baseline}: {metric}")
+        places = DECIMALS[metric]
+        interval = f"{number(test['ci_low'], places, sign=True)} to {number(test['ci_high'], places, sign=True)}"
+        text = (
+            f"{method} is better than {baseline} in {metric} for {better} of {len(ordered)} patients; mean difference "
+            f"{number(test['difference'], places, sign=True)}" + (f" ({interval})." if test["n"] > 1 else ".")
+        )
+        legend = " Filled dots: better; dashed line and band: mean and its 95 % confidence interval."
+        return picture(figure, f"difference_{metric.lower()}_{_slug(method)}", text, text + legend)
+
+
+def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
+    """nnU-Net's curves of all methods in one figure each, a line per fold."""
+    pictures = []
+    for key, title in _CURVE_TITLES.items():
+        lines = {
+            method: [record.curves[key] for record in folds.values() if record.curves.get(key)]
+            for method, folds in records.items()
+        }
+        if not any(lines.values()):
+            continue
+        with report_style():
+            figure = Figure(figsize=(4.6, 3.0))
+            axes = figure.subplots()
+            for position, (method, curves) in enumerate(lines.items()):
+                for index, curve in enumerate(curves):
+                    _draw_curve(axes, curve, colour(METHOD_COLOURS, position), method if index == 0 else None)
+            axes.set_title(title)
+            axes.set_xlabel("Epoch")
+            axes.legend(fontsize=8)
+            last = "; ".join(f"{m} ends at {number(c[0][-1], 3)}" for m, c in lines.items() if c)
+            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", f"{title}."))
+    return pictures
+
+
+def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
+    """The curves that only our trainers record: all loss terms in one figure, everything else in one each."""
+    names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
+    losses = [name for name in names if "loss" in name.lower()]
+    # a token count is a scale for the utilisation, not a curve of its own
+    tokens = [name for name in names if name.endswith("_tokens")]
+    groups = ([losses] if losses else []) + [[name] for name in names if name not in losses + tokens]
+    pictures = []
+    for group in groups:
+        with report_style():
+            figure = Figure(figsize=(4.6, 3.0))
+            axes = figure.subplots()
+            for position, name in enumerate(group):
+                hue = colour(METHOD_COLOURS[1:], position)
+                curves = [record.vqseg_curves[name] for record in folds.values() if record.vqseg_curves.get(name)]
+                for index, curve in enumerate(curves):
+                    label = _readable(name) if len(group) > 1 and index == 0 else None
+                    _draw_curve(axes, curve, hue, label)
+            title = "Loss terms" if group == losses else _readable(group[0])
+            axes.set_title(title)
+            axes.set_xlabel("Epoch")
+            if len(group) > 1:
+                axes.legend(fontsize=8)
+            caption = f"{method}: {title[:1].lower()}{title[1:]}." + _token_note(group, folds)
+            stem = "losses" if group == losses else group[0]
+            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(stem)}", caption, caption))
+    return pictures
+
+
+def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> np.ndarray:
+    """A class's known scores `(cases,)`, averaged over the folds that scored a case."""
+    by_case: dict[str, list[float]] = {}
+    for cases in folds.values():
+        for case, scores in cases.items():
+            if not math.isnan(scores[key][metric]):
+                by_case.setdefault(case, []).append(scores[key][metric])
+    return np.array([float(np.mean(values)) for values in by_case.values()])
+
+
+def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
+    """Quartiles and median; whiskers to the last values within 1.5 times the box's length (Tukey)."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    inside = values[(values >= low - 1.5 * (high - low)) & (values <= high + 1.5 * (high - low))]
+    axes.barh(position, high - low, left=low, height=0.5, facecolor=hue + "22", edgecolor=hue, linewidth=1.2)
+    for start, end in ((inside.min(), low), (high, inside.max())):
+        axes.plot([start, end], [position, position], color=hue, linewidth=1.2)
+    axes.plot([median, median], [position - 0.25, position + 0.25], color=hue, linewidth=2.2, solid_capstyle="butt")
+
+
+def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None) -> None:
+    marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
+    axes.plot(range(len(curve)), curve, color=hue, linewidth=1.4, alpha=0.85, label=label, marker=marker)
+
+
+def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> str:
+    """'Counted over n tokens per epoch' for curves that have their own token count beside them."""
+    for name in group:
+        for record in folds.values():
+            if counts := record.vqseg_curves.get(f"{name}_tokens"):
+                return f" Share of codes chosen at least once in an epoch of {counts[-1]:,.0f} tokens."
+    return ""
+
+
+def _known(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> int:
+    return sum(not math.isnan(scores[key][metric]) for cases in folds.values() for scores in cases.values())
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def _with_unit(metric: str, units: str) -> str:
+    return metric if metric in ("Dice", "Jaccard") else f"{metric} ({'voxels' if units == 'voxel' else 'mm'})"
+
+
+def _readable(name: str) -> str:
+    text = name.replace("utilization", "codebook utilisation").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

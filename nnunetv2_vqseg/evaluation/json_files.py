@@ -1,0 +1,49 @@
+"""JSON as the reports write it: plain numbers, NaN and infinity as null."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunetv2_vqseg.evaluation.errors import EvaluationError
+
+
+def to_jsonable(value: Any) -> Any:
+    """A copy of nested dicts, lists, numpy values and paths that any JSON parser reads back."""
+    if isinstance(value, Mapping):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return to_jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return to_jsonable(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write `value` to `path`, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
+    """The object (or, with `kind=list`, the list) in a JSON file.
+
+    Raises:
+        EvaluationError: if the file is missing or holds something else; ends with `remedy`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"Cannot read {path} ({error}); {remedy}.") from error
+    if not isinstance(content, kind):
+        raise EvaluationError(f"{path} does not hold a JSON {'list' if kind is list else 'object'}; {remedy}.")
+    return content

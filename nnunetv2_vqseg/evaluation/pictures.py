@@ -1,0 +1,81 @@
+"""Pictures of a report: PNG bytes with the texts that go with them, and the colours all of them share."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with any colour vision; the first method, the baseline, is grey
+METHOD_COLOURS = ("#5a5a5a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+CLASS_COLOURS = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
+
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a dollar in a case's name is a dollar
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure: file name without ending, PNG bytes, what it shows in words, and its caption."""
+
+    name: str
+    png: bytes
+    alt: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The PNG as an address that needs no file beside the page."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the PNG's header."""
+        return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
+
+
+@contextmanager
+def report_style() -> Iterator[None]:
+    """matplotlib's defaults with our changes, whatever the process has set (nnU-Net sets seaborn's)."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def picture(figure: Figure, name: str, alt: str, caption: str, dpi: int = 160) -> Picture:
+    """Render a figure."""
+    buffer = io.BytesIO()
+    # no software or date inside: equal numbers give equal files
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return Picture(name, buffer.getvalue(), alt, caption)
+
+
+def colour(colours: tuple[str, ...], index: int) -> str:
+    """The colour of the method or class with this index; they repeat after the last."""
+    return colours[index % len(colours)]

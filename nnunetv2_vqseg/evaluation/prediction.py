@@ -1,0 +1,95 @@
+"""Predicts the cases of a comparison with nnU-Net's predictor, only those that are missing or out of date."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.evaluation.datasets import Case
+from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.models import TrainedModel
+
+RECORD_FILE = "prediction_record.json"
+
+
+def predict_missing(
+    model: TrainedModel,
+    fold: str,
+    cases: dict[str, Case],
+    output: Path,
+    ending: str,
+    device: str,
+    num_processes: int,
+) -> dict[str, Any]:
+    """Make `output/CASE.ending` for every case, as `nnUNetv2_predict` with its defaults would.
+
+    A prediction is kept if it was made from this very checkpoint file and is newer than it and its images.
+
+    Returns:
+        What `output/prediction_record.json` tells: checkpoint, device, seconds, number of cases and, on CUDA, peak
+        memory of the last time that something was predicted.
+    """
+    checkpoint = model.checkpoint(fold)
+    stamp = {"checkpoint": str(checkpoint), "modified_ns": checkpoint.stat().st_mtime_ns}
+    record_file = output / RECORD_FILE
+    record: dict[str, Any] = {}
+    if record_file.is_file():
+        record = read_json(record_file, "delete it to predict again")
+    same_checkpoint = all(record.get(key) == value for key, value in stamp.items())
+    outdated = {
+        case: files
+        for case, files in cases.items()
+        if not (same_checkpoint and _is_newer(output / f"{case}{ending}", (checkpoint, *files.images)))
+    }
+    if not outdated:
+        return record
+    stale = outdated if same_checkpoint else [file.name.removesuffix(ending) for file in output.glob(f"*{ending}")]
+    for case in stale:
+        (output / f"{case}{ending}").unlink(missing_ok=True)
+    # the stamp first: a run that is killed while predicting continues where it was
+    write_json(stamp, record_file)
+    started = time.perf_counter()
+    peak = run_predictor(model, fold, outdated, output, device, num_processes)
+    record = stamp | {
+        "device": device,
+        "seconds": time.perf_counter() - started,
+        "n_cases": len(outdated),
+        "peak_cuda_memory_bytes": peak,
+    }
+    write_json(record, record_file)
+    return record
+
+
+def run_predictor(
+    model: TrainedModel, fold: str, cases: dict[str, Case], output: Path, device: str, num_processes: int
+) -> int | None:
+    """nnU-Net's predictor on some cases; 0 or 1 processes: without worker processes.
+
+    Returns:
+        Peak CUDA memory in bytes, None on other devices.
+    """
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    target = torch.device(device)
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(target)
+    predictor = nnUNetPredictor(device=target)
+    predictor.initialize_from_trained_model_folder(str(model.folder), (fold,), model.checkpoint_name)
+    images = [[str(image) for image in files.images] for files in cases.values()]
+    targets = [str(output / case) for case in cases]
+    if num_processes <= 1:
+        predictor.predict_from_files_sequential(images, targets)
+    else:
+        predictor.predict_from_files(
+            images, targets, num_processes_preprocessing=num_processes // 2, num_processes_segmentation_export=1
+        )
+    return torch.cuda.max_memory_allocated(target) if target.type == "cuda" else None
+
+
+def _is_newer(prediction: Path, sources: tuple[Path, ...]) -> bool:
+    if not prediction.is_file():
+        return False
+    made = prediction.stat().st_mtime_ns
+    return all(made >= source.stat().st_mtime_ns for source in sources)

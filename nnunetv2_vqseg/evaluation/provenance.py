@@ -1,0 +1,149 @@
+"""What made a comparison: versions, commit, budget, runtime and memory of every training."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import nnunetv2_vqseg
+from nnunetv2_vqseg.evaluation.table import NOTHING, Cell, Table, number
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on; reads metadata, imports nothing."""
+    found = {"nnunetv2_vqseg": nnunetv2_vqseg.__version__}
+    commit = git_commit(Path(nnunetv2_vqseg.__file__).parent)
+    if commit:
+        found["commit"] = commit
+    for package in ("nnunetv2", "torch", "numpy", "scipy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is at, marked where tracked files are changed; None outside a repository."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        # an installed package may lie inside somebody else's repository, where it is not tracked
+        tracked = _git(folder, "ls-files", "--", ".")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if not tracked:
+        return None
+    return f"{head} with uncommitted changes" if changed else head
+
+
+def command(summary: Mapping[str, Any], output: Path) -> str:
+    """The command that repeats a comparison, also where Python asked for it."""
+    methods = summary["methods"].values()
+    words = ["nnUNetv2_vqseg_compare", "-d", summary["dataset"], "-c", summary["configuration"], "-tr"]
+    words += [f"{method['training']['trainer']}:{method['training']['plans']}" for method in methods]
+    words += ["-f", *summary["folds"], "--split", summary["split"], "-chk", summary["checkpoint"]]
+    words += ["--units", summary["units"], "--empty-convention", summary["empty_convention"]]
+    words += ["--patient-regex", summary["patient_regex"], "--labels", *summary["methods"]]
+    return shlex.join([*words, "-o", str(output)])
+
+
+def training_table(summary: Mapping[str, Any]) -> Table:
+    """Budget, time and memory of every training, and time of prediction."""
+    records = []
+    for name, method in summary["methods"].items():
+        for fold, training in method["training"]["folds"].items():
+            prediction = method["prediction"][fold]
+            seconds, cases = prediction.get("seconds"), prediction.get("n_cases")
+            records.append(
+                {
+                    "method": name,
+                    "trainer": method["training"]["trainer"],
+                    "plans": method["training"]["plans"],
+                    "fold": fold,
+                    **{key: value for key, value in training.items() if key not in ("runtime", "unreadable")},
+                    "prediction_seconds_per_case": seconds / cases if seconds and cases else None,
+                    "prediction_peak_cuda_memory_bytes": prediction.get("peak_cuda_memory_bytes"),
+                    **training["runtime"],
+                }
+            )
+    recorded = list(
+        dict.fromkeys(
+            key
+            for method in summary["methods"].values()
+            for training in method["training"]["folds"].values()
+            for key, value in training["runtime"].items()
+            if isinstance(value, (int, float, str))
+        )
+    )
+    header = ["Method", "Fold", "Steps", "Batch", "Per epoch", "Training", "Prediction per case", "Device"]
+    rows = [
+        [
+            Cell(record["method"]),
+            Cell(record["fold"]),
+            Cell(_steps(record)),
+            Cell(_or_nothing(record["batch_size"])),
+            Cell(duration(record["seconds_per_epoch"])),
+            Cell(duration(record["seconds"])),
+            Cell(duration(record["prediction_seconds_per_case"])),
+            Cell(_or_nothing(record["device"])),
+            *(Cell(quantity(key, record.get(key))) for key in recorded),
+        ]
+        for record in records
+    ]
+    return Table(
+        "training",
+        "Optimiser steps are epochs × iterations; times are wall times as recorded, of nnU-Net's epochs without "
+        "set-up and final validation.",
+        [*header, *(_title(key) for key in recorded)],
+        rows,
+        records,
+        row_headers=2,
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: 0.8 s, 41 s, 12 min, 3.4 h."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def quantity(name: str, value: Any) -> str:
+    """A recorded value with the unit that its name ends in: `_bytes`, `_seconds`, or none."""
+    if value is None or isinstance(value, str):
+        return value or NOTHING
+    if name.endswith("bytes"):
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    if name.endswith("seconds"):
+        return duration(value)
+    return f"{value:,}" if isinstance(value, int) else number(value, 3)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _steps(record: Mapping[str, Any]) -> str:
+    if record["steps"] is None:
+        return _or_nothing(record["epochs"]) + " epochs" if record["epochs"] else NOTHING
+    return f"{record['steps']:,} ({record['epochs']:,} × {record['iterations_per_epoch']:,})"
+
+
+def _or_nothing(value: Any) -> str:
+    return NOTHING if value is None else str(value)
+
+
+def _title(key: str) -> str:
+    text = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,188 @@
+"""The comparison as one HTML page that opens without a network, on a screen, a phone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from nnunetv2_vqseg.evaluation import page
+from nnunetv2_vqseg.evaluation.pictures import Picture
+from nnunetv2_vqseg.evaluation.statistics import MEAN
+from nnunetv2_vqseg.evaluation.table import DECIMALS, Table, number, p_value
+
+SECTIONS = {
+    "result": "Result",
+    "classes": "Classes",
+    "paired": "Paired comparison",
+    "cases": "Cases",
+    "training": "Training",
+    "origin": "Where the numbers come from",
+}
+
+
+@dataclass(frozen=True)
+class ReportPictures:
+    """The figures of a report: boxes and differences by metric, overlays and VQ curves by method."""
+
+    boxes: dict[str, list[Picture]]
+    differences: dict[str, list[Picture]]
+    overlays: dict[str, list[Picture]]
+    curves: list[Picture]
+    vqseg_curves: dict[str, list[Picture]]
+
+    def all(self) -> list[Picture]:
+        """Every picture, in the order of the page."""
+        groups = (self.boxes, self.differences, self.overlays, {"": self.curves}, self.vqseg_curves)
+        return [item for group in groups for pictures in group.values() for item in pictures]
+
+
+def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: ReportPictures) -> str:
+    """The page.
+
+    Args:
+        summary: what `compare.run` writes to summary.json.
+        tables: `summary`, `classes`, `folds`, `paired` and `training`.
+        pictures: figures; empty groups are left out.
+    """
+    sections = {key: title for key, title in SECTIONS.items() if key != "paired" or summary["paired"]}
+    body = [
+        "<header>",
+        f"<h1>{escape(summary['title'])}</h1>",
+        page.paragraph(facts(summary), "facts"),
+        page.navigation(sections),
+        "</header>",
+        "<main>",
+        page.notice_list([*summary["notes"], *summary["notices"]]),
+        page.heading("result", SECTIONS["result"]),
+        *(page.paragraph(sentence, "result") for sentence in headlines(summary)),
+        page.table(tables["summary"]),
+        page.heading("classes", SECTIONS["classes"]),
+        page.table(tables["classes"]),
+        *_metric_galleries(pictures.boxes, "One dot per case; the box holds the middle half.", wide=False),
+    ]
+    if summary["paired"]:
+        body += [
+            page.heading("paired", SECTIONS["paired"]),
+            page.table(tables["paired"]),
+            *_metric_galleries(pictures.differences, "", wide=True),
+        ]
+    body.append(page.heading("cases", SECTIONS["cases"]))
+    body.append(
+        page.paragraph(
+            "The best, median and worst case of each method by Dice (mean over classes), in the slice with the "
+            f"largest reference area; fold {next(iter(_first(summary)['cases']))}."
+        )
+    )
+    for method, items in pictures.overlays.items():
+        body += [f"<h3>{escape(method)}</h3>", page.gallery(items)]
+    body += [page.heading("training", SECTIONS["training"]), page.table(tables["training"])]
+    body.append(page.definitions(foundation_models(summary)))
+    body.append(page.gallery(pictures.curves))
+    for method, items in pictures.vqseg_curves.items():
+        body += [f"<h3>{escape(method)}</h3>", page.gallery(items)]
+    body += [page.heading("origin", SECTIONS["origin"]), *_origin(summary, tables), "</main>"]
+    return page.page(summary["title"], body)
+
+
+def facts(summary: Mapping[str, Any]) -> str:
+    """One line: what was compared on what."""
+    folds = ", ".join(summary["folds"])
+    cases = f"{summary['n_cases']} volumes of {summary['n_patients']} patients"
+    if summary["n_cases"] == summary["n_patients"]:
+        cases = f"{summary['n_cases']} cases"
+    split = {"test": "test set", "val": "validation cases"}[summary["split"]]
+    plural = "s" if len(summary["folds"]) > 1 else ""
+    return f"{cases}, {split}; configuration {summary['configuration']}, fold{plural} {folds}; {summary['created']}."
+
+
+def headlines(summary: Mapping[str, Any]) -> list[str]:
+    """Per method after the first, its Dice beside the first's with the paired test."""
+    sentences = []
+    for test in summary["paired"]:
+        if test["class"] != MEAN or test["metric"] != "Dice" or not test["n"]:
+            continue
+        places = DECIMALS["Dice"]
+        means = [number(summary["methods"][test[k]]["summary"][MEAN]["Dice"]["mean"], places) for k in _SIDES]
+        sentence = (
+            f"{test['method']} reaches a mean Dice of {means[0]}, {test['baseline']} {means[1]}: "
+            f"difference per patient {number(test['difference'], places, sign=True)}"
+        )
+        if test["n"] > 1:
+            sentence += (
+                f" (95 % confidence interval {number(test['ci_low'], places, sign=True)} to "
+                f"{number(test['ci_high'], places, sign=True)}; Wilcoxon p {_equals(test['p_wilcoxon'])}, "
+                f"{test['n']} patients)"
+            )
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Per method, whether a foundation model took part, as its checkpoints say."""
+    found = {}
+    for name, method in summary["methods"].items():
+        told = {fold["foundation_model"] for fold in method["training"]["folds"].values()} - {None}
+        found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "None: the checkpoint records none."
+    return found
+
+
+_SIDES = ("method", "baseline")
+
+
+def _metric_galleries(groups: Mapping[str, Sequence[Picture]], explanation: str, wide: bool) -> list[str]:
+    """Dice and HD95 in full, the other metrics folded away."""
+    parts = [page.paragraph(explanation)] if explanation and groups else []
+    for metric, items in groups.items():
+        gallery = page.gallery(items, wide)
+        if metric in ("Dice", "HD95"):
+            parts += [f"<h3>{escape(metric)}</h3>", gallery]
+        else:
+            parts.append(page.details(metric, gallery))
+    return parts
+
+
+def _origin(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str]:
+    unreadable = {
+        f"{name}, fold {fold}": training["unreadable"]
+        for name, method in summary["methods"].items()
+        for fold, training in method["training"]["folds"].items()
+        if training["unreadable"]
+    }
+    parts = []
+    if len(summary["folds"]) > 1:
+        parts.append(page.table(tables["folds"]))
+    parts += [
+        page.paragraph(
+            "Means are over the volumes of each class, then over the classes, then over folds. Standard deviations, "
+            "differences and tests are over patients: frames of a patient and folds are averaged first, because they "
+            "are not independent."
+        ),
+        page.definitions(summary["definitions"]),
+        "<h3>Methods</h3>",
+        page.definitions(
+            {
+                name: f"-tr {method['training']['trainer']} -p {method['training']['plans']}, {summary['checkpoint']}"
+                for name, method in summary["methods"].items()
+            }
+        ),
+        "<h3>Versions</h3>",
+        page.definitions(summary["versions"]),
+        "<h3>Command</h3>",
+        page.code(summary["command"]),
+        page.paragraph("All numbers are in summary.json beside this page; tables/ has them as CSV, JSON and LaTeX."),
+    ]
+    if unreadable:
+        parts.append(page.paragraph("Checkpoints whose training curves could not be read safely:"))
+        parts.append(page.definitions(unreadable))
+    return parts
+
+
+def _first(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(iter(summary["methods"].values()))
+
+
+def _equals(value: float) -> str:
+    text = p_value(value)
+    return text if text.startswith("<") else f"= {text}"
