@@ -19,7 +19,7 @@ from pathlib import Path
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 from volumes import ConversionError
 
-from nnunetv2_vqseg.data.split import Fold, SplitError, parse_amount, read_list, seeded_order, some
+from nnunetv2_vqseg.data.patients import Fold, SplitError, parse_amount, read_list, seeded_order, some
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 FRAME = re.compile(r"(patient\d+_frame(\d+))(_gt)?\.nii(?:\.gz)?")

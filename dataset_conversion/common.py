@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ import SimpleITK as sitk
 from tqdm import tqdm
 from volumes import ConversionError, grid_difference, label_values, read_image, read_volume
 
-from nnunetv2_vqseg.data.split import Fold, SplitError, environment_folder, some, write_splits
+from nnunetv2_vqseg.data.patients import Fold, SplitError, some
+from nnunetv2_vqseg.data.split import environment_folder, write_splits
 
 ENDING = ".nii.gz"
 IMAGE_FOLDERS = {"Tr": "imagesTr", "Ul": "imagesUl", "Ts": "imagesTs"}
@@ -172,6 +174,8 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
         raise ConversionError("The environment variable nnUNet_raw is not set; set it to the folder for your datasets.")
     if not 1 <= dataset_id <= 999:
         raise ConversionError(f"The dataset ID must be between 1 and 999, not {dataset_id}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ConversionError(f"The dataset name '{name}' may have letters, digits, - and _ only.")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
     preprocessed = environment_folder("nnUNet_preprocessed")
     parents = [parent for parent in (raw, preprocessed, environment_folder("nnUNet_results")) if parent]

@@ -114,23 +114,24 @@ def _check_nifti_is_complete(path: Path) -> None:
 def _read_dicom_series(folder: Path) -> sitk.Image:
     """Read the only DICOM series found in a folder or below it, in units of the rescaled values (HU for CT)."""
     reader = sitk.ImageSeriesReader()
+    reader.SetGlobalWarningDisplay(False)  # what it would print becomes an error below
     subfolders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
     series = [(place, uid) for place in subfolders for uid in reader.GetGDCMSeriesIDs(str(place))]
     if len(series) != 1:
         found = f"{len(series)} DICOM series" if series else "no DICOM series"
         raise ConversionError(f"{folder} holds {found}; put exactly one series into the folder of a case.")
     place, uid = series[0]
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
+    files = reader.GetGDCMSeriesFileNames(str(place), uid)
+    strays = {str(path) for path in place.iterdir() if path.suffix.lower() == ".dcm"} - set(files)
+    if strays:
+        raise ConversionError(f"{min(strays)} is damaged or of another kind than the files beside it; export it again.")
+    reader.SetFileNames(files)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise ConversionError(f"The DICOM series in {place} cannot be read: {_reason(error)}.") from None
-    key = "ITK_non_uniform_sampling_deviation"
-    if image.HasMetaDataKey(key):
-        raise ConversionError(
-            f"The DICOM series in {place} has missing or unevenly spaced slices "
-            f"(up to {float(image.GetMetaData(key)):.2f} mm off); export it again."
-        )
+    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
+        raise ConversionError(f"The DICOM series in {place} has missing or unevenly spaced slices; export it again.")
     return image
 
 
