@@ -1,0 +1,126 @@
+"""One unlabelled case through nnU-Net's preprocessor and into its place."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.images import read_case
+from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_source, output_sizes
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+# A spacing further than this from the plan's is a wrong unit, and resampling to it would fill the memory.
+MAX_SPACING_FACTOR = 50.0
+
+
+def preprocessing_settings(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+    """Everything in a plan that changes a preprocessed image (patch and batch size do not)."""
+    keys = (
+        "preprocessor_name",
+        "spacing",
+        "normalization_schemes",
+        "use_mask_for_norm",
+        "resampling_fn_data",
+        "resampling_fn_data_kwargs",
+        "resampling_fn_seg",
+        "resampling_fn_seg_kwargs",
+    )
+    return {
+        **{key: configuration_manager.configuration[key] for key in keys},
+        "transpose_forward": plans_manager.transpose_forward,
+        "intensity_properties": plans_manager.foreground_intensity_properties_per_channel,
+        "image_reader_writer": plans_manager.plans["image_reader_writer"],
+    }
+
+
+def prepare_case(
+    case: str,
+    files: Sequence[str],
+    folder: str,
+    scratch: str,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+) -> tuple[Entry, list[str]]:
+    """Preprocess one case into a folder of its own, then move its files into place, the properties last.
+
+    Args:
+        case: name, and the name of the files without ending.
+        files: channel files; no label is read.
+        folder: where the files belong.
+        scratch: folder for unfinished cases on the same file system.
+
+    Returns:
+        What the manifest has to know, and sentences about what is odd but allowed.
+
+    Raises:
+        DatasetError: an image that cannot be used.
+        RuntimeError: the preprocessor failed on an image that looks fine.
+    """
+    sources = [describe_source(file) for file in files]
+    image = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
+    _check_spacing(files[0], image.spacing, plans_manager, configuration_manager)
+    warnings = image.warnings
+    del image
+    # Reads the files once more, because a preprocessor of the user's may do that in its own way.
+    preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    try:
+        data, seg, properties = preprocessor.run_case(
+            list(files), None, plans_manager, configuration_manager, dataset_json
+        )
+    except Exception as error:
+        raise RuntimeError(f"Preprocessing {files[0]} failed ({type(error).__name__}: {error}).") from error
+    data = data.astype(np.float32, copy=False)
+    seg = seg.astype(np.int16, copy=False)
+    # nnU-Net's loader reads the key even where it oversamples nothing.
+    properties["class_locations"] = {}
+    patch_size = tuple(configuration_manager.patch_size)
+    blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
+    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+
+    temporary = Path(scratch) / uuid.uuid4().hex
+    temporary.mkdir(parents=True)
+    try:
+        nnUNetDatasetBlosc2.save_case(
+            data,
+            seg,
+            properties,
+            str(temporary / case),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+        )
+        outputs = output_sizes(temporary, case)
+        for suffix in OUTPUT_SUFFIXES:
+            (temporary / (case + suffix)).replace(Path(folder) / (case + suffix))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Entry(sources=sources, outputs=outputs), warnings
+
+
+def _check_spacing(
+    file: str,
+    spacing: Sequence[float],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+) -> None:
+    transposed = [spacing[axis] for axis in plans_manager.transpose_forward]
+    target = configuration_manager.spacing
+    # A 2D plan leaves the slices where they are.
+    for step, wanted in zip(transposed[-len(target) :], target, strict=True):
+        factor = step / wanted
+        if not 1 / MAX_SPACING_FACTOR <= factor <= MAX_SPACING_FACTOR:
+            raise DatasetError(
+                f"{file} has a spacing of {step:g} mm, {factor:g} times the plan's {wanted:g} mm; correct the unit in "
+                f"its header or remove the case."
+            )

@@ -1,0 +1,203 @@
+"""Unlabelled cases, preprocessed by nnU-Net's own preprocessor into a folder beside the labelled ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_vqseg.data.case_preprocessing import prepare_case, preprocessing_settings
+from nnunetv2_vqseg.data.cases import UnlabeledCases, check_fold_entry
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.manifest import (
+    Entry,
+    Manifest,
+    exclusive,
+    manifest_file,
+    settings_hash,
+)
+from nnunetv2_vqseg.data.parallel import for_each_case
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+def unlabeled_folder(preprocessed_dataset_folder: str) -> str:
+    """The sibling of nnU-Net's folder of preprocessed labelled cases that holds the unlabelled ones."""
+    return f"{preprocessed_dataset_folder.rstrip(os.sep + '/')}_unlabeled"
+
+
+def prepare_unlabeled_cases(
+    cases: UnlabeledCases,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+    folder: str,
+    num_processes: int,
+    log: Callable[[str], None] = print,
+    show_progress: bool = True,
+) -> list[str]:
+    """Preprocess what is missing or out of date; labels are never opened, not even of cases that have one.
+
+    Out of date means: made from other files, or with another spacing, normalisation, intensity statistics,
+    transposition, resampling, reader or preprocessor. Several runs may do this at once, and a run may be killed at
+    any moment.
+
+    Args:
+        folder: `unlabeled_folder(...)`; created if need be, read only if nothing is to be done.
+        num_processes: 0 or 1 stays in this process.
+        log: receives messages, one line each.
+
+    Returns:
+        The cases' names, sorted: all are ready.
+
+    Raises:
+        DatasetError: one line per image that cannot be used; the others are preprocessed nevertheless.
+    """
+    for warning in cases.warnings:
+        log(f"WARNING: {warning}")
+    settings = settings_hash(preprocessing_settings(plans_manager, configuration_manager))
+    manifest = Manifest(folder)
+    if _outdated(manifest, cases, settings) or _update_origins(manifest, cases):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with exclusive(folder, log) as certain:
+                manifest = Manifest(folder)
+                outdated = _outdated(manifest, cases, settings)
+                _update_origins(manifest, cases)
+                for case in outdated:
+                    manifest.cases[case] = Entry(origin=cases.origin[case])
+                manifest.save()
+                if outdated:
+                    log(f"Preprocessing {len(outdated)} of {len(cases.files)} unlabelled cases into {folder}")
+                    scratch = Path(f"{folder}_tmp")
+                    if certain:
+                        shutil.rmtree(scratch, ignore_errors=True)
+                    jobs = {
+                        case: (
+                            cases.files[case],
+                            folder,
+                            str(scratch),
+                            plans_manager,
+                            configuration_manager,
+                            dataset_json,
+                        )
+                        for case in outdated
+                    }
+                    _run(manifest, jobs, settings, num_processes, log, show_progress)
+                    with suppress(OSError):
+                        scratch.rmdir()
+        except OSError as error:
+            # A folder that is complete and read only (a cluster's) is fine.
+            if _outdated(Manifest(folder), cases, settings):
+                raise DatasetError(
+                    f"{error.filename or folder} cannot be used ({error.strerror}) while unlabelled cases are missing "
+                    f"or out of date in {folder}; make room or make it writable and start again, what is done is kept."
+                ) from error
+    return sorted(cases.files)
+
+
+def load_prepared_identifiers(
+    folder: str,
+    cases: UnlabeledCases | None = None,
+    fold_entry: Mapping[str, Any] | None = None,
+    plans_manager: PlansManager | None = None,
+    configuration_manager: ConfigurationManager | None = None,
+) -> list[str]:
+    """The prepared cases where the raw images are not there, as on a cluster.
+
+    Args:
+        folder: `unlabeled_folder(...)`, with its manifest beside it.
+        cases: the cases wanted; None: those that came from `imagesUl` and the fold's `unlabeled` list.
+        fold_entry: the fold of `splits_final.json`; cases of other folds' lists are not returned.
+        plans_manager: with `configuration_manager`, also check that the cases were made for this plan.
+
+    Raises:
+        DatasetError: nothing was prepared, or a wanted case is missing, incomplete or made for another plan.
+    """
+    manifest = Manifest(folder)
+    if not manifest.cases:
+        raise DatasetError(
+            f"The raw images are not there and {manifest_file(folder)} names no preprocessed unlabelled case; set "
+            f"nnUNet_raw, or copy {folder} together with that file."
+        )
+    if cases is not None:
+        wanted = set(cases.files)
+    else:
+        wanted = {case for case, entry in manifest.cases.items() if entry.get("origin") == "imagesUl"}
+        wanted |= set(check_fold_entry(fold_entry, fold_entry.get("unlabeled") or ())) if fold_entry else set()
+    settings = None
+    if plans_manager is not None and configuration_manager is not None:
+        settings = settings_hash(preprocessing_settings(plans_manager, configuration_manager))
+    for case in sorted(wanted):
+        if not manifest.is_complete(case):
+            raise DatasetError(
+                f"The preprocessed unlabelled case {case} is missing or incomplete in {folder} and the raw images are "
+                f"not there; set nnUNet_raw or copy the folder again."
+            )
+        if settings is not None and manifest.cases[case].get("settings") != settings:
+            raise DatasetError(
+                f"The preprocessed unlabelled case {case} in {folder} was made for another plan and the raw images are "
+                f"not there; set nnUNet_raw or copy the folder again."
+            )
+    if not wanted:
+        raise DatasetError(f"{manifest_file(folder)} has no unlabelled case for this fold; set nnUNet_raw.")
+    return sorted(wanted)
+
+
+def _outdated(manifest: Manifest, cases: UnlabeledCases, settings: str) -> list[str]:
+    return [case for case, files in cases.files.items() if not manifest.is_current(case, files, settings)]
+
+
+def _update_origins(manifest: Manifest, cases: UnlabeledCases) -> bool:
+    """Forget images taken out of `imagesUl` and note where cases come from now; True if that changed anything.
+
+    Their files stay: a training that started earlier may still draw them.
+    """
+    changed = False
+    for case, entry in list(manifest.cases.items()):
+        if case not in cases.files:
+            if entry.get("origin") == "imagesUl" and "labeled" not in cases.origin.values():
+                del manifest.cases[case]
+                changed = True
+        elif entry.get("origin") != cases.origin[case]:
+            entry["origin"] = cases.origin[case]
+            changed = True
+    return changed
+
+
+def _run(
+    manifest: Manifest,
+    jobs: Mapping[str, tuple],
+    settings: str,
+    num_processes: int,
+    log: Callable[[str], None],
+    show_progress: bool,
+) -> None:
+    last_saved = time.monotonic()
+
+    def on_result(case: str, result: tuple[Entry, list[str]]) -> None:
+        nonlocal last_saved
+        entry, warnings = result
+        for warning in warnings:
+            log(f"WARNING: {warning}")
+        manifest.cases[case] = Entry(
+            origin=manifest.cases[case]["origin"],
+            settings=settings,
+            sources=entry["sources"],
+            outputs=entry["outputs"],
+        )
+        if time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
+            manifest.save()
+            last_saved = time.monotonic()
+
+    try:
+        for_each_case(prepare_case, jobs, num_processes, "Preprocessing unlabelled cases", show_progress, on_result)
+    finally:
+        manifest.save()

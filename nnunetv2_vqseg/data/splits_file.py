@@ -1,0 +1,83 @@
+"""Reading the folds of `splits_final.json`, with the optional list `"unlabeled"` that nnU-Net itself ignores."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.data.errors import DatasetError
+
+SPLITS_FILE = "splits_final.json"
+
+
+def load_splits(*folders: str | Path) -> list[dict]:
+    """The content of the first `splits_final.json` found in the folders; an empty list where there is none.
+
+    Raises:
+        DatasetError: the file is not a list of folds.
+    """
+    for folder in folders:
+        file = Path(folder) / SPLITS_FILE
+        if not file.is_file():
+            continue
+        try:
+            splits = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DatasetError(f"{file} is not valid JSON ({error}); correct it or delete it.") from None
+        if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
+            raise DatasetError(f'{file} is not a list of folds such as {{"train": [...], "val": [...]}}; correct it.')
+        return splits
+    return []
+
+
+def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | str) -> dict | None:
+    """One fold of `splits_final.json`, None where nnU-Net would make up its own split.
+
+    Raises:
+        DatasetError: fold `all` together with an `unlabeled` list; it would train on the labels of those cases.
+    """
+    splits = load_splits(preprocessed_dataset_folder_base)
+    if fold == "all":
+        if any(entry.get("unlabeled") for entry in splits):
+            raise DatasetError(
+                f"Fold all cannot be used with {Path(preprocessed_dataset_folder_base) / SPLITS_FILE}, which has "
+                f'"unlabeled" cases: it would train on their labels; train a numbered fold.'
+            )
+        return None
+    return splits[int(fold)] if int(fold) < len(splits) else None
+
+
+def check_fold_entry(fold_entry: Mapping[str, Any], known_cases: Iterable[str]) -> list[str]:
+    """The fold's `unlabeled` list, after a check of its names.
+
+    Raises:
+        DatasetError: not a list of names, a name twice, also in `train` or `val`, or not in `imagesTr`.
+    """
+    listed = fold_entry.get("unlabeled") or []
+    if not isinstance(listed, list) or not all(isinstance(case, str) for case in listed):
+        raise DatasetError(f'"unlabeled" in {SPLITS_FILE} is not a list of case names; write it like "train".')
+    twice = [case for case, count in Counter(listed).items() if count > 1]
+    if twice:
+        raise DatasetError(f'{SPLITS_FILE} names the case {twice[0]} twice under "unlabeled"; remove one of them.')
+    for other in ("train", "val"):
+        shared = sorted(set(listed) & set(fold_entry.get(other, ())))
+        if shared:
+            raise DatasetError(
+                f'{SPLITS_FILE} names the case {shared[0]} both under "unlabeled" and under "{other}" of one fold'
+                f"{and_more(shared)}; a case has a label or it has none, remove it from one of the lists."
+            )
+    missing = sorted(set(listed) - set(known_cases))
+    if missing:
+        raise DatasetError(
+            f'{SPLITS_FILE} names the case {missing[0]} under "unlabeled", but imagesTr has no such case'
+            f"{and_more(missing)}; correct the name or add the image."
+        )
+    return listed
+
+
+def and_more(cases: Sequence[str]) -> str:
+    """`` (and 3 more)`` where a message names the first of four cases."""
+    return f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
