@@ -1,0 +1,276 @@
+"""The frozen foundation model: what it sees, that it never learns, and where its weights may come from.
+
+Uses timm's test ViT (64 channels, patch 16) with weights drawn here; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nnunetv2_vqseg.modules import foundation
+from nnunetv2_vqseg.modules.foundation import FoundationModel, FoundationModelUnavailable, load_foundation_model
+
+TINY = "test_vit.r160_in1k"
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """A machine with an empty cache and no way to the hub."""
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(foundation, "try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr(foundation, "get_hf_file_metadata", refuse)
+
+
+def random_model(image_size: int = 64, **kwargs) -> FoundationModel:
+    return FoundationModel(TINY, image_size=image_size, random_weights=True, **kwargs)
+
+
+def distinct_weights() -> dict[str, torch.Tensor]:
+    """A full state dict at the model's own 160 pixels in which no tensor has the value it is initialised with."""
+    state = timm.create_model(TINY, pretrained=False).state_dict()
+    return {key: value + 0.05 * torch.randn_like(value) for key, value in state.items()}
+
+
+def seen_pixels(model: FoundationModel, images: torch.Tensor, monkeypatch) -> torch.Tensor:
+    """What reaches the ViT, with the normalisation undone."""
+    seen = []
+    original = model.model.forward_intermediates
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model, "forward_intermediates", lambda x, **kwargs: seen.append(x) or original(x, **kwargs))
+        model(images)
+    return seen[0] * model.std + model.mean
+
+
+def unit_range(channel: torch.Tensor) -> torch.Tensor:
+    """METHOD's scaling of one channel, in numpy."""
+    low, high = np.percentile(channel.numpy(), [0.5, 99.5])
+    return torch.from_numpy((np.clip(channel.numpy(), low, high) - low) / (high - low)).float()
+
+
+def test_default_model_has_dinov2s_grid_and_imagenet_normalisation():
+    model = FoundationModel(image_size=28, random_weights=True)
+    assert (model.embed_dim, model.grid) == (384, (2, 2))
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert model.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_channel_mapping_and_scaling(channels, monkeypatch):
+    model = random_model(channel_pick=(4, 0, 2))
+    images = torch.randn(2, channels, 64, 64) * torch.rand(2, channels, 1, 1) * 4 + torch.randn(2, channels, 1, 1)
+    pixels = seen_pixels(model, images, monkeypatch)
+    sources = {1: (0, 0, 0), 2: (0, 1, None), 3: (0, 1, 2), 5: (4, 0, 2)}[channels]
+    for image in range(2):
+        for place, source in enumerate(sources):
+            expected = torch.zeros(64, 64) if source is None else unit_range(images[image, source])
+            torch.testing.assert_close(pixels[image, place], expected, rtol=0, atol=1e-5)
+
+
+def test_a_pick_that_images_do_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"\(4, 0, 2\).*0 to 3"):
+        random_model(channel_pick=(4, 0, 2))(torch.randn(1, 4, 64, 64))
+    with pytest.raises(ValueError, match="three channels"):
+        random_model(channel_pick=(0, 1))
+
+
+def test_images_of_any_size_are_resized_with_antialiasing(monkeypatch):
+    model = random_model()
+    checkers = (torch.arange(256)[:, None] + torch.arange(192)[None]) % 2
+    pixels = seen_pixels(model, checkers[None, None].float(), monkeypatch)
+    assert pixels.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, 0.5), rtol=0, atol=0.02)
+
+
+def test_features_are_the_last_normalised_tokens_of_timms_model():
+    model = random_model()
+    images = torch.randn(2, 3, 64, 64)
+    features = model(images)
+    assert features.shape == (2, model.embed_dim, *model.grid) == (2, 64, 4, 4)
+    pixels = torch.stack([torch.stack([unit_range(channel) for channel in image]) for image in images])
+    tokens = model.model.forward_features((pixels - model.mean) / model.std)[:, model.model.num_prefix_tokens :]
+    torch.testing.assert_close(features, tokens.transpose(1, 2).reshape(2, 64, 4, 4), rtol=1e-3, atol=1e-3)
+
+
+def test_it_is_never_trained():
+    model = random_model()
+    nn.ModuleList([model]).train()
+    model.train(True)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    images = torch.randn(1, 1, 64, 64, requires_grad=True)
+    assert not model(images).requires_grad
+
+
+def test_autocast_changes_the_features_little():
+    model, images = random_model(), torch.randn(2, 1, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model(images.bfloat16())
+    assert features.dtype == torch.float32
+    assert torch.cosine_similarity(features, model(images)).min() > 0.98
+
+
+def test_foreground_leaves_out_padding_and_air():
+    model = random_model()
+    images = torch.randn(1, 1, 64, 64)
+    images[..., :16] = 0.0  # nnU-Net pads z-scored images with their mean
+    images[..., 48:] = -3.0 + 0.02 * torch.randn(1, 1, 64, 16)  # air
+    mask = model.foreground(images)
+    assert mask.shape == (1, 4, 4)
+    assert mask.dtype == torch.bool
+    assert mask[0].all(dim=0).tolist() == [False, True, True, False]
+    assert mask[0].any(dim=0).tolist() == [False, True, True, False]
+    assert not model.foreground(torch.full((1, 2, 64, 64), 1.7)).any()
+
+
+def test_one_channel_with_content_makes_a_patch_foreground():
+    model = random_model()
+    images = torch.randn(1, 2, 64, 64)
+    images[:, 0, :32] = 0.0
+    images[:, 1, 16:] = 0.0
+    assert model.foreground(images)[0].all(dim=1).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(("name", "size", "message"), [
+    (TINY, 100, "next fitting size is 112"),
+    ("vit_small_patch14_dinov2.lvd142m", 225, "next fitting size is 238"),
+    ("resnet18", 224, "choose a ViT"),
+    ("no_such_vit", 224, "choose a ViT"),
+])  # fmt: skip
+def test_models_and_sizes_that_cannot_work_are_refused_before_loading(name, size, message, offline):
+    for random_weights in (True, False):
+        with pytest.raises(ValueError, match=message):
+            FoundationModel(name, image_size=size, random_weights=random_weights)
+
+
+def test_random_weights_and_a_checkpoint_contradict_each_other(tmp_path):
+    with pytest.raises(ValueError, match="contradicts"):
+        FoundationModel(TINY, checkpoint=tmp_path / "x.pth", image_size=64, random_weights=True)
+
+
+# Where the weights come from
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"model": state, "epoch": 3},
+    lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    lambda state: {"teacher": {f"backbone.{key}": value for key, value in state.items()}
+                              | {"dino_head.mlp.weight": torch.ones(2)}},
+    lambda state: state | {"mask_token": torch.zeros(1, 64)},  # as in the original DINOv2 files
+    lambda state: {key: value for key, value in state.items() if not key.startswith("head.")},
+])  # fmt: skip
+def test_checkpoints_round_trip_to_equal_features(wrap, tmp_path):
+    state = distinct_weights()
+    path = tmp_path / "weights.pth"
+    torch.save(wrap(state), path)
+    model, sentence = load_foundation_model("required", TINY, path, image_size=160)
+    assert str(path) in sentence
+    reference = random_model(image_size=160)
+    reference.model.load_state_dict(state)
+    images = torch.randn(1, 1, 60, 80)
+    assert torch.equal(model(images), reference(images))
+
+
+def test_safetensors_and_another_image_size(tmp_path):
+    """timm resamples the position embedding from 160 to 64 pixels; everything else is taken as it is."""
+    state = distinct_weights()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    model = FoundationModel(TINY, checkpoint=str(path), image_size=64)
+    loaded = model.model.state_dict()
+    assert model.grid == (4, 4)
+    assert loaded["pos_embed"].shape == (1, 17, 64)
+    assert all(torch.equal(loaded[key], state[key]) for key in loaded if key != "pos_embed")
+    assert "state_dict" not in model.model.pretrained_cfg
+
+
+def bad_files(folder: Path) -> list[Path]:
+    state = distinct_weights()
+    torch.save({key: value for key, value in state.items() if key != "blocks.0.norm1.weight"}, folder / "missing.pth")
+    torch.save(state | {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, folder / "shape.pth")
+    torch.save({"model": 3}, folder / "no_tensors.pth")
+    torch.save({"weights": Path("anything")}, folder / "object.pth")  # needs unpickling
+    (folder / "garbage.bin").write_bytes(b"not a checkpoint")
+    save_file(state, folder / "whole.safetensors")
+    (folder / "truncated.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:5000])
+    return [*folder.glob("*.pth"), folder / "garbage.bin", folder / "truncated.safetensors", folder / "absent.pth"]
+
+
+def test_a_bad_named_file_is_one_clear_error_under_every_policy(tmp_path):
+    files = bad_files(tmp_path)
+    assert len(files) == 7
+    for path in files:
+        for policy in ("auto", "required"):
+            with pytest.raises(FoundationModelUnavailable) as caught:
+                load_foundation_model(policy, TINY, path, image_size=64)
+            message = str(caught.value)
+            assert str(path) in message
+            assert "huggingface.co/timm/test_vit.r160_in1k" in message
+            assert "\n" not in message
+        assert load_foundation_model("off", TINY, path, image_size=64)[0] is None
+
+
+def test_without_weights_auto_goes_on_with_a_loud_sentence_and_required_stops(offline):
+    model, sentence = load_foundation_model("auto", TINY, image_size=64)
+    assert model is None
+    assert sentence.startswith("WARNING: TRAINING WITHOUT THE FOUNDATION MODEL")
+    with pytest.raises(FoundationModelUnavailable) as caught:
+        load_foundation_model("required", TINY, image_size=64)
+    for part in ("no network", "model.safetensors", "huggingface.co/timm/test_vit.r160_in1k", "foundation_checkpoint"):
+        assert part in sentence
+        assert part in str(caught.value)
+    with pytest.raises(FoundationModelUnavailable):
+        FoundationModel(TINY, image_size=64)
+
+
+def test_random_weights_only_by_name(offline):
+    model, sentence = load_foundation_model("auto", TINY, image_size=64, random_weights=True)
+    assert isinstance(model, FoundationModel)
+    assert "RANDOM" in sentence
+    assert load_foundation_model("off", TINY, image_size=64, random_weights=True)[0] is None
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="'auto', 'required' or 'off'"):
+        load_foundation_model("maybe", TINY)  # type: ignore[arg-type]
+
+
+def test_offline_the_cache_is_used_and_an_empty_one_fails_within_seconds(tmp_path):
+    """In a process of its own, because the hub's client reads HF_HUB_OFFLINE and HF_HOME when it is imported."""
+    repository = tmp_path / "hub" / "models--timm--test_vit.r160_in1k"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    state = distinct_weights()
+    save_file(state, snapshot / "model.safetensors")
+    code = f"""
+import json, time
+from nnunetv2_vqseg.modules.foundation import load_foundation_model
+cached, said = load_foundation_model("required", "{TINY}", image_size=64)
+start = time.time()
+absent, warned = load_foundation_model("auto", "test_vit2.r160_in1k", image_size=64)
+print(json.dumps([cached.model.norm.weight.tolist(), said, absent, warned, time.time() - start]))
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    weight, said, absent, warned, seconds = json.loads(run.stdout.splitlines()[-1])
+    assert torch.equal(torch.tensor(weight), state["norm.weight"])
+    assert "timm's cache" in said
+    assert absent is None
+    assert warned.startswith("WARNING")
+    assert seconds < 5

@@ -1,0 +1,190 @@
+"""The strong view: jitter never touches its input, CutMix treats images, labels and confidence alike."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nnunetv2_vqseg.modules.strong_view import (
+    CutMixPlan,
+    IntensityJitter,
+    cutmix,
+    sample_cutmix_boxes,
+    sample_cutmix_plan,
+    strong_view,
+)
+
+NOTHING = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0}
+ALWAYS = {"color_probability": 1.0, "blur_probability": 1.0, "noise_probability": 1.0}
+
+
+def jitter_with(**effect: float) -> IntensityJitter:
+    return IntensityJitter(**(NOTHING | effect), **ALWAYS)
+
+
+def identity(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    return images.clone()
+
+
+def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
+    height, width = 200, 160
+    boxes = sample_cutmix_boxes(400, height, width, probability=1.0)
+    assert boxes.shape == (400, 1, height, width)
+    assert boxes.dtype == torch.bool
+    box_height = boxes.any(dim=3).sum(dim=(1, 2))
+    box_width = boxes.any(dim=2).sum(dim=(1, 2))
+    area = boxes.sum(dim=(1, 2, 3))
+    assert torch.equal(area, box_height * box_width)  # one filled rectangle each
+    share = area / (height * width)
+    assert share.min() > 0.018
+    assert share.max() < 0.41
+    assert share.mean().item() == pytest.approx(0.21, abs=0.02)  # uniform in [0.02, 0.4]
+    aspect = (box_height / height) / (box_width / width)
+    assert 0.28 < aspect.min() < 0.5
+    assert 2 < aspect.max() < 3.6
+    assert aspect.log().mean().abs() < 0.1
+
+
+def test_boxes_reach_every_corner_and_come_with_their_probability():
+    boxes = sample_cutmix_boxes(2000, 12, 10, probability=0.3)
+    assert boxes.flatten(1).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert boxes[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]].any(dim=0).all()
+    assert not sample_cutmix_boxes(50, 12, 10, probability=0.0).any()
+
+
+@pytest.mark.parametrize("batch", [2, 3, 8])
+def test_nobody_is_its_own_partner(batch):
+    for _ in range(20):
+        partners = sample_cutmix_plan(batch, 4, 4).partners
+        assert (partners != torch.arange(batch)).all()
+        assert torch.equal(partners.sort().values, torch.arange(batch))
+
+
+def test_cutmix_equals_a_loop_over_pixels():
+    values = torch.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
+    boxes = torch.rand(3, 1, 4, 5) < 0.5
+    partners = torch.tensor([2, 0, 1])
+    mixed = cutmix(values, boxes, partners)
+    for b in range(3):
+        for y in range(4):
+            for x in range(5):
+                source = partners[b] if boxes[b, 0, y, x] else b
+                assert torch.equal(mixed[b, :, y, x], values[source, :, y, x])
+
+
+def test_labels_and_confidence_are_mixed_exactly_where_pixels_are():
+    """Each image, label map and confidence map carries its index everywhere, so all three must tell the same story."""
+    index = torch.arange(6)
+    images = index.float().reshape(6, 1, 1, 1).expand(6, 2, 16, 12)
+    labels = index.reshape(6, 1, 1).expand(6, 16, 12)
+    confidence = index.double().reshape(6, 1, 1, 1).expand(6, 3, 16, 12)  # regions
+    view = strong_view(images, labels, confidence, identity, probability=1.0)
+    assert (view.labels.dtype, view.confidence.dtype) == (torch.int64, torch.float64)
+    assert (view.labels != labels).flatten(1).any(dim=1).all()
+    for channel in range(2):
+        assert torch.equal(view.images[:, channel].long(), view.labels)
+    for region in range(3):
+        assert torch.equal(view.confidence[:, region].long(), view.labels)
+
+
+def test_a_plan_gives_the_same_mix_whenever_it_is_applied():
+    images, labels = torch.randn(4, 1, 8, 8), torch.randint(4, (4, 8, 8))
+    plan = sample_cutmix_plan(4, 8, 8, probability=1.0)
+    assert isinstance(plan, CutMixPlan)
+    assert torch.equal(plan.apply(images), cutmix(images, plan.boxes, plan.partners))
+    both = plan.apply(torch.cat([images, labels[:, None]], dim=1))
+    assert torch.equal(both[:, 0], plan.apply(images)[:, 0])
+    assert torch.equal(both[:, 1].long(), plan.apply(labels))
+
+
+def test_a_batch_of_one_is_not_mixed():
+    image, labels, confidence = torch.randn(1, 1, 8, 8), torch.ones(1, 8, 8), torch.rand(1, 8, 8)
+    view = strong_view(image, labels, confidence, identity, probability=1.0)
+    for mixed, original in zip(view, (image, labels, confidence), strict=True):
+        assert torch.equal(mixed, original)
+
+
+def test_boxes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        cutmix(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 6, dtype=torch.bool), torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jitter_leaves_its_input_untouched_and_keeps_shape_and_dtype(dtype):
+    images = torch.randn(4, 2, 9, 7).to(dtype)
+    original = images.clone()
+    jittered = jitter_with(brightness=0.5, contrast=0.5, gamma=0.5, blur=1.5, noise=0.2)(images)
+    assert torch.equal(images, original)
+    assert (jittered.shape, jittered.dtype) == (images.shape, dtype)
+    assert jittered.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "effect", [{"brightness": 0.5}, {"contrast": 0.5}, {"gamma": 0.5}, {"blur": 2.0}, {"noise": 1}]
+)
+def test_every_effect_differs_between_images_and_channels(effect):
+    """The same picture in every image and channel comes out different everywhere."""
+    images = torch.randn(16, 16).expand(3, 2, 16, 16)
+    jittered = jitter_with(**effect)(images).reshape(6, -1)
+    assert torch.pdist(jittered).min() > 1e-3
+
+
+def test_strength_zero_changes_nothing_and_undrawn_effects_neither():
+    images = torch.randn(3, 2, 16, 16)
+    torch.testing.assert_close(IntensityJitter(strength=0.0)(images), images)
+    never = IntensityJitter(strength=3.0, color_probability=0.0, blur_probability=0.0, noise_probability=0.0)
+    torch.testing.assert_close(never(images), images)
+    with pytest.raises(ValueError, match="negative"):
+        IntensityJitter(strength=-1.0)
+
+
+def test_effects_do_what_they_are_called():
+    images = torch.randn(200, 1, 16, 16) + 3.0
+    mean, std = images.mean(dim=(2, 3)), images.std(dim=(2, 3))
+
+    shifted = jitter_with(brightness=0.5)(images)
+    shift = (shifted - images).mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(shifted, images + shift, rtol=1e-4, atol=1e-4)
+    assert 0.45 < shift.abs().max() <= 0.5
+
+    stretched = jitter_with(contrast=math.log(2))(images)
+    factor = stretched.std(dim=(2, 3)) / std
+    torch.testing.assert_close(stretched.mean(dim=(2, 3)), mean, rtol=1e-4, atol=1e-4)
+    assert 0.5 <= factor.min() < 0.6
+    assert 1.8 < factor.max() <= 2.0
+
+    bent = jitter_with(gamma=0.5)(images)
+    torch.testing.assert_close(bent.amin(dim=(2, 3)), images.amin(dim=(2, 3)))
+    torch.testing.assert_close(bent.amax(dim=(2, 3)), images.amax(dim=(2, 3)))
+    order = images.flatten(1).argsort(dim=1)
+    assert (bent.flatten(1).gather(1, order).diff(dim=1) > -1e-5).all()  # monotone
+
+    noisy = jitter_with(noise=0.2)(images)
+    assert (noisy - images).std(dim=(2, 3)).max() < 0.24
+    assert (noisy - images).std() == pytest.approx(0.2 / math.sqrt(3), rel=0.15)  # sigma uniform in [0, 0.2]
+
+
+def test_blur_is_a_gaussian_that_keeps_the_sum():
+    """The response to an impulse has the drawn variance in both directions; sigma is at most 2 pixels."""
+    images = torch.zeros(8, 1, 33, 33)
+    images[:, :, 16, 16] = 1.0
+    blurred = jitter_with(blur=2.0)(images)
+    torch.testing.assert_close(blurred.sum(dim=(2, 3)), torch.ones(8, 1))
+    offset = torch.arange(33.0) - 16
+    down = (blurred.sum(dim=3) * offset**2).sum(dim=2)
+    across = (blurred.sum(dim=2) * offset**2).sum(dim=2)
+    torch.testing.assert_close(down, across)
+    assert 1.0 < down.max() <= 4.0
+    torch.testing.assert_close(blurred.amax(dim=(2, 3)), blurred[:, :, 16, 16])
+
+
+def test_jitter_survives_constant_and_tiny_images():
+    assert IntensityJitter(strength=2.0)(torch.zeros(2, 1, 2, 2)).isfinite().all()
+
+
+def test_a_generator_makes_the_view_repeatable():
+    images = torch.randn(2, 1, 8, 8)
+    once, again = (IntensityJitter()(images, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(once, again)
