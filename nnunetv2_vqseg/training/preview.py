@@ -56,7 +56,7 @@ def draw_preview(
         columns["reconstruction"] = student.reconstruct(images)[:, 0].float().cpu()
     overlays = {
         "teacher": _labels(teacher(images), regions),
-        "student, perturbed": _labels(student.predict_perturbed(images), regions),
+        "student, perturbed": _labels(_perturbed(student, images), regions),
         "reference": slices.references,
     }
     student.train(was_training)
@@ -89,6 +89,13 @@ def draw_preview(
     figure.tight_layout(pad=0.4)
     figure.savefig(filename, dpi=90)
     plt.close(figure)
+
+
+def _perturbed(student: VQSegNet, images: Tensor) -> Tensor | list[Tensor]:
+    """The perturbation draws random numbers; a preview must not change those of the training."""
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        return student.predict_perturbed(images)
 
 
 def _labels(logits: Tensor | list[Tensor], regions: bool) -> Tensor:

@@ -1,0 +1,175 @@
+"""nnU-Net's trainer with a configuration and an unlabelled loader beside the labelled one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import sleep
+from typing import Any, ClassVar
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import isdir, join
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import autocast
+from torch import distributed as dist
+
+from nnunetv2_vqseg.config import ConfigError, VQSegConfig
+from nnunetv2_vqseg.data.cases import UnlabeledCases, find_unlabeled_cases, labeled_as_unlabeled
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
+from nnunetv2_vqseg.data.splits_file import load_fold_entry
+from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
+
+
+class UnlabeledDataTrainer(nnUNetTrainer):
+    """Configuration from class and plan, batch sizes, and `dataloader_unlabeled`."""
+
+    dataloader_unlabeled: Any = None
+    unlabeled_identifiers: Sequence[str] = ()
+
+    locked: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the configuration that define the variant; a plan cannot change them."""
+
+    @classmethod
+    def default_config(cls) -> VQSegConfig:
+        """The variant's own configuration, before the plan's `vqseg` block."""
+        return VQSegConfig.default()
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
+    ) -> None:
+        require_2d(plans, configuration)
+        block = resolve_vqseg_block(plans, configuration)
+        self.config = self.default_config().override(block, self.locked)
+        if block:  # nnU-Net's inherits_from would drop a parent's keys
+            plans["configurations"][configuration]["vqseg"] = block
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.config.num_epochs
+        self.num_iterations_per_epoch = self.config.iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
+        self.save_every = self.config.save_every
+        self.initial_lr = self.config.initial_lr
+        self.configuration_manager.configuration["batch_size"] = self._labeled_batch_size()
+
+    def _labeled_batch_size(self) -> int:
+        if self.config.labeled_batch_size is not None:
+            return self.config.labeled_batch_size
+        low, high = self.config.batch_size_range
+        return int(min(max(self.configuration_manager.batch_size, low), high))
+
+    def _unlabeled_batch_size(self) -> int:
+        """Unlabelled images a step on this rank."""
+        total = self.config.unlabeled_batch_size or max(1, round(self._labeled_batch_size() / 2))
+        if not self.is_ddp:
+            return total
+        world, rank = dist.get_world_size(), dist.get_rank()
+        if total < world:
+            raise ConfigError(
+                f"{total} unlabelled images a step cannot be split over {world} processes; raise "
+                "vqseg.unlabeled_batch_size in the plan or use fewer processes."
+            )
+        return total // world + (rank < total % world)
+
+    def _fold_entry(self) -> dict | None:
+        return load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
+
+    def _unlabeled_cases(self) -> UnlabeledCases | None:
+        """The fold's unlabelled cases; None where the raw dataset is not on this machine."""
+        if not nnUNet_raw.is_set() or not isdir(join(nnUNet_raw, self.plans_manager.dataset_name)):
+            return None
+        raw = join(nnUNet_raw, self.plans_manager.dataset_name)
+        if not self.config.labeled_as_unlabeled:
+            return find_unlabeled_cases(raw, self.dataset_json, self._fold_entry())
+        train_keys, _ = self.do_split()
+        return labeled_as_unlabeled(raw, self.dataset_json, train_keys)
+
+    def _prepare_unlabeled(self) -> None:
+        """Preprocess what is missing on rank 0; the others wait for it without a barrier, which would time out."""
+        folder = unlabeled_folder(self.preprocessed_dataset_folder)
+        cases = self._unlabeled_cases()
+        if cases is None:
+            self.unlabeled_identifiers = load_prepared_identifiers(
+                folder, None, self._fold_entry(), self.plans_manager, self.configuration_manager
+            )
+        elif self.local_rank == 0:
+            self.unlabeled_identifiers = prepare_unlabeled_cases(
+                cases,
+                self.plans_manager,
+                self.configuration_manager,
+                self.dataset_json,
+                folder,
+                num_processes=get_allowed_n_proc_DA(),
+                log=self.print_to_log_file,
+            )
+        else:
+            self.unlabeled_identifiers = _wait_for(folder, cases)
+        self.print_to_log_file(f"{len(self.unlabeled_identifiers)} unlabelled cases from {folder}.")
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's two loaders, and the unlabelled one as an attribute beside them."""
+        loaders = super().get_dataloaders()
+        if self.config.use_unlabeled:
+            rotation, _, initial_patch_size, mirror_axes = (
+                self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            )
+            patch_size = self.configuration_manager.patch_size
+            workers = get_allowed_n_proc_DA()
+            self.dataloader_unlabeled = build_unlabeled_loader(
+                unlabeled_folder(self.preprocessed_dataset_folder),
+                self.unlabeled_identifiers,
+                self._unlabeled_batch_size(),
+                initial_patch_size,
+                patch_size,
+                weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),
+                num_processes=0 if workers == 0 else max(1, workers // 2),
+                pin_memory=self.device.type == "cuda",
+            )
+            next(self.dataloader_unlabeled)
+        return loaders
+
+    def on_train_end(self) -> None:
+        """Final checkpoint, then stop the unlabelled loader's workers too."""
+        super().on_train_end()
+        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
+            self.dataloader_unlabeled._finish()
+
+    def _to_device(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [item.to(self.device, non_blocking=True) for item in value]
+        return value.to(self.device, non_blocking=True)
+
+    def _autocast(self) -> Any:
+        return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
+
+
+def require_2d(plans: dict, configuration: str) -> None:
+    """Refuse what VQ-Seg does not support, before anything is written.
+
+    Raises:
+        NotImplementedError: a configuration whose patch is not 2D, or one of a cascade.
+    """
+    resolved = PlansManager(plans).get_configuration(configuration)
+    if len(resolved.patch_size) != 2:
+        raise NotImplementedError(
+            f"VQ-Seg trains 2D configurations only, '{configuration}' has a {len(resolved.patch_size)}D patch; use 2d."
+        )
+    if resolved.previous_stage_name is not None:
+        raise NotImplementedError(f"VQ-Seg does not train cascades, '{configuration}' is one; use 2d.")
+
+
+def _wait_for(folder: str, cases: UnlabeledCases, seconds: float = 5.0) -> list[str]:
+    while True:
+        try:
+            return load_prepared_identifiers(folder, cases)
+        except DatasetError:
+            sleep(seconds)

@@ -1,0 +1,55 @@
+"""Optimiser, schedule and supervised loss of the paper beside nnU-Net's own."""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import Tensor, nn
+
+from nnunetv2_vqseg.config import VQSegConfig
+
+
+class ScaledPolyLR(PolyLRScheduler):
+    """nnU-Net's poly schedule, times each parameter group's `lr_scale`."""
+
+    def step(self, current_step: int | None = None) -> None:
+        super().step(current_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= group["lr_scale"]
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+class FullResolutionCrossEntropy(nn.Module):
+    """The paper's L_seg: cross entropy at full resolution; coarser outputs stay in the graph with weight zero (DDP)."""
+
+    def __init__(self, ignore_label: int | None) -> None:
+        super().__init__()
+        self.cross_entropy = RobustCrossEntropyLoss(**({} if ignore_label is None else {"ignore_index": ignore_label}))
+
+    def forward(self, outputs: list[Tensor] | Tensor, target: list[Tensor] | Tensor) -> Tensor:
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        target = target[0] if isinstance(target, list) else target
+        return self.cross_entropy(outputs[0], target[:, 0]) + 0 * sum(output.sum() for output in outputs[1:])
+
+
+def build_optimizer(
+    network: nn.Module, encoder: nn.Module, config: VQSegConfig, weight_decay: float
+) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+    """nnU-Net's SGD (momentum 0.99, Nesterov) or AdamW (4.2), and nnU-Net's poly schedule with exponent 0.9.
+
+    Args:
+        network: all parameters that are trained.
+        encoder: those of them at the plain rate; the others get `config.head_lr_scale` times it.
+        weight_decay: SGD's.
+    """
+    backbone = list(encoder.parameters())
+    known = {id(parameter) for parameter in backbone}
+    heads = [parameter for parameter in network.parameters() if id(parameter) not in known]
+    groups = [{"params": backbone, "lr_scale": 1.0}, {"params": heads, "lr_scale": config.head_lr_scale}]
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, config.initial_lr, weight_decay=weight_decay, momentum=0.99, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, config.initial_lr)
+    return optimizer, ScaledPolyLR(optimizer, config.initial_lr, config.num_epochs)

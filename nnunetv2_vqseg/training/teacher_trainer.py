@@ -1,0 +1,171 @@
+"""The EMA teacher in nnU-Net's life cycle: validated, saved and resumed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
+from nnunetv2_vqseg.modules.foundation import FoundationModel
+from nnunetv2_vqseg.network import VQSegNet
+from nnunetv2_vqseg.training.checkpoint import random_states, save_atomically, to_plain
+from nnunetv2_vqseg.training.curves import EpochCurves
+from nnunetv2_vqseg.training.data_trainer import UnlabeledDataTrainer
+from nnunetv2_vqseg.training.weights import WeightSwap
+
+
+class TeacherTrainer(UnlabeledDataTrainer):
+    """Teacher's weights are scored and saved as `network_weights`; the student's state is kept for resuming."""
+
+    teacher: AveragedModel
+    curves: EpochCurves
+    foundation_model: FoundationModel | None = None
+    foundation_status = "not loaded yet"
+    step = 0
+    _swap: WeightSwap | None = None
+    _resume_problem: str | None = None
+    _resumed_random_states: dict[str, Any] | None = None
+
+    def initialize(self) -> None:
+        """nnU-Net's, then the teacher as a copy of the student."""
+        super().initialize()
+        self.teacher = build_teacher(self.vqseg_network, self.config.ema_decay)
+        self.teacher.module.decoder.deep_supervision = False
+        self.curves = EpochCurves()
+
+    @property
+    def vqseg_network(self) -> VQSegNet:
+        """The student, without DDP's and torch.compile's wrappers."""
+        network = unwrap(self.network)
+        assert isinstance(network, VQSegNet)
+        return network
+
+    def on_validation_epoch_start(self) -> None:
+        """The online pseudo Dice is the teacher's."""
+        self._swap = WeightSwap(self.vqseg_network, self.teacher.module)
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Give the network the student's weights back."""
+        super().on_validation_epoch_end(val_outputs)
+        if self._swap is not None:
+            self._swap.undo()
+            self._swap = None
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation with the teacher's weights, which are also those that are saved."""
+        swap = WeightSwap(self.vqseg_network, self.teacher.module)
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            swap.undo()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Teacher as `network_weights`, everything else that resuming needs under `vqseg`; written atomically."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        assert self._swap is None, "never save while the teacher's weights are in the network"
+        content = {
+            "network_weights": self.teacher.module.inference_state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": to_plain(self.logger.get_checkpoint()),
+            "_best_ema": to_plain(self._best_ema),
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "vqseg": self._training_state(),
+        }
+        try:
+            save_atomically(content, filename)
+        except OSError as error:
+            if os.path.basename(filename) == "checkpoint_final.pth":  # noqa: PTH119
+                raise
+            self.print_to_log_file(
+                f"WARNING: {filename} could not be written ({error}); the last good checkpoint is untouched and "
+                "training goes on. Free disk space or make the folder writable."
+            )
+
+    def _training_state(self) -> dict[str, Any]:
+        quantizer = self.vqseg_network.quantizer
+        return {
+            "version": __version__,
+            "config": self.config.as_dict(),
+            "student": self.vqseg_network.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "quantizer": quantizer.bookkeeping_state() if quantizer is not None else None,
+            "step": self.step,
+            "curves": to_plain(self.curves.history),
+            "random_states": random_states(),
+            "foundation_model": self.foundation_status,
+            "alignment": self.foundation_model is not None,
+            "runtime": self._runtime(),
+        }
+
+    def _runtime(self) -> dict[str, Any]:
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        return {
+            "device": str(self.device),
+            "peak_gpu_memory_bytes": peak,
+            "steps": self.step,
+            "labeled_batch_size": self._labeled_batch_size(),
+            "unlabeled_batch_size": self._unlabeled_batch_size() if self.config.use_unlabeled else 0,
+            "seed": self.config.seed,
+        }
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
+        """Continue from, or validate, a checkpoint that this trainer wrote.
+
+        Raises:
+            RuntimeError: a checkpoint of another trainer.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if isinstance(checkpoint, (str, os.PathLike)):
+            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        if "vqseg" not in checkpoint:
+            raise RuntimeError(
+                f"{filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else 'This checkpoint'} was not "
+                f"written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
+            )
+        state = checkpoint["vqseg"]
+        same_heads = state["alignment"] == (self.foundation_model is not None)
+        self._resume_problem = None if same_heads else _alignment_mismatch(state, self.foundation_status)
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        # Without the same heads the weights still serve validation; on_train_start refuses to train on.
+        self.vqseg_network.load_state_dict(state["student"], strict=same_heads)
+        self.teacher.load_state_dict(state["teacher"], strict=same_heads)
+        if self.vqseg_network.quantizer is not None:
+            self.vqseg_network.quantizer.load_bookkeeping_state(state["quantizer"])
+        if same_heads:
+            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.step = state["step"]
+        self.curves.restore(state["curves"], self.current_epoch)
+        self._resumed_random_states = state["random_states"]
+
+
+def _alignment_mismatch(state: dict[str, Any], status: str) -> str:
+    if state["alignment"]:
+        return (
+            "This training began with the foundation model and cannot go on without it: "
+            f"{status} Provide the weights, or start anew without --c."
+        )
+    return (
+        "This training began without the foundation model, which is there now; set vqseg.foundation_policy to 'off' in "
+        "the plan to continue without it, or start anew without --c."
+    )

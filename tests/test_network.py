@@ -1,0 +1,163 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from nnunetv2_vqseg.config import ConfigError, VQSegConfig
+from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.network import BatchLayout, VQSegOutput, build_image_decoder, build_vqseg_net, choose_stage
+
+STRIDES = [[1, 1], [2, 2], [2, 2], [2, 2]]
+PATCH = (32, 32)
+
+
+def unet(kind: type = PlainConvUNet, deep_supervision: bool = True) -> nn.Module:
+    blocks = "n_conv_per_stage" if kind is PlainConvUNet else "n_blocks_per_stage"
+    return kind(
+        input_channels=1,
+        n_stages=4,
+        features_per_stage=[8, 16, 24, 32],
+        conv_op=nn.Conv2d,
+        kernel_sizes=[[3, 3]] * 4,
+        strides=STRIDES,
+        num_classes=4,
+        n_conv_per_stage_decoder=[1, 1, 1],
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True, "eps": 1e-5},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=deep_supervision,
+        **{blocks: [1, 1, 1, 1]},
+    )
+
+
+def small(**kwargs: object) -> VQSegConfig:
+    return VQSegConfig.default().override(
+        {"num_codes": 64, "qpm_perplexity": 4, "qpm_neighbors": 8, "min_tokens": 8, **kwargs}
+    )
+
+
+def full_network(kind: type = PlainConvUNet, **kwargs: object) -> nn.Module:
+    network = build_vqseg_net(unet(kind), small(**kwargs), PATCH, STRIDES)
+    network.attach_heads(build_image_decoder(network, 1, STRIDES), PostVQFeatureAdapter(24, 12), (4, 4))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("patch", "strides", "stage"),
+    [
+        ((256, 224), [[1, 1], *[[2, 2]] * 6], 4),  # stride 16, as METHOD says
+        ((128, 128), [[1, 1], *[[2, 2]] * 5], 3),  # stride 8
+        ((64, 64), [[1, 1], *[[2, 2]] * 4], 2),  # stride 4
+        ((320, 40), [[1, 1], [2, 1], [2, 1], [2, 2], [2, 2]], 3),  # the shorter side decides
+        ((8, 8), [[1, 1], [2, 2]], 0),
+    ],
+)
+def test_auto_stage_is_the_deepest_with_14_tokens(patch, strides, stage):
+    assert choose_stage(patch, strides) == stage
+
+
+@pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
+def test_keys_are_stock_nnunets_plus_the_quantiser(kind):
+    stock = unet(kind)
+    network = build_vqseg_net(deepcopy(stock), small(), PATCH, STRIDES)
+    added = network.state_dict().keys() - stock.state_dict().keys()
+    assert stock.state_dict().keys() <= network.state_dict().keys()
+    assert added
+    assert all(key.startswith("quantizer.") for key in added)
+    full = full_network(kind)
+    assert full.inference_state_dict().keys() == network.state_dict().keys()
+    network.load_state_dict(full.inference_state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_without_quantiser_eval_equals_stock_nnunet_exactly(kind, deep_supervision):
+    stock = unet(kind, deep_supervision).eval()
+    config = small(quantize=False, perturbation="none", reconstruct=False, foundation_policy="off")
+    network = build_vqseg_net(deepcopy(stock), config, PATCH, STRIDES).eval()
+    x = torch.randn(2, 1, *PATCH)
+    torch.testing.assert_close(network(x), stock(x), rtol=0, atol=0)
+
+
+def test_continuous_decoder_input_predicts_as_stock_nnunet():
+    stock = unet().eval()
+    network = build_vqseg_net(deepcopy(stock), small(decoder_input="continuous"), PATCH, STRIDES).eval()
+    x = torch.randn(2, 1, *PATCH)
+    torch.testing.assert_close(network(x), stock(x), rtol=0, atol=0)
+
+
+def test_quantised_prediction_reads_q_of_z():
+    network = build_vqseg_net(unet(deep_supervision=False), small(decoder_input="quantized"), PATCH, STRIDES).eval()
+    x = torch.randn(2, 1, *PATCH)
+    skips = []
+    for index, stage in enumerate(network.encoder.stages):
+        x_in = x if index == 0 else skips[-1]
+        skips.append(stage(x_in))
+        if index == network.stage:
+            skips[-1] = network.quantizer.embed(network.quantizer(skips[-1]).indices)
+    torch.testing.assert_close(network(x), network.decoder(skips), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder_input", ["quantized", "continuous"])
+def test_qpm_touches_the_perturbed_images_only(decoder_input):
+    network = full_network(decoder_input=decoder_input, epsilon=1.0).train()
+    x = torch.randn(6, 1, *PATCH)
+    layout = BatchLayout(labeled=2, strong=2, perturbed=2)
+    output = network(x, layout)
+    network.perturbation.epsilon = 0.0
+    clean = network(x, layout)
+    for perturbed, untouched in zip(output.segmentation, clean.segmentation, strict=True):
+        torch.testing.assert_close(perturbed[:4], untouched[:4])
+    assert not torch.allclose(output.segmentation[0][4:], clean.segmentation[0][4:])
+    torch.testing.assert_close(output.reconstruction[:2], clean.reconstruction[:2])
+    assert not torch.allclose(output.reconstruction[2:], clean.reconstruction[2:])
+    assert (output.perturbed_indices != output.indices[4:]).all()
+
+
+@pytest.mark.parametrize("decoder_input", ["quantized", "continuous"])
+@pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
+def test_every_parameter_gets_a_gradient(kind, decoder_input):
+    """DDP waits for ever for a parameter that does not."""
+    network = full_network(kind, decoder_input=decoder_input).train()
+    output = network(torch.randn(6, 1, *PATCH), BatchLayout(2, 2, 2))
+    loss = sum(s.square().mean() for s in output.segmentation) + output.vq_loss + output.entropy
+    loss = loss + output.reconstruction.abs().mean() + output.adapted.square().mean()
+    if output.feature_loss is not None:
+        loss = loss + output.feature_loss
+    loss.backward()
+    without = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_training_output_has_the_documented_shapes():
+    output = full_network().train()(torch.randn(6, 1, *PATCH), BatchLayout(3, 2, 1))
+    assert isinstance(output, VQSegOutput)
+    assert [tuple(s.shape) for s in output.segmentation] == [(6, 4, 32, 32), (6, 4, 16, 16), (6, 4, 8, 8)]
+    assert output.reconstruction.shape == (4, 1, 32, 32)
+    assert output.adapted.shape == (5, 12, 4, 4)
+    assert output.indices.shape == (6, 8, 8)
+    assert output.perturbed_indices.shape == (1, 8, 8)
+    assert output.tokens.shape == (6 * 64, 16)
+
+
+def test_dropout_perturbs_only_its_stream_and_only_in_training():
+    config = small(quantize=False, perturbation="dropout", reconstruct=False, foundation_policy="off", dropout_rate=0.9)
+    network = build_vqseg_net(unet(), config, PATCH, STRIDES)
+    x = torch.randn(4, 1, *PATCH)
+    first, second = network(x, BatchLayout(2, 0, 2)), network(x, BatchLayout(2, 0, 2))
+    torch.testing.assert_close(first.segmentation[0][:2], second.segmentation[0][:2])
+    assert not torch.allclose(first.segmentation[0][2:], second.segmentation[0][2:])
+    network.eval()
+    torch.testing.assert_close(network(x)[0], network(x)[0], rtol=0, atol=0)
+
+
+def test_stage_that_the_plan_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match=r"vq_stage = 7 .* stages 0 to 3"):
+        build_vqseg_net(unet(), small(vq_stage=7), PATCH, STRIDES)
+
+
+def test_architecture_without_encoder_and_decoder_is_refused():
+    with pytest.raises(NotImplementedError, match="PlainConvUNet and ResidualEncoderUNet"):
+        build_vqseg_net(nn.Linear(2, 2), small(), PATCH, STRIDES)

@@ -1,0 +1,204 @@
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_vqseg.config import ConfigError
+
+pytestmark = pytest.mark.slow
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_trainer, home):
+    """The whole path: train, final validation, nnUNetv2_predict from the model folder."""
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = make_trainer()
+    trainer.run_training()
+    folder = home / "results" / "Dataset901_Phantom" / "nnUNetTrainerVQSeg__nnUNetVQSegPlans__2d"
+    final = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(final, weights_only=True)
+    teacher = trainer.teacher.module.inference_state_dict()
+    assert same(checkpoint["network_weights"], teacher)
+    assert not same(checkpoint["network_weights"], trainer.vqseg_network.inference_state_dict())
+    for name in ("progress.png", "progress_vqseg.png", "preview.png"):
+        assert (folder / "fold_0" / name).stat().st_size > 1000
+
+    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    trainer.perform_actual_validation()
+    assert same(before, trainer.vqseg_network.state_dict()), "validation must give the student its weights back"
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
+    assert not hasattr(predictor.network, "foundation_model")
+    assert predictor.network.image_decoder is None
+    raw = home / "raw" / "Dataset901_Phantom"
+    differing = total = 0
+    for case in json.loads((raw / "splits_final.json").read_text())[0]["val"]:
+        image, properties = SimpleITKIO().read_images([str(raw / "imagesTr" / f"{case}_0000.nii.gz")])
+        predicted = predictor.predict_single_npy_array(image, properties)
+        validated, _ = SimpleITKIO().read_seg(str(folder / "fold_0" / "validation" / f"{case}.nii.gz"))
+        differing += int((predicted != validated[0]).sum())
+        total += predicted.size
+    assert differing <= 1e-3 * total
+
+
+def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeypatch):
+    # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+
+    monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
+    whole = make_trainer(num_epochs=4, save_every=2)
+    whole.run_training()
+
+    first = make_trainer(num_epochs=4, save_every=2)
+    first.num_epochs = 4
+    first.on_train_start()
+    stop_after(first, epochs=2)
+
+    resumed = make_trainer(continue_training=True, num_epochs=4, save_every=2)
+    resumed.load_checkpoint(f"{first.output_folder}/checkpoint_latest.pth")
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+
+    assert same(whole.vqseg_network.state_dict(), resumed.vqseg_network.state_dict())
+    assert same(whole.teacher.state_dict(), resumed.teacher.state_dict())
+    assert whole.step == resumed.step == 12
+    for mine, theirs in zip(
+        whole.optimizer.state_dict()["state"].values(), resumed.optimizer.state_dict()["state"].values(), strict=True
+    ):
+        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    assert whole.curves.history == pytest.approx(resumed.curves.history, nan_ok=True)
+    assert whole.logger.get_value("train_losses", None) == resumed.logger.get_value("train_losses", None)
+
+
+def stop_after(trainer, epochs: int) -> None:
+    """nnU-Net's own loop, left after some epochs as by a kill."""
+    for _ in range(epochs):
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(trainer.num_iterations_per_epoch)]
+        trainer.on_train_epoch_end(outputs)
+        with torch.no_grad():
+            trainer.on_validation_epoch_start()
+            values = [
+                trainer.validation_step(next(trainer.dataloader_val))
+                for _ in range(trainer.num_val_iterations_per_epoch)
+            ]
+            trainer.on_validation_epoch_end(values)
+        trainer.on_epoch_end()
+
+
+def test_best_checkpoint_can_be_continued_too(make_trainer):
+    trainer = make_trainer()
+    trainer.run_training()
+    resumed = make_trainer(continue_training=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_best.pth")
+    assert 1 <= resumed.current_epoch <= 2
+    resumed.on_train_start()
+    resumed.on_train_epoch_start()
+    loss = resumed.train_step(next(resumed.dataloader_train))["loss"]
+    assert math.isfinite(loss)
+
+
+def test_online_validation_scores_the_teacher(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    student = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    trainer.on_validation_epoch_start()
+    assert same(trainer.vqseg_network.state_dict(), trainer.teacher.module.state_dict())
+    with pytest.raises(AssertionError, match="never save"):
+        trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    batch = next(trainer.dataloader_val)
+    trainer.on_validation_epoch_end([trainer.validation_step(batch)])
+    assert same(trainer.vqseg_network.state_dict(), student)
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("nnUNetTrainerVQSegBase", {"pseudo_strong", "vq", "entropy"}),
+        ("nnUNetTrainerVQSegQPM", {"pseudo_strong", "pseudo_perturbed", "vq", "entropy"}),
+        (
+            "nnUNetTrainerVQSegQPMDB",
+            {"pseudo_strong", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled"},
+        ),
+        ("nnUNetTrainerMeanTeacher", {"pseudo_strong"}),
+        ("nnUNetTrainerMeanTeacherDropout", {"pseudo_strong", "pseudo_perturbed"}),
+        ("nnUNetTrainerSupervisedEMA", set()),
+        ("nnUNetTrainerSupervisedVQ", {"vq", "entropy"}),
+    ],
+)
+def test_each_variant_trains_with_its_own_terms(make_trainer, name, terms):
+    trainer = make_trainer(name, decoder_input="quantized")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+    assert all(math.isfinite(output["loss"]) for output in outputs)
+    trainer.on_train_epoch_end(outputs)
+    known = {
+        "pseudo_strong", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled", "alignment",
+        "feature",
+    }  # fmt: skip
+    assert known & trainer.curves.history.keys() == terms
+    assert (trainer.dataloader_unlabeled is None) == name.startswith("nnUNetTrainerSupervised")
+
+
+def test_paper_variant_trains_with_its_literal_settings(make_trainer):
+    trainer = make_trainer("nnUNetTrainerVQSegPaper", confidence_threshold=0.0)
+    assert trainer.config.code_dim is None
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    rates = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates == pytest.approx({5e-6, 2e-4})
+    assert math.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+
+
+def test_locked_switches_cannot_be_changed_in_the_plan(make_trainer):
+    with pytest.raises(ConfigError, match="perturbation.*defines this trainer"):
+        make_trainer("nnUNetTrainerVQSegBase", perturbation="qpm")
+
+
+def test_3d_configuration_is_refused_before_anything_is_written(home, results):
+    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
+
+    plans = json.loads((home / "preprocessed/Dataset901_Phantom/nnUNetVQSegPlans.json").read_text())
+    plans["configurations"]["3d_fullres"] = {**plans["configurations"]["2d"], "patch_size": [8, 32, 32]}
+    plans["continue_training"] = False
+    with pytest.raises(NotImplementedError, match="2D configurations only"):
+        nnUNetTrainerVQSeg(plans, "3d_fullres", 0, {}, torch.device("cpu"))
+    assert list(results.iterdir()) == []
+
+
+def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(make_trainer):
+    trainer = make_trainer(max_bad_steps=2, num_epochs=1)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    batch = next(trainer.dataloader_train)
+    batch["data"][:] = np.nan
+    trainer.train_step(batch)
+    assert trainer.bad_steps == 1
+    assert same(before, trainer.vqseg_network.state_dict())
+    with pytest.raises(RuntimeError, match="supervised was not finite for 2 steps in a row"):
+        trainer.train_step(batch)
+
+
+def test_trainers_can_be_pickled_as_classes():
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    first = recursive_find_trainer_class_by_name("nnUNetTrainerVQSeg_5epochs")
+    again = recursive_find_trainer_class_by_name("nnUNetTrainerVQSeg_5epochs")
+    assert first is again
+    assert pickle.loads(pickle.dumps(first)) is first
+    assert first.default_config().num_epochs == 5
