@@ -1,0 +1,98 @@
+"""The line that a `.pth` file runs at interpreter start, tried in fresh interpreters."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = (ROOT / "nnunetv2_vqseg_register.pth").read_text().strip()
+
+
+def variable_after(line: str, site: Path, **environment: str) -> str | None:
+    """nnUNet_extTrainer after the line has run with `site` on the path and nothing of this project's installation."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_ext", "NNUNET_VQSEG"))}
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); exec({line!r}); import os; "
+    code += "print(os.environ.get('nnUNet_extTrainer'), end='')"
+    output = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return output.stdout
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    (tmp_path / "nnunetv2_vqseg" / "shim").mkdir(parents=True)
+    return tmp_path
+
+
+def test_is_one_line_that_imports_only_os_and_sys():
+    assert LINE.count("\n") == 0
+    assert LINE.startswith("import os, sys;")
+    assert LINE.count("import") == 1
+
+
+def test_sets_the_variable_where_the_user_has_none(site: Path):
+    assert variable_after(LINE, site) == str(site / "nnunetv2_vqseg" / "shim")
+
+
+def test_keeps_the_users_own_directories_first_and_is_idempotent(site: Path):
+    mine = str(site / "nnunetv2_vqseg" / "shim")
+    once = variable_after(LINE, site, nnUNet_extTrainer=os.pathsep.join(["/my/trainers", "/more"]))
+    assert once == os.pathsep.join(["/my/trainers", "/more", mine])
+    assert variable_after(LINE, site, nnUNet_extTrainer=once) == once
+
+
+def test_can_be_switched_off(site: Path):
+    assert variable_after(LINE, site, NNUNET_VQSEG_NO_AUTOREGISTER="1") == "None"
+
+
+def test_leaves_the_variable_alone_once_the_package_is_gone(site: Path):
+    shutil.rmtree(site / "nnunetv2_vqseg")
+    assert variable_after(LINE, site) == "None"
+
+
+def test_shim_directory_holds_nothing_but_the_shim():
+    from nnunetv2_vqseg.registration import trainer_directory
+
+    assert [file.name for file in trainer_directory().iterdir() if file.name != "__pycache__"] == ["vqseg_trainers.py"]
+
+
+def test_every_trainer_is_found_by_nnunet_and_pickled_as_the_same_class():
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunetv2_vqseg.training import variants
+
+    for name in variants.__all__:
+        found = recursive_find_trainer_class_by_name(name)
+        assert found is getattr(variants, name)
+        assert pickle.loads(pickle.dumps(found)) is found
+
+
+def test_users_own_trainer_directory_works_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    (tmp_path / "my_trainers.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        "class nnUNetTrainerMine(nnUNetTrainer): pass\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), os.environ["nnUNet_extTrainer"]]))
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__name__ == "nnUNetTrainerMine"
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerVQSeg").__name__ == "nnUNetTrainerVQSeg"
+
+
+def test_no_trainer_name_has_a_double_underscore():
+    """nnU-Net splits folder names there."""
+    from nnunetv2_vqseg.training import variants
+
+    assert not [name for name in variants.__all__ if "__" in name]
