@@ -41,9 +41,10 @@ def score_factors(tokens: Tensor, codes: Tensor, multiple: int) -> tuple[Tensor,
 
 @torch.no_grad()
 def nearest_codes(tokens: Tensor, codes: Tensor, chunk: tuple[int, int] | None = None) -> Tensor:
-    """Index of each token's nearest code in Euclidean distance, the lowest of equals (Eq. 2).
+    """Index of each token's nearest code in Euclidean distance (Eq. 2), the lowest of identical codes.
 
-    Peak memory grows with N + K + one chunk. Call it with autocast off.
+    Exact up to the rounding of 2 x.c - |c|^2 in the inputs' precision, float32 or higher; call it with autocast off.
+    Peak memory grows with N + K + one chunk.
 
     Args:
         tokens: (N, d).
@@ -55,8 +56,8 @@ def nearest_codes(tokens: Tensor, codes: Tensor, chunk: tuple[int, int] | None =
     """
     rows, columns = chunk or (_CPU_CHUNK if tokens.device.type == "cpu" else _GPU_CHUNK)
     left, right = score_factors(tokens, codes, _BLOCK)
-    best_indices = []
-    for some_tokens in left.split(rows):
+    best_indices = [left.new_empty(0, dtype=torch.int64)]
+    for some_tokens in left.split(rows) if len(left) else ():
         best = torch.full_like(some_tokens[:, 0], -torch.inf)
         index = torch.zeros_like(best, dtype=torch.int64)
         each = torch.arange(len(best), device=best.device)
@@ -71,4 +72,4 @@ def nearest_codes(tokens: Tensor, codes: Tensor, chunk: tuple[int, int] | None =
             index = torch.where(better, candidate, index)
         best_indices.append(index)
     # A token that is not finite could point into the padding; training skips such a step, indexing must survive it.
-    return torch.cat(best_indices).clamp_(max=len(codes) - 1) if best_indices else left.new_zeros(0, dtype=torch.int64)
+    return torch.cat(best_indices).clamp_(max=len(codes) - 1)
