@@ -16,6 +16,7 @@ from nnunetv2_vqseg.evaluation.models import TrainingRecord
 from nnunetv2_vqseg.evaluation.pictures import METHOD_COLOURS, Picture, colour, picture, report_style
 from nnunetv2_vqseg.evaluation.statistics import MEAN
 from nnunetv2_vqseg.evaluation.table import DECIMALS, number
+from nnunetv2_vqseg.training.curves import PANELS
 
 _CURVE_TITLES = {
     "train_losses": "Training loss",
@@ -40,22 +41,24 @@ def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
                 axes.scatter(values, heights, s=9, color=hue, alpha=0.65, linewidths=0, zorder=3)
         axes.set_yticks(range(len(samples)), [textwrap.fill(method, 18) for method in samples])
         axes.set_ylim(len(samples) - 0.5, -0.5)
+        axes.use_sticky_edges = False  # a bar would otherwise end the axis at its own edge
+        axes.margins(x=0.06)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(_with_unit(metric, summary["units"]))
         axes.set_title(name)
         if metric in ("Dice", "Jaccard"):
             axes.set_xlim(right=1.0)
-        alt = f"Box plot of {metric} for {name}: " + "; ".join(
-            f"{method} median {number(_median(values), DECIMALS[metric])} over {len(values)} cases"
-            for method, values in samples.items()
+        medians = ", ".join(
+            f"{method} {number(_median(values), DECIMALS[metric])}" for method, values in samples.items()
         )
         lost = {
             method: sum(len(cases) for cases in content["cases"].values()) - _known(content["cases"], key, metric)
             for method, content in summary["methods"].items()
         }
         without = ", ".join(f"{count} of {method}" for method, count in lost.items() if count)
-        caption = f"{name}, {metric}." + (f" Without a value: {without}." if without else "")
-        return picture(figure, f"box_{metric.lower()}_{_slug(key)}_{_slug(name)}", alt + ".", caption)
+        caption = f"{name}, median {metric}: {medians}." + (f" Without a value: {without}." if without else "")
+        alt = f"Box plot of the {metric} of {_count(samples)} cases for {name} with each method."
+        return picture(figure, f"box_{metric.lower()}_{_slug(key)}_{_slug(name)}", alt, caption)
 
 
 def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Picture:
@@ -93,8 +96,7 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
             f"{method} is better than {baseline} in {metric} for {better} of {len(ordered)} patients; mean difference "
             f"{number(test['difference'], places, sign=True)}" + (f" ({interval})." if test["n"] > 1 else ".")
         )
-        legend = " Filled dots: better; dashed line and band: mean and its 95 % confidence interval."
-        return picture(figure, f"difference_{metric.lower()}_{_slug(method)}", text, text + legend)
+        return picture(figure, f"difference_{metric.lower()}_{_slug(method)}", text, text)
 
 
 def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
@@ -122,31 +124,32 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
 
 
 def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
-    """The curves that only our trainers record: all loss terms in one figure, everything else in one each."""
+    """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
     names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
-    losses = [name for name in names if "loss" in name.lower()]
+    panels = {title: [name for name in known if name in names] for title, known in PANELS.items()}
+    grouped = {name for known in panels.values() for name in known}
     # a token count is a scale for the utilisation, not a curve of its own
-    tokens = [name for name in names if name.endswith("_tokens")]
-    groups = ([losses] if losses else []) + [[name] for name in names if name not in losses + tokens]
+    panels |= {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
     pictures = []
-    for group in groups:
+    for title, group in panels.items():
+        curves = {name: [r.vqseg_curves[name] for r in folds.values() if name in r.vqseg_curves] for name in group}
+        if not any(math.isfinite(value) for lines in curves.values() for line in lines for value in line):
+            continue
         with report_style():
             figure = Figure(figsize=(4.6, 3.0))
             axes = figure.subplots()
-            for position, name in enumerate(group):
-                hue = colour(METHOD_COLOURS[1:], position)
-                curves = [record.vqseg_curves[name] for record in folds.values() if record.vqseg_curves.get(name)]
-                for index, curve in enumerate(curves):
+            for position, (name, lines) in enumerate(curves.items()):
+                for index, line in enumerate(lines):
                     label = _readable(name) if len(group) > 1 and index == 0 else None
-                    _draw_curve(axes, curve, hue, label)
-            title = "Loss terms" if group == losses else _readable(group[0])
-            axes.set_title(title)
+                    _draw_curve(axes, line, colour(METHOD_COLOURS[1:], position), label)
+            axes.set_title(_readable(title))
             axes.set_xlabel("Epoch")
             if len(group) > 1:
                 axes.legend(fontsize=8)
-            caption = f"{method}: {title[:1].lower()}{title[1:]}." + _token_note(group, folds)
-            stem = "losses" if group == losses else group[0]
-            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(stem)}", caption, caption))
+            else:
+                axes.set_ylabel(_readable(group[0]))
+            caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
+            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", caption, caption))
     return pictures
 
 
@@ -180,12 +183,18 @@ def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> st
     for name in group:
         for record in folds.values():
             if counts := record.vqseg_curves.get(f"{name}_tokens"):
-                return f" Share of codes chosen at least once in an epoch of {counts[-1]:,.0f} tokens."
+                return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
     return ""
 
 
 def _known(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> int:
     return sum(not math.isnan(scores[key][metric]) for cases in folds.values() for scores in cases.values())
+
+
+def _count(samples: Mapping[str, np.ndarray]) -> str:
+    """'40', or '38 to 40' where the methods have values for different numbers of cases."""
+    low, high = min(map(len, samples.values())), max(map(len, samples.values()))
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _median(values: np.ndarray) -> float:
@@ -197,7 +206,7 @@ def _with_unit(metric: str, units: str) -> str:
 
 
 def _readable(name: str) -> str:
-    text = name.replace("utilization", "codebook utilisation").replace("_", " ")
+    text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
     return text[:1].upper() + text[1:]
 
 

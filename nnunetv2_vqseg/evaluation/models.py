@@ -49,7 +49,9 @@ class TrainingRecord:
 
     @property
     def steps(self) -> int | None:
-        """Optimiser steps: epochs times iterations."""
+        """Optimiser steps: as counted, else epochs times iterations."""
+        if isinstance(self.runtime.get("steps"), int):
+            return self.runtime["steps"]
         if self.epochs is None or self.iterations_per_epoch is None:
             return None
         return self.epochs * self.iterations_per_epoch

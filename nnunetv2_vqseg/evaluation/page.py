@@ -27,12 +27,17 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; padding
 a { color: var(--accent); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: collapse; min-width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
+table { border-collapse: separate; border-spacing: 0; min-width: 100%; font-size: .93rem;
+  font-variant-numeric: tabular-nums; }
 caption { padding: 0 0 .5rem; text-align: left; caption-side: top; font-size: .9rem; }
-th, td { padding: .42rem .8rem .42rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+caption span { display: block; position: sticky; left: 0; width: min(100%, calc(100vw - 2rem)); }
+th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { font-weight: 500; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
-th[scope=row], thead th.name { text-align: left; font-weight: 500; }
-th:last-child, td:last-child { padding-right: 0; }
+tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff; text-align: left; }
+th[scope=rowgroup] { padding-top: .9rem; font-weight: 700; }
+th[scope=rowgroup] span { position: sticky; left: 0; }
 td strong { font-weight: 700; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20.5rem), 1fr)); gap: 1.5rem; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
@@ -61,7 +66,8 @@ summary { cursor: pointer; color: var(--accent); }
   figure, tr { break-inside: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
-  th, td { padding-right: .5rem; white-space: normal; }
+  th, td { padding-left: .5rem; white-space: normal; }
+  caption span, tr > :first-child { position: static; }
   .grid, .grid.wide { grid-template-columns: 1fr 1fr; gap: .8rem; }
   .notices { background: none; border: 1px solid var(--line); border-left-width: 4px; }
   a { color: inherit; text-decoration: none; }
@@ -105,24 +111,30 @@ def notice_list(notices: Sequence[str]) -> str:
 
 
 def table(content: Table) -> str:
-    """A table that scrolls on its own where the page is too narrow."""
-    names = content.row_headers
-    head = "".join(
-        f'<th scope="col"{" class=name" if index < names else ""}>{escape(title)}</th>'
-        for index, title in enumerate(content.header)
-    )
-    rows = []
-    for row in content.rows:
-        cells = [f'<th scope="row">{escape(cell.text)}</th>' for cell in row[:names]]
-        for cell in row[names:]:
+    """A table that scrolls on its own where the page is too narrow, its first column standing still."""
+    header, rows = content.header, content.rows
+    if content.grouped:
+        header = header[1:]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
+    body, group = [], None
+    for row in rows:
+        if content.grouped:
+            if row[0].text != group:
+                group = row[0].text
+                title = f'<th scope="rowgroup" colspan="{len(header)}"><span>{escape(group)}</span></th>'
+                body.append(f"</tbody><tbody><tr>{title}</tr>")
+            row = row[1:]
+        cells = [f'<th scope="row">{escape(row[0].text)}</th>']
+        for cell in row[1:]:
             text = escape(cell.text)
             cells.append(f"<td>{f'<strong>{text}</strong>' if cell.bold else text}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    bodies = f"<tbody>{''.join(body)}</tbody>".replace("<tbody></tbody>", "")
+    caption = escape(content.caption)
     # a region that scrolls has to be reachable with the keyboard
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.caption)}"><table>'
-        f"<caption>{escape(content.caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead>{bodies}</table></div>"
     )
 
 

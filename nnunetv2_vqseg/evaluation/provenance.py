@@ -62,48 +62,48 @@ def training_table(summary: Mapping[str, Any]) -> Table:
             seconds, cases = prediction.get("seconds"), prediction.get("n_cases")
             records.append(
                 {
+                    **training["runtime"],
                     "method": name,
                     "trainer": method["training"]["trainer"],
                     "plans": method["training"]["plans"],
                     "fold": fold,
                     **{key: value for key, value in training.items() if key not in ("runtime", "unreadable")},
+                    "images_seen": _images_seen(training),
                     "prediction_seconds_per_case": seconds / cases if seconds and cases else None,
                     "prediction_peak_cuda_memory_bytes": prediction.get("peak_cuda_memory_bytes"),
-                    **training["runtime"],
                 }
             )
-    recorded = list(
-        dict.fromkeys(
-            key
-            for method in summary["methods"].values()
-            for training in method["training"]["folds"].values()
-            for key, value in training["runtime"].items()
-            if isinstance(value, (int, float, str))
-        )
-    )
-    header = ["Method", "Fold", "Steps", "Batch", "Per epoch", "Training", "Prediction per case", "Device"]
+    shown = {"device", "steps", "labeled_batch_size", "unlabeled_batch_size"}
+    runtimes = [
+        training["runtime"] for m in summary["methods"].values() for training in m["training"]["folds"].values()
+    ]
+    recorded = [
+        key
+        for key in dict.fromkeys(key for runtime in runtimes for key in runtime)
+        if key not in shown and any(isinstance(runtime.get(key), (int, float, str)) for runtime in runtimes)
+    ]
     rows = [
         [
-            Cell(record["method"]),
-            Cell(record["fold"]),
+            Cell(record["method"] if len(summary["folds"]) == 1 else f"{record['method']}, fold {record['fold']}"),
             Cell(_steps(record)),
-            Cell(_or_nothing(record["batch_size"])),
+            Cell(_batch(record)),
+            Cell(quantity("", record["images_seen"])),
             Cell(duration(record["seconds_per_epoch"])),
             Cell(duration(record["seconds"])),
             Cell(duration(record["prediction_seconds_per_case"])),
-            Cell(_or_nothing(record["device"])),
+            Cell(record["device"] or NOTHING),
             *(Cell(quantity(key, record.get(key))) for key in recorded),
         ]
         for record in records
     ]
+    header = ["Method", "Steps", "Batch", "Images seen", "Per epoch", "Training", "Prediction per case", "Device"]
     return Table(
         "training",
-        "Optimiser steps are epochs × iterations; times are wall times as recorded, of nnU-Net's epochs without "
-        "set-up and final validation.",
+        "Optimiser steps are epochs × iterations; a batch is labelled + unlabelled images, and images seen are steps "
+        "times batch. Times are wall times of nnU-Net's epochs, without set-up and final validation.",
         [*header, *(_title(key) for key in recorded)],
         rows,
         records,
-        row_headers=2,
     )
 
 
@@ -136,14 +136,26 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _steps(record: Mapping[str, Any]) -> str:
     if record["steps"] is None:
-        return _or_nothing(record["epochs"]) + " epochs" if record["epochs"] else NOTHING
+        return NOTHING if record["epochs"] is None else f"{record['epochs']:,} epochs"
+    if record["epochs"] is None or record["iterations_per_epoch"] is None:
+        return f"{record['steps']:,}"
     return f"{record['steps']:,} ({record['epochs']:,} × {record['iterations_per_epoch']:,})"
 
 
-def _or_nothing(value: Any) -> str:
-    return NOTHING if value is None else str(value)
+def _batch(record: Mapping[str, Any]) -> str:
+    if "labeled_batch_size" in record:
+        return f"{record['labeled_batch_size']} + {record.get('unlabeled_batch_size', 0)}"
+    return NOTHING if record["batch_size"] is None else str(record["batch_size"])
+
+
+def _images_seen(training: Mapping[str, Any]) -> int | None:
+    runtime = training["runtime"]
+    batch = training["batch_size"]
+    if "labeled_batch_size" in runtime:
+        batch = runtime["labeled_batch_size"] + runtime.get("unlabeled_batch_size", 0)
+    return None if batch is None or training["steps"] is None else training["steps"] * batch
 
 
 def _title(key: str) -> str:
-    text = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    text = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ").replace("gpu", "GPU")
     return text[:1].upper() + text[1:]

@@ -22,6 +22,12 @@ SECTIONS = {
 }
 
 
+FULL = ("Dice", "HD95")
+"""The metrics whose figures are not folded away."""
+
+_SIDES = ("method", "baseline")
+
+
 @dataclass(frozen=True)
 class ReportPictures:
     """The figures of a report: boxes and differences by metric, overlays and VQ curves by method."""
@@ -60,13 +66,13 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
         page.table(tables["summary"]),
         page.heading("classes", SECTIONS["classes"]),
         page.table(tables["classes"]),
-        *_metric_galleries(pictures.boxes, "One dot per case; the box holds the middle half.", wide=False),
+        *_boxes(pictures.boxes),
     ]
     if summary["paired"]:
         body += [
             page.heading("paired", SECTIONS["paired"]),
             page.table(tables["paired"]),
-            *_metric_galleries(pictures.differences, "", wide=True),
+            *_differences(pictures.differences),
         ]
     body.append(page.heading("cases", SECTIONS["cases"]))
     body.append(
@@ -81,7 +87,9 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
     body.append(page.definitions(foundation_models(summary)))
     body.append(page.gallery(pictures.curves))
     for method, items in pictures.vqseg_curves.items():
-        body += [f"<h3>{escape(method)}</h3>", page.gallery(items)]
+        body += [f"<h3>{escape(method)}</h3>", page.gallery(items[:3])]
+        if len(items) > 3:
+            body.append(page.details(f"More curves of {method}", page.gallery(items[3:])))
     body += [page.heading("origin", SECTIONS["origin"]), *_origin(summary, tables), "</main>"]
     return page.page(summary["title"], body)
 
@@ -124,23 +132,28 @@ def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, method in summary["methods"].items():
         told = {fold["foundation_model"] for fold in method["training"]["folds"].values()} - {None}
-        found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "None: the checkpoint records none."
+        found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "none recorded in the checkpoint"
     return found
 
 
-_SIDES = ("method", "baseline")
-
-
-def _metric_galleries(groups: Mapping[str, Sequence[Picture]], explanation: str, wide: bool) -> list[str]:
+def _boxes(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
     """Dice and HD95 in full, the other metrics folded away."""
-    parts = [page.paragraph(explanation)] if explanation and groups else []
-    for metric, items in groups.items():
-        gallery = page.gallery(items, wide)
-        if metric in ("Dice", "HD95"):
-            parts += [f"<h3>{escape(metric)}</h3>", gallery]
-        else:
-            parts.append(page.details(metric, gallery))
-    return parts
+    parts = [page.paragraph("One dot per case, folds averaged; the box holds the middle half, the line is the median.")]
+    for metric in FULL:
+        parts += [f"<h3>{metric}</h3>", page.gallery(by_metric[metric])]
+    return parts + [page.details(metric, page.gallery(by_metric[metric])) for metric in by_metric if metric not in FULL]
+
+
+def _differences(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
+    """Dice beside HD95 for each method, the other metrics folded away."""
+    pairs = [item for row in zip(*(by_metric[metric] for metric in FULL), strict=True) for item in row]
+    others = [(metric, items) for metric, items in by_metric.items() if metric not in FULL]
+    explanation = "Filled dots: better than the baseline. Dashed line and band: mean and its 95 % confidence interval."
+    return [
+        page.paragraph(f"One dot per patient. {explanation}"),
+        page.gallery(pairs, wide=True),
+        *(page.details(metric, page.gallery(items, wide=True)) for metric, items in others),
+    ]
 
 
 def _origin(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str]:

@@ -9,6 +9,7 @@ they are not independent.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -149,7 +150,9 @@ def paired_test(baseline: Mapping[str, float], other: Mapping[str, float]) -> di
     if not differences.any():
         return result | {"ci_low": 0.0, "ci_high": 0.0, "p_t": 1.0, "p_wilcoxon": 1.0}
     margin = float(stats.t.ppf(0.975, n - 1) * stats.sem(differences))
-    with np.errstate(divide="ignore", invalid="ignore"):  # all differences equal: t is infinite, p is 0
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        # where all differences are equal t is infinite and p is 0, which scipy warns about
+        warnings.simplefilter("ignore", RuntimeWarning)
         p_t = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return result | {
         "ci_low": result["difference"] - margin,

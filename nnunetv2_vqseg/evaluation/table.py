@@ -27,7 +27,7 @@ class Cell:
 class Table:
     """Formatted cells for readers and the full-precision records behind them for programs.
 
-    The first `row_headers` columns name a row.
+    The first column names a row; in a `grouped` table the first names a group of rows and the second a row in it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Table:
     header: list[str]
     rows: list[list[Cell]]
     records: list[dict[str, Any]]
-    row_headers: int = 1
+    grouped: bool = False
 
     def write(self, folder: Path) -> None:
         """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`."""
@@ -55,7 +55,8 @@ class Table:
 
     def to_latex(self) -> str:
         """A `table` environment for the booktabs package."""
-        columns = "l" * self.row_headers + "r" * (len(self.header) - self.row_headers)
+        names = 2 if self.grouped else 1
+        columns = "l" * names + "r" * (len(self.header) - names)
         lines = [
             r"\begin{table}",
             r"\centering",

@@ -22,7 +22,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     rows, records = _metric_rows(summary, MEAN)
     return Table(
         "summary",
-        "Mean over classes ± standard deviation over patients; the best mean of each column in bold.",
+        "Mean over classes ± standard deviation over patients; the best mean of each column in bold. Empty predictions "
+        "are counted per volume and class.",
         ["Method", *metric_header(summary["units"]), "Empty predictions"],
         rows,
         records,
@@ -42,7 +43,7 @@ def class_table(summary: Mapping[str, Any]) -> Table:
         ["Class", "Method", *metric_header(summary["units"]), "Empty predictions"],
         rows,
         records,
-        row_headers=2,
+        grouped=True,
     )
 
 
@@ -63,7 +64,7 @@ def fold_table(summary: Mapping[str, Any]) -> Table:
         ["Method", "Fold", *metric_header(summary["units"])],
         rows,
         records,
-        row_headers=2,
+        grouped=True,
     )
 
 
@@ -93,7 +94,7 @@ def paired_table(summary: Mapping[str, Any]) -> Table:
         ["Comparison", "Metric", "Patients", "Difference", "Wilcoxon p", "Paired t-test p"],
         rows,
         [{**test, "class": summary["classes"].get(test["class"], test["class"])} for test in summary["paired"]],
-        row_headers=2,
+        grouped=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""A small world in nnU-Net's folders: raw data, two trained models in two folds, and a predictor that errs on purpose."""
+"""A small world in nnU-Net's folders: raw data, two trained models with two folds, a predictor that errs."""
 
 from __future__ import annotations
 
