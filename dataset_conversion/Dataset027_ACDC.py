@@ -17,9 +17,9 @@ from itertools import combinations
 from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
-from volumes import ConversionError
 
-from nnunetv2_vqseg.data.patients import Fold, SplitError, parse_amount, read_list, seeded_order, some
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.patients import Fold, parse_amount, read_list, seeded_order, some
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 FRAME = re.compile(r"(patient\d+_frame(\d+))(_gt)?\.nii(?:\.gz)?")
@@ -55,10 +55,10 @@ def find_patients(root: Path) -> dict[str, Patient]:
     """All patients of an ACDC folder.
 
     Raises:
-        ConversionError: not an ACDC folder, or a patient without its frames.
+        DatasetError: not an ACDC folder, or a patient without its frames.
     """
     if not (root / "training").is_dir():
-        raise ConversionError(f"{root} has no folder 'training'; -i must name the folder into which ACDC was unpacked.")
+        raise DatasetError(f"{root} has no folder 'training'; -i must name the folder into which ACDC was unpacked.")
     folders = [
         (subset, path)
         for subset in ("training", "testing")
@@ -69,10 +69,10 @@ def find_patients(root: Path) -> dict[str, Patient]:
     patients: dict[str, Patient] = {}
     for subset, folder in folders:
         if folder.name in patients:
-            raise ConversionError(f"{folder.name} is both in training and in testing of {root}; remove one of them.")
+            raise DatasetError(f"{folder.name} is both in training and in testing of {root}; remove one of them.")
         patients[folder.name] = _read_patient(subset, folder)
     if not patients:
-        raise ConversionError(f"{root / 'training'} has no folder named patientNNN; -i must name the ACDC folder.")
+        raise DatasetError(f"{root / 'training'} has no folder named patientNNN; -i must name the ACDC folder.")
     return patients
 
 
@@ -88,13 +88,13 @@ def _read_patient(subset: str, folder: Path) -> Patient:
         wanted = _phases(info)
         missing = sorted(wanted - {numbers[case] for case in images})
         if missing:
-            raise ConversionError(
+            raise DatasetError(
                 f"{info} names frame {missing[0]:02d}, but {folder.name}_frame{missing[0]:02d}.nii.gz is not there; "
                 "unpack ACDC again."
             )
         images = {case: path for case, path in images.items() if numbers[case] in wanted}
     if not images:
-        raise ConversionError(f"{folder} has no image named {folder.name}_frameNN.nii.gz; unpack ACDC again.")
+        raise DatasetError(f"{folder} has no image named {folder.name}_frameNN.nii.gz; unpack ACDC again.")
     return Patient(subset, images, labels)
 
 
@@ -102,9 +102,7 @@ def _phases(info: Path) -> set[int]:
     """Numbers of the end-diastolic and the end-systolic frame in an Info.cfg."""
     found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", info.read_text(errors="replace"), flags=re.MULTILINE))
     if set(found) != {"ED", "ES"}:
-        raise ConversionError(
-            f"{info} does not give the frames ED and ES; replace it or remove it to take every frame."
-        )
+        raise DatasetError(f"{info} does not give the frames ED and ES; replace it or remove it to take every frame.")
     return {int(number) for number in found.values()}
 
 
@@ -112,7 +110,7 @@ def _listed(path: Path, patients: dict[str, Patient]) -> list[str]:
     names = read_list(path)
     unknown = [name for name in names if name not in patients]
     if unknown:
-        raise ConversionError(f"The list {path} names {some(unknown)}, which the input folder does not have.")
+        raise DatasetError(f"The list {path} names {some(unknown)}, which the input folder does not have.")
     return names
 
 
@@ -120,7 +118,7 @@ def choose_split(root: Path, patients: dict[str, Patient], args: argparse.Namesp
     """Decide each patient's role: by the lists given, else by those in `protocol/`, else by `testing/` and the seed.
 
     Raises:
-        ConversionError, SplitError: lists that overlap, name unknown patients or leave nobody to train on.
+        DatasetError: lists that overlap, name unknown patients or leave nobody to train on.
     """
     protocol = root / "protocol"
     lists = {
@@ -140,21 +138,21 @@ def choose_split(root: Path, patients: dict[str, Patient], args: argparse.Namesp
     val = by_list.get("val") or rest[: max(1, round(0.1 * len(order)))]
     train = by_list.get("train") or [name for name in rest if name not in val]
     if not train:
-        raise ConversionError("No patient is left for training; shorten the lists of validation and test patients.")
+        raise DatasetError("No patient is left for training; shorten the lists of validation and test patients.")
     labeled, origin = _choose_labeled(protocol, train, patients, args)
 
     roles = {"training": train, "validation": val, "test": test}
     for one, other in combinations(roles, 2):
         both = sorted(set(roles[one]) & set(roles[other]))
         if both:
-            raise ConversionError(f"{some(both)} would be in both {one} and {other}; correct the lists of patients.")
+            raise DatasetError(f"{some(both)} would be in both {one} and {other}; correct the lists of patients.")
     for other in ("validation", "test"):
         both = sorted(set(labeled) & set(roles[other]))
         if both:
-            raise ConversionError(f"{some(both)} would be both labelled and in {other}; correct the lists of patients.")
+            raise DatasetError(f"{some(both)} would be both labelled and in {other}; correct the lists of patients.")
     outside = sorted(set(labeled) - set(train))
     if outside:
-        raise ConversionError(f"{some(outside)} would be labelled but is not a training patient; correct the lists.")
+        raise DatasetError(f"{some(outside)} would be labelled but is not a training patient; correct the lists.")
     origin = (
         f"{'lists' if by_list else f'seed {args.seed}'} for validation and test, {origin} for the labelled patients"
     )
@@ -185,7 +183,7 @@ def make_cases(patients: dict[str, Patient], split: Split, unlabeled_in_splits: 
     """Where each frame goes, and the fold.
 
     Raises:
-        ConversionError: a frame that needs a label has none.
+        DatasetError: a frame that needs a label has none.
     """
     cases: list[Case] = []
     fold: Fold = {"train": [], "val": []}
@@ -196,7 +194,7 @@ def make_cases(patients: dict[str, Patient], split: Split, unlabeled_in_splits: 
             for case, image in sorted(patient.images.items()):
                 label = None if place == "Ul" else patient.labels.get(case)
                 if label is None and place == "Tr":
-                    raise ConversionError(
+                    raise DatasetError(
                         f"{image} has no {case}_gt.nii.gz beside it, which its role needs; unpack again."
                     )
                 cases.append(Case(case, place, image, label))
@@ -214,7 +212,7 @@ def make_cases(patients: dict[str, Patient], split: Split, unlabeled_in_splits: 
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Write `nnUNet_raw/DatasetXXX_ACDC`; raises `ConversionError` or `SplitError`."""
+    """Write `nnUNet_raw/DatasetXXX_ACDC`; raises `DatasetError`."""
     root = args.input / "database" if (args.input / "database" / "training").is_dir() else args.input
     patients = find_patients(root)
     split = choose_split(root, patients, args)
@@ -272,7 +270,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         convert(build_parser().parse_args(argv))
-    except (ConversionError, SplitError) as error:
+    except DatasetError as error:
         raise fail(error) from None
 
 

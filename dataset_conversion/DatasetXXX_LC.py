@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
-from volumes import ConversionError
 
+from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,
-    SplitError,
     group_by_patient,
     parse_amount,
     seeded_order,
@@ -54,10 +53,10 @@ def entries(folder: Path) -> list[Path]:
     """Image files and sub-folders (DICOM series), without hidden ones.
 
     Raises:
-        ConversionError: not a folder.
+        DatasetError: not a folder.
     """
     if not folder.is_dir():
-        raise ConversionError(f"{folder} is not a folder.")
+        raise DatasetError(f"{folder} is not a folder.")
     visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     return [path for path in visible if path.is_dir() or path.name.lower().endswith(EXTENSIONS)]
 
@@ -66,13 +65,13 @@ def find_scans(images: Path, masks: Path | None) -> dict[str, Scan]:
     """CTs and masks by case name, from two folders or from a folder for each case.
 
     Raises:
-        ConversionError: nothing found, a mask without CT, or two files for one case.
+        DatasetError: nothing found, a mask without CT, or two files for one case.
     """
     scans = _scans_of_folders(images) if masks is None else _scans_by_name(images, masks)
     if not scans:
-        raise ConversionError(f"{images} holds no scan: no {', '.join(EXTENSIONS)} file and no DICOM folder.")
+        raise DatasetError(f"{images} holds no scan: no {', '.join(EXTENSIONS)} file and no DICOM folder.")
     if all(scan.mask is None for scan in scans.values()):
-        raise ConversionError(f"No scan in {images} has a mask; masks must be named as their scans or lie beside them.")
+        raise DatasetError(f"No scan in {images} has a mask; masks must be named as their scans or lie beside them.")
     return scans
 
 
@@ -80,7 +79,7 @@ def _scans_by_name(images: Path, masks: Path) -> dict[str, Scan]:
     image_of, mask_of = _by_case(entries(images)), _by_case(entries(masks))
     orphans = sorted(set(mask_of) - set(image_of))
     if orphans:
-        raise ConversionError(f"{mask_of[orphans[0]]} has no scan of the same name in {images}; rename or remove it.")
+        raise DatasetError(f"{mask_of[orphans[0]]} has no scan of the same name in {images}; rename or remove it.")
     return {case: Scan(path, mask_of.get(case)) for case, path in image_of.items()}
 
 
@@ -90,7 +89,7 @@ def _by_case(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         case = _case_name(KIND.sub("", stem(path).removesuffix("_0000") if channel else stem(path)))
         if case in found:
-            raise ConversionError(f"{found[case]} and {path} would both be case {case}; rename one of them.")
+            raise DatasetError(f"{found[case]} and {path} would both be case {case}; rename one of them.")
         found[case] = path
     return found
 
@@ -99,17 +98,17 @@ def _scans_of_folders(root: Path) -> dict[str, Scan]:
     scans: dict[str, Scan] = {}
     for folder in entries(root):
         if not folder.is_dir():
-            raise ConversionError(f"{folder} lies beside the folders of cases; give the folder with the masks with -m.")
+            raise DatasetError(f"{folder} lies beside the folders of cases; give the folder with the masks with -m.")
         inside = entries(folder)
         masks = [path for path in inside if MASK.search(stem(path))]
         # A folder with loose DICOM files is itself the scan.
         images = [path for path in inside if path not in masks] or [folder]
         if len(images) > 1 or len(masks) > 1:
             kind, paths = ("scans", images) if len(images) > 1 else ("masks", masks)
-            raise ConversionError(f"{folder} has several {kind} ({some([path.name for path in paths])}); leave one.")
+            raise DatasetError(f"{folder} has several {kind} ({some([path.name for path in paths])}); leave one.")
         case = _case_name(folder.name)
         if case in scans:
-            raise ConversionError(f"{folder} and another folder would both be case {case}; rename one of them.")
+            raise DatasetError(f"{folder} and another folder would both be case {case}; rename one of them.")
         scans[case] = Scan(images[0], masks[0] if masks else None)
     return scans
 
@@ -127,12 +126,12 @@ def assign(
     unlabelled; those of validation and test patients are left out.
 
     Raises:
-        ConversionError, SplitError: fewer than three patients with masks, or an impossible pattern or percentage.
+        DatasetError: fewer than three patients with masks, or an impossible pattern or percentage.
     """
     patients = group_by_patient(scans, pattern)
     annotated = [name for name, cases in patients.items() if any(scans[case].mask for case in cases)]
     if len(annotated) < 3:
-        raise ConversionError(f"Only {len(annotated)} patients have a mask; training, validation and test need three.")
+        raise DatasetError(f"Only {len(annotated)} patients have a mask; training, validation and test need three.")
     order = seeded_order(annotated, seed)
     n_test, n_val = (max(1, round(share * len(order))) for share in (0.2, 0.1))
     test, val, train = order[:n_test], order[n_test : n_test + n_val], order[n_test + n_val :]
@@ -157,7 +156,7 @@ def assign(
 
 
 def convert(scans: dict[str, Scan], name: str, args: argparse.Namespace, **about: str) -> None:
-    """Write `nnUNet_raw/DatasetXXX_name`; raises `ConversionError` or `SplitError`."""
+    """Write `nnUNet_raw/DatasetXXX_name`; raises `DatasetError`."""
     cases, fold = assign(scans, args.patient_regex, args.seed, args.labeled_percent, args.unlabeled_in_splits)
     bare = sum(scan.mask is None for scan in scans.values())
     print(f"{len(scans)} scans, {bare} of them without a mask; {len(scans) - len(cases)} left out")
@@ -210,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         convert(find_scans(args.images, args.masks), args.name, args)
-    except (ConversionError, SplitError) as error:
+    except DatasetError as error:
         raise fail(error) from None
 
 

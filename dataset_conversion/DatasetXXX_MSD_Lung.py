@@ -13,9 +13,8 @@ from pathlib import Path
 
 from common import fail
 from DatasetXXX_LC import Scan, add_arguments, convert, entries, find_scans, stem
-from volumes import ConversionError
 
-from nnunetv2_vqseg.data.patients import SplitError
+from nnunetv2_vqseg.data.errors import DatasetError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (args.root / "imagesTs").is_dir():
             scans |= {stem(path): Scan(path, None) for path in entries(args.root / "imagesTs")}
         convert(scans, "Lung", args, reference="http://medicaldecathlon.com", license="CC-BY-SA 4.0")
-    except (ConversionError, SplitError) as error:
+    except DatasetError as error:
         raise fail(error) from None
 
 

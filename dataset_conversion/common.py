@@ -7,18 +7,17 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
-from volumes import ConversionError, grid_difference, label_values, read_image, read_volume
+from volumes import grid_difference, label_values, read_image, read_volume
 
-from nnunetv2_vqseg.data.patients import Fold, SplitError, some
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.data.patients import Fold, some
 from nnunetv2_vqseg.data.split import environment_folder, write_splits
 
 ENDING = ".nii.gz"
@@ -70,49 +69,38 @@ def convert_cases(cases: Sequence[Case], dataset: Path, rule: LabelRule, process
     """Check every case and write it into the dataset folder.
 
     Raises:
-        ConversionError: one line for each bad case.
+        DatasetError: one line for each bad case.
     """
     names = [case.name for case in cases]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ConversionError(f"The case names {some(repeated)} occur more than once; rename the files.")
-    for folder in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
-        (dataset / folder).mkdir(exist_ok=True)
-    work = partial(_convert_case, dataset=dataset, rule=rule)
-    if processes > 1:
-        with ProcessPoolExecutor(min(processes, len(cases))) as pool:
-            results = list(tqdm(pool.map(work, cases), total=len(cases), desc="converting", unit="case"))
+        raise DatasetError(f"The case names {some(repeated)} occur more than once; rename the files.")
+    report = Report()
+
+    def count(name: str, result: tuple[int, str]) -> None:
+        report.slices[name] = result[0]
+        report.notes.extend(note for note in result[1:] if note)
+
+    arguments = {case.name: (case, dataset, rule) for case in cases}
+    for_each_case(_convert_case, arguments, processes, "converting", True, count)
+    return report
+
+
+def _convert_case(name: str, case: Case, dataset: Path, rule: LabelRule) -> tuple[int, str]:
+    """Number of slices and, if there is something to say, a note."""
+    image = read_image(case.image)
+    slices = image.GetSize()[2]
+    _store(case.image, image, dataset / IMAGE_FOLDERS[case.place] / f"{name}_0000{ENDING}")
+    if case.label is None or case.place not in LABEL_FOLDERS:
+        return slices, ""
+    label, changed = _checked_label(case.label, image, rule)
+    target = dataset / LABEL_FOLDERS[case.place] / f"{name}{ENDING}"
+    if changed:
+        target.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(label, str(target), useCompression=True)
     else:
-        results = [work(case) for case in tqdm(cases, desc="converting", unit="case")]
-    errors = [error for _, error, _ in results if error]
-    if errors:
-        raise ConversionError("\n       ".join(errors))
-    for folder in (*IMAGE_FOLDERS.values(), *LABEL_FOLDERS.values()):
-        if not any((dataset / folder).iterdir()):
-            (dataset / folder).rmdir()
-    return Report(
-        {name: result[0] for name, result in zip(names, results, strict=True)}, [r[2] for r in results if r[2]]
-    )
-
-
-def _convert_case(case: Case, dataset: Path, rule: LabelRule) -> tuple[int, str, str]:
-    """Slices, error and note of one case (errors are returned, so that one run reports all of them)."""
-    note = ""
-    try:
-        image = read_image(case.image)
-        _store(case.image, image, dataset / IMAGE_FOLDERS[case.place] / f"{case.name}_0000{ENDING}")
-        if case.label is not None and case.place in LABEL_FOLDERS:
-            label, changed = _checked_label(case.label, image, rule)
-            target = dataset / LABEL_FOLDERS[case.place] / f"{case.name}{ENDING}"
-            if changed:
-                sitk.WriteImage(label, str(target), useCompression=True)
-            else:
-                _store(case.label, label, target)
-            if not sitk.GetArrayViewFromImage(label).any():
-                note = f"{case.label} has no foreground"
-    except ConversionError as error:
-        return 0, str(error), ""
-    return image.GetSize()[2], "", note
+        _store(case.label, label, target)
+    return slices, "" if sitk.GetArrayViewFromImage(label).any() else f"{case.label} has no foreground"
 
 
 def _checked_label(path: Path, image: sitk.Image, rule: LabelRule) -> tuple[sitk.Image, bool]:
@@ -123,21 +111,21 @@ def _checked_label(path: Path, image: sitk.Image, rule: LabelRule) -> tuple[sitk
     if rule.values is None:
         foreground = [value for value in values if value != 0]
         if len(foreground) > 1:
-            raise ConversionError(f"{path} is not a binary mask: it has the values {some([str(v) for v in values])}.")
+            raise DatasetError(f"{path} is not a binary mask: it has the values {some([str(v) for v in values])}.")
         if foreground not in ([], [1]):
             label, changed = sitk.Cast(label != 0, sitk.sitkUInt8), True
     elif not set(values) <= set(rule.values):
         unknown = [str(value) for value in values if value not in rule.values]
-        raise ConversionError(f"{path} has the unknown labels {some(unknown)}; allowed are {list(rule.values)}.")
+        raise DatasetError(f"{path} has the unknown labels {some(unknown)}; allowed are {list(rule.values)}.")
     difference = grid_difference(image, label)
     if not difference:
         return label, changed
     if not rule.resample:
         advice = "add --resample-masks if both show the same place" if rule.values is None else "replace it"
-        raise ConversionError(f"{path} {difference}; {advice}.")
+        raise DatasetError(f"{path} {difference}; {advice}.")
     on_grid = sitk.Resample(label, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
     if len(values) > 1 and not sitk.GetArrayViewFromImage(on_grid).any():
-        raise ConversionError(
+        raise DatasetError(
             f"{path} {difference}, and none of it falls into the image; check which files belong together."
         )
     return on_grid, True
@@ -145,6 +133,7 @@ def _checked_label(path: Path, image: sitk.Image, rule: LabelRule) -> tuple[sitk
 
 def _store(source: Path, image: sitk.Image, target: Path) -> None:
     """Copy a NIfTI file as it is (its header too), write anything else through ITK."""
+    target.parent.mkdir(exist_ok=True)
     if source.name.endswith(ENDING):
         shutil.copyfile(source, target)
     elif source.suffix == ".nii":
@@ -167,15 +156,15 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
     A killed run leaves a folder that nnU-Net does not see. The dataset being replaced stays in place to the very end.
 
     Raises:
-        ConversionError: nnUNet_raw is not set, the ID is taken, or the dataset exists and `overwrite` is off.
+        DatasetError: nnUNet_raw is not set, the ID is taken, or the dataset exists and `overwrite` is off.
     """
     raw = environment_folder("nnUNet_raw")
     if raw is None:
-        raise ConversionError("The environment variable nnUNet_raw is not set; set it to the folder for your datasets.")
+        raise DatasetError("The environment variable nnUNet_raw is not set; set it to the folder for your datasets.")
     if not 1 <= dataset_id <= 999:
-        raise ConversionError(f"The dataset ID must be between 1 and 999, not {dataset_id}.")
+        raise DatasetError(f"The dataset ID must be between 1 and 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ConversionError(f"The dataset name '{name}' may have letters, digits, - and _ only.")
+        raise DatasetError(f"The dataset name '{name}' may have letters, digits, - and _ only.")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
     preprocessed = environment_folder("nnUNet_preprocessed")
     parents = [parent for parent in (raw, preprocessed, environment_folder("nnUNet_results")) if parent]
@@ -183,12 +172,10 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
         path for parent in parents for path in parent.glob(f"Dataset{dataset_id:03d}_*") if path.name != target.name
     ]
     if others:
-        raise ConversionError(f"The dataset ID {dataset_id} is taken by {others[0]}; choose another with -d.")
+        raise DatasetError(f"The dataset ID {dataset_id} is taken by {others[0]}; choose another with -d.")
     existing = [parent / target.name for parent in (raw, preprocessed) if parent and (parent / target.name).exists()]
     if existing and not overwrite:
-        raise ConversionError(
-            f"{existing[0]} exists already; add --overwrite to replace it or choose another ID with -d."
-        )
+        raise DatasetError(f"{existing[0]} exists already; add --overwrite to replace it or choose another ID with -d.")
     raw.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(p for mark in (UNFINISHED, REPLACED) for p in raw.glob(f"{mark}{target.name}-*")):
         print(
@@ -228,7 +215,7 @@ def finish_dataset(
         converted_by="nnunetv2_vqseg",
         **about,
     )
-    write_splits([dataset / "splits_final.json"], folds)
+    write_splits([dataset], folds)
 
 
 def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Report) -> None:
@@ -247,13 +234,13 @@ def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Repor
         print(f"Note: {note}.")
     preprocessed = environment_folder("nnUNet_preprocessed")
     if preprocessed is not None and (preprocessed / dataset_name).is_dir():
-        write_splits([preprocessed / dataset_name / "splits_final.json"], [fold], overwrite=True)
+        write_splits([preprocessed / dataset_name], [fold], overwrite=True)
         print(
             f"Note: {preprocessed / dataset_name} was made from the previous data; "
             "run nnUNetv2_vqseg_plan_and_preprocess again before training."
         )
 
 
-def fail(error: ConversionError | SplitError) -> SystemExit:
+def fail(error: DatasetError) -> SystemExit:
     """The exit of a converter on bad input."""
     return SystemExit(f"Error: {error}")

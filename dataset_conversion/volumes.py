@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
-import zlib
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-GZIP_CHUNK = 1 << 22
-
-
-class ConversionError(ValueError):
-    """Input that cannot be converted; the message is one sentence for the user."""
+from nnunetv2_vqseg.data.errors import REPLACE, DatasetError
+from nnunetv2_vqseg.data.images import check_file
 
 
 def read_volume(path: Path) -> sitk.Image:
     """Read a 3D scalar image from a file (NIfTI, NRRD, MHA, ...) or from a folder with one DICOM series.
 
     Raises:
-        ConversionError: unreadable, truncated, not 3D, not scalar, NaN or infinite.
+        DatasetError: unreadable, truncated, not 3D, not scalar, NaN or infinite.
     """
     if path.is_dir():
         image = _read_dicom_series(path)
     else:
-        if path.name.endswith((".nii", ".nii.gz")):
-            _check_nifti_is_complete(path)
+        check_file(path)
         try:
             image = sitk.ReadImage(str(path))
         except RuntimeError as error:
-            raise ConversionError(f"{path} cannot be read: {_reason(error)}; replace it with an intact copy.") from None
+            raise DatasetError(f"{path} cannot be read: {_reason(error)}; {REPLACE}.") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ConversionError(
+        raise DatasetError(
             f"{path} has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values per "
             "voxel; give one 3D image with one value per voxel."
         )
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise ConversionError(f"{path} contains NaN or infinite values; replace them before converting.")
+        raise DatasetError(f"{path} contains NaN or infinite values; replace them before converting.")
     return image
 
 
@@ -49,14 +41,12 @@ def read_image(path: Path) -> sitk.Image:
     """Read an image to segment: as `read_volume`, and not the same value everywhere.
 
     Raises:
-        ConversionError: also for an empty image.
+        DatasetError: also for an empty image.
     """
     image = read_volume(path)
     array = sitk.GetArrayViewFromImage(image)
     if array.min() == array.max():
-        raise ConversionError(
-            f"{path} is empty: every voxel is {array.flat[0]}; leave the case out or replace the file."
-        )
+        raise DatasetError(f"{path} is empty: every voxel is {array.flat[0]}; leave the case out or replace the file.")
     return image
 
 
@@ -64,11 +54,11 @@ def label_values(path: Path, label: sitk.Image) -> list[int]:
     """Sorted values of a label map.
 
     Raises:
-        ConversionError: a value is not a whole number.
+        DatasetError: a value is not a whole number.
     """
     values = np.unique(sitk.GetArrayViewFromImage(label))
     if not np.array_equal(values, np.round(values)):
-        raise ConversionError(f"{path} has values between whole numbers, so it is not a label map; replace it.")
+        raise DatasetError(f"{path} has values between whole numbers, so it is not a label map; replace it.")
     return [int(value) for value in values]
 
 
@@ -94,23 +84,6 @@ def _by(numbers: tuple[float, ...]) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
 
 
-def _check_nifti_is_complete(path: Path) -> None:
-    """ITK fills the missing end of a truncated NIfTI file with zeros and says nothing."""
-    try:
-        stored: Any = nibabel.load(path)
-        data = stored.dataobj
-        expected = data.offset + math.prod(data.shape) * data.dtype.itemsize
-        if path.name.endswith(".gz"):
-            with gzip.open(path) as stream:
-                length = sum(map(len, iter(lambda: stream.read(GZIP_CHUNK), b"")))
-        else:
-            length = path.stat().st_size
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ConversionError(f"{path} cannot be read: {_reason(error)}; replace it with an intact copy.") from None
-    if length < expected:
-        raise ConversionError(f"{path} ends after {length} of {expected} bytes; replace it with an intact copy.")
-
-
 def _read_dicom_series(folder: Path) -> sitk.Image:
     """Read the only DICOM series found in a folder or below it, in units of the rescaled values (HU for CT)."""
     reader = sitk.ImageSeriesReader()
@@ -119,19 +92,19 @@ def _read_dicom_series(folder: Path) -> sitk.Image:
     series = [(place, uid) for place in subfolders for uid in reader.GetGDCMSeriesIDs(str(place))]
     if len(series) != 1:
         found = f"{len(series)} DICOM series" if series else "no DICOM series"
-        raise ConversionError(f"{folder} holds {found}; put exactly one series into the folder of a case.")
+        raise DatasetError(f"{folder} holds {found}; put exactly one series into the folder of a case.")
     place, uid = series[0]
     files = reader.GetGDCMSeriesFileNames(str(place), uid)
     strays = {str(path) for path in place.iterdir() if path.suffix.lower() == ".dcm"} - set(files)
     if strays:
-        raise ConversionError(f"{min(strays)} is damaged or of another kind than the files beside it; export it again.")
+        raise DatasetError(f"{min(strays)} is damaged or of another kind than the files beside it; export it again.")
     reader.SetFileNames(files)
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise ConversionError(f"The DICOM series in {place} cannot be read: {_reason(error)}.") from None
+        raise DatasetError(f"The DICOM series in {place} cannot be read: {_reason(error)}.") from None
     if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        raise ConversionError(f"The DICOM series in {place} has missing or unevenly spaced slices; export it again.")
+        raise DatasetError(f"The DICOM series in {place} has missing or unevenly spaced slices; export it again.")
     return image
 
 

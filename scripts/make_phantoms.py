@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dataset_conversion"))
 from common import IMAGE_FOLDERS, LABEL_FOLDERS, Case, Report, announce, fail, finish_dataset, new_dataset
-from volumes import ConversionError
 
+from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.patients import Fold
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             about = {"dataset_name": "Phantom", "license": "CC0", "description": f"synthetic, seed {args.seed}"}
             finish_dataset(dataset, cases, [fold], channel="cineMRI", labels=LABELS, **about)
         announce(f"Dataset{args.dataset_id:03d}_Phantom", cases, fold, report)
-    except ConversionError as error:
+    except DatasetError as error:
         raise fail(error) from None
 
 

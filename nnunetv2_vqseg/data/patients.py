@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nnunetv2_vqseg.data.errors import DatasetError
+
 Fold = dict[str, list[str]]
 
 # `patient001_frame01`, `sub-03_ses-2` and `P7_ED` belong to patients `patient001`, `sub-03` and `P7`; any other name is
@@ -15,26 +17,22 @@ Fold = dict[str, list[str]]
 PATIENT_PATTERN = r"(.+?)(?:[_-](?:frame|phase|time|visit|scan|session|ses)[_-]?\d+|[_-](?:ED|ES))*$"
 
 
-class SplitError(ValueError):
-    """A split that cannot be made; the message is one sentence for the user."""
-
-
 def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> dict[str, list[str]]:
     """Cases of each patient, both sorted; the patient is the pattern's first group, or its whole match.
 
     Raises:
-        SplitError: the pattern is not a regular expression or does not match the beginning of a case's name.
+        DatasetError: the pattern is not a regular expression or does not match the beginning of a case's name.
     """
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise SplitError(f"The patient pattern '{pattern}' is not a regular expression ({error}).") from None
+        raise DatasetError(f"The patient pattern '{pattern}' is not a regular expression ({error}).") from None
     patients: dict[str, list[str]] = {}
     for case in sorted(cases):
         match = regex.match(case)
         patient = match and match.group(1 if regex.groups else 0)
         if not patient:
-            raise SplitError(f"The patient pattern '{pattern}' finds no patient in the case name '{case}'.")
+            raise DatasetError(f"The patient pattern '{pattern}' finds no patient in the case name '{case}'.")
         patients.setdefault(patient, []).append(case)
     return patients
 
@@ -52,34 +50,33 @@ def parse_amount(text: str, total: int, what: str) -> int:
     """Number of patients meant by `7` or `10%` of `total` (rounded half up, at least 1).
 
     Raises:
-        SplitError: neither a whole number nor a percentage, or not between 1 and `total`.
+        DatasetError: neither a whole number nor a percentage, or not between 1 and `total`.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     if match is None or not (match.group(2) or match.group(1).isdigit()):
-        raise SplitError(f"{what}: '{text}' is neither a number of patients such as 7 nor a percentage such as 10%.")
-    value = float(match.group(1))
-    number = max(1, math.floor(total * value / 100 + 0.5)) if match.group(2) else int(value)
-    if value == 0 or not 1 <= number <= total:
-        raise SplitError(f"{what}: '{text}' asks for {number if value else 0} of {total} patients; give 1 to {total}.")
-    return number
+        raise DatasetError(f"{what}: '{text}' is neither a number of patients such as 7 nor a percentage such as 10%.")
+    value, whole = float(match.group(1)), 100 if match.group(2) else total
+    if not 0 < value <= whole:
+        raise DatasetError(f"{what}: '{text}' must be more than 0 and at most all {total} patients (100%).")
+    return max(1, math.floor(total * value / whole + 0.5))
 
 
 def read_list(path: Path) -> list[str]:
     """Names in a text file, one a line; empty lines and lines that start with # are skipped.
 
     Raises:
-        SplitError: the file cannot be read, is empty or names something twice.
+        DatasetError: the file cannot be read, is empty or names something twice.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SplitError(f"The list {path} cannot be read ({error}).") from None
+        raise DatasetError(f"The list {path} cannot be read ({error}).") from None
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
-        raise SplitError(f"The list {path} is empty; it needs one name a line.")
+        raise DatasetError(f"The list {path} is empty; it needs one name a line.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise SplitError(f"The list {path} names {some(repeated)} more than once; remove the repetition.")
+        raise DatasetError(f"The list {path} names {some(repeated)} more than once; remove the repetition.")
     return names
 
 
@@ -92,18 +89,18 @@ def patients_of_list(path: Path, patients: dict[str, list[str]]) -> list[str]:
     """Patients named in a list of patients or of cases.
 
     Raises:
-        SplitError: an unknown name, or a patient of whom only some cases are listed.
+        DatasetError: an unknown name, or a patient of whom only some cases are listed.
     """
     names = set(read_list(path))
     owner = {case: patient for patient, cases in patients.items() for case in cases}
     unknown = sorted(name for name in names if name not in patients and name not in owner)
     if unknown:
-        raise SplitError(f"The list {path} names {some(unknown)}, which the dataset does not have.")
+        raise DatasetError(f"The list {path} names {some(unknown)}, which the dataset does not have.")
     chosen = {name if name in patients else owner[name] for name in names}
     for patient in sorted(chosen - names):
         missing = [case for case in patients[patient] if case not in names]
         if missing:
-            raise SplitError(
+            raise DatasetError(
                 f"The list {path} names some cases of patient {patient} but not {some(missing)}; "
                 "all cases of a patient must be on the same side of a split."
             )
@@ -123,7 +120,7 @@ def make_fold(patients: dict[str, list[str]], labeled: str, val: str | Sequence[
     chosen_val = order[: parse_amount(val, len(order), "--val")] if isinstance(val, str) else list(val)
     train = [patient for patient in order if patient not in set(chosen_val)]
     if not train:
-        raise SplitError(f"All {len(order)} patients are for validation; leave some for training.")
+        raise DatasetError(f"All {len(order)} patients are for validation; leave some for training.")
     number = parse_amount(labeled, len(train), "--labeled")
 
     def cases(names: Iterable[str]) -> list[str]:

@@ -14,35 +14,43 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,
-    SplitError,
     group_by_patient,
     make_fold,
     patients_of_list,
     some,
 )
+from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, load_splits
 
 
-def write_splits(files: Sequence[Path], folds: list[Fold], overwrite: bool = False, append: bool = False) -> list[Path]:
-    """Write the folds to every file, or add them behind the folds that are there; an old file is kept as `.bak-N`.
+def write_splits(
+    folders: Sequence[Path], folds: list[Fold], overwrite: bool = False, append: bool = False
+) -> list[Path]:
+    """Write `splits_final.json` into every folder, the same everywhere; an old file is kept as `.bak-N`.
+
+    Args:
+        overwrite: replace the folds that are there.
+        append: add the new folds behind those that are there.
 
     Returns:
         The backups made. Files that already hold exactly these folds are left alone.
 
     Raises:
-        SplitError: other folds are there without `overwrite` or `append`, or the files to append to differ.
+        DatasetError: other folds are there without `overwrite` or `append`, or the files to append to differ.
     """
-    present = {file: _read_folds(file, tolerant=overwrite) for file in files if file.exists()}
+    files = [folder / SPLITS_FILE for folder in folders]
+    present = {file: _read_folds(file, overwrite) for file in files if file.exists()}
     if append and present:
         first, *others = present.values()
         if any(other != first for other in others):
-            raise SplitError(f"{' and '.join(map(str, present))} differ, so nothing can be added; use --overwrite.")
+            raise DatasetError(f"{' and '.join(map(str, present))} differ, so nothing can be added; use --overwrite.")
         folds = [*first, *(fold for fold in folds if fold not in first)]
     outdated = [file for file in present if present[file] != folds]
     if outdated and not (overwrite or append):
-        raise SplitError(f"{outdated[0]} exists with other folds; add --append to keep them or --overwrite to replace.")
+        raise DatasetError(f"{outdated[0]} has other folds; add --append to keep them or --overwrite to replace them.")
     backups = [_back_up(file) for file in outdated]
     for file in files:
         if present.get(file) != folds:
@@ -52,16 +60,13 @@ def write_splits(files: Sequence[Path], folds: list[Fold], overwrite: bool = Fal
     return backups
 
 
-def _read_folds(file: Path, tolerant: bool) -> list[Fold]:
+def _read_folds(file: Path, overwrite: bool) -> list[Fold]:
     try:
-        folds = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(folds, list) and all(isinstance(fold, dict) for fold in folds):
-            return folds
-    except (OSError, ValueError):
-        pass
-    if tolerant:
-        return []
-    raise SplitError(f"{file} is not a readable list of folds; repair it or use --overwrite.")
+        return load_splits(file.parent)
+    except DatasetError:
+        if overwrite:  # whatever it is, it is backed up
+            return []
+        raise
 
 
 def _back_up(file: Path) -> Path:
@@ -86,7 +91,7 @@ def find_dataset(raw: Path, dataset: str) -> Path:
         found = [raw / dataset] if (raw / dataset).is_dir() else []
     if len(found) != 1:
         names = f"has {some([path.name for path in found])}" if found else "has none"
-        raise SplitError(f"Dataset {dataset} must be exactly one folder in nnUNet_raw ({raw}), which {names}.")
+        raise DatasetError(f"Dataset {dataset} must be exactly one folder in nnUNet_raw ({raw}), which {names}.")
     return found[0]
 
 
@@ -94,13 +99,13 @@ def training_cases(dataset: Path) -> list[str]:
     """Names of the cases in `imagesTr`, each of which must have a label.
 
     Raises:
-        SplitError: `dataset.json` or `imagesTr` is unusable, or a case has no label.
+        DatasetError: `dataset.json` or `imagesTr` is unusable, or a case has no label.
     """
     try:
         description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
         ending = description["file_ending"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SplitError(f"{dataset / 'dataset.json'} cannot be read or lacks 'file_ending' ({error!r}).") from None
+        raise DatasetError(f"{dataset / 'dataset.json'} cannot be read or lacks 'file_ending' ({error!r}).") from None
     if "dataset" in description:
         return sorted(description["dataset"])
     pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
@@ -108,10 +113,10 @@ def training_cases(dataset: Path) -> list[str]:
     names = [path.name for path in images.iterdir()] if images.is_dir() else []
     cases = sorted({match.group(1) for match in map(pattern.fullmatch, names) if match})
     if not cases:
-        raise SplitError(f"{images} has no file named CASE_0000{ending}; nnU-Net needs its images there.")
+        raise DatasetError(f"{images} has no file named CASE_0000{ending}; nnU-Net needs its images there.")
     bare = [case for case in cases if not (dataset / "labelsTr" / f"{case}{ending}").is_file()]
     if bare:
-        raise SplitError(f"{some(bare)} in {images} has no label in labelsTr; move images without labels to imagesUl.")
+        raise DatasetError(f"{some(bare)} in {images} has no label in labelsTr; move unlabelled images to imagesUl.")
     return cases
 
 
@@ -153,39 +158,40 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What the command does, after parsing; raises `SplitError`."""
+    """What the command does, after parsing; raises `DatasetError`."""
     raw = environment_folder("nnUNet_raw")
     if raw is None:
-        raise SplitError("The environment variable nnUNet_raw is not set; set it to the folder with your datasets.")
+        raise DatasetError("The environment variable nnUNet_raw is not set; set it to the folder with your datasets.")
     dataset = find_dataset(raw, args.dataset)
     patients = group_by_patient(training_cases(dataset), args.patient_regex)
     val = patients_of_list(args.val_list, patients) if args.val_list else args.val
     folds = [make_fold(patients, args.labeled, val, seed) for seed in dict.fromkeys(args.seed)]
 
-    files = [dataset / "splits_final.json"]
+    folders = [dataset]
     preprocessed = environment_folder("nnUNet_preprocessed")
     if preprocessed is not None and (preprocessed / dataset.name).is_dir():
-        files.append(preprocessed / dataset.name / "splits_final.json")
-    backups = write_splits(files, folds, overwrite=args.overwrite, append=args.append)
+        folders.append(preprocessed / dataset.name)
+    backups = write_splits(folders, folds, overwrite=args.overwrite, append=args.append)
 
     example, cases = next(iter(patients.items()))
     total = sum(map(len, patients.values()))
     print(f"{dataset.name}: {total} cases of {len(patients)} patients (for example {example}: {', '.join(cases)})")
-    written = json.loads(files[0].read_text(encoding="utf-8"))
+    written = load_splits(dataset)
     owner = {case: patient for patient, cases in patients.items() for case in cases}
     for seed, fold in zip(dict.fromkeys(args.seed), folds, strict=True):
         parts = [f"{len({owner[case] for case in fold[key]})} patients {key} ({len(fold[key])} cases)" for key in fold]
         print(f"fold {written.index(fold)} (seed {seed}): {', '.join(parts)}")
-    for kind, paths in (("kept the old file as", backups), ("splits are in", files)):
-        for path in paths:
-            print(f"{kind} {path}")
+    for backup in backups:
+        print(f"kept the old file as {backup}")
+    for folder in folders:
+        print(f"splits are in {folder / SPLITS_FILE}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `nnUNetv2_vqseg_split`."""
     try:
         run(_build_parser().parse_args(argv))
-    except SplitError as error:
+    except DatasetError as error:
         raise SystemExit(f"Error: {error}") from None
 
 
