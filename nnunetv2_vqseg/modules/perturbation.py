@@ -91,6 +91,14 @@ class QuantizedPerturbation(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None, "_reference": torch.empty(0, 0)}
 
+    def discard_table(self) -> None:
+        """Forget the neighbour table; the next `prepare` builds a new one from the codes as they are then.
+
+        Called at the start of an epoch, it makes what follows independent of when the table was built before, so that a
+        resumed training draws what an uninterrupted one would have drawn.
+        """
+        self._table = None
+
     @torch.no_grad()
     def prepare(self, codes: Tensor) -> bool:
         """Bring the neighbour table up to date; call it before a step, outside compiled code.

@@ -176,6 +176,12 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
                 dist.broadcast(state, 0)
         self.teacher.module.load_state_dict(student.state_dict())
 
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's; QPM's neighbours are looked up anew, so that resuming changes nothing."""
+        super().on_train_epoch_start()
+        if self.vqseg_network.perturbation is not None:
+            self.vqseg_network.perturbation.discard_table()
+
     def train_step(self, batch: dict) -> dict:
         """One iteration: views, teacher, student, losses, step (METHOD of the README)."""
         views, statistics = self._teacher_views(batch)

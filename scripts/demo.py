@@ -1,0 +1,148 @@
+"""The whole path on a small dataset: data, plan, training of stock nnU-Net and VQ-Seg, prediction, report.
+
+Called by `scripts/demo.sh`, which makes the environment. On a CPU the plan is shrunk and the training short; the report
+says how many steps each method had. Everything is written below --out; nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+STOCK, OURS = "nnUNetTrainerSupervised", "nnUNetTrainerVQSeg"
+PLANS = "nnUNetVQSegPlans"
+EPOCHS = 10
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    home = args.out.resolve()
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(home / f"nnUNet_{name}")
+        (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("nnUNet_def_n_proc", "2")
+    os.environ.setdefault("nnUNet_n_proc_DA", "2")
+    started = time.monotonic()
+
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
+    say(f"1/5 Data: {'phantoms' if args.data is None else args.data}, {args.labeled} labelled patients")
+    dataset_id = make_dataset(args)
+    say("2/5 Plan and preprocess")
+    plan(dataset_id, args, device.type == "cuda")
+    for number, trainer in enumerate((STOCK, OURS), start=3):
+        say(f"{number}/5 Train {trainer} for {args.steps} steps on {device}")
+        train(dataset_id, trainer, device)
+    say("5/5 Predict the test set, evaluate, write the report")
+    summary = report(dataset_id, args, device.type)
+    print_table(summary)
+    print(f"Report: {home / 'report' / 'index.html'}")
+    print(f"Whole path: {(time.monotonic() - started) / 60:.1f} minutes, not counting the installation.")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, metavar="DIR", help="an ACDC folder instead of the phantoms")
+    parser.add_argument("--out", type=Path, default=SCRIPTS.parent / "demo_output", help="default: demo_output/")
+    parser.add_argument("--labeled", type=int, default=3, metavar="N", help="labelled patients (default: 3)")
+    parser.add_argument("--steps", type=int, default=400, metavar="N", help="training steps a method (default: 400)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    args = parser.parse_args(argv)
+    if args.steps < EPOCHS:
+        parser.error(f"--steps must be at least {EPOCHS}")
+    return args
+
+
+def say(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
+
+
+def make_dataset(args: argparse.Namespace) -> int:
+    """Write the raw dataset unless an earlier run of the demo has; returns its ID."""
+    dataset_id = 901 if args.data is None else 27
+    if list(Path(os.environ["nnUNet_raw"]).glob(f"Dataset{dataset_id:03d}_*")):
+        print("The dataset is there from an earlier run.")
+        return dataset_id
+    if args.data is None:
+        command = [SCRIPTS / "make_phantoms.py", "--labeled", str(args.labeled), "--seed", str(args.seed)]
+    else:
+        converter = SCRIPTS.parent / "dataset_conversion" / "Dataset027_ACDC.py"
+        command = [converter, "-i", args.data, "--labeled", str(args.labeled)]
+    done = subprocess.run([sys.executable, *map(str, command)], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return dataset_id
+
+
+def plan(dataset_id: int, args: argparse.Namespace, has_gpu: bool) -> None:
+    """nnU-Net's planning with the unlabelled images, then a plan and a budget that this machine can carry."""
+    from small_plan import main as edit_plan
+
+    from nnunetv2_vqseg.planning.entrypoint import main as plan_and_preprocess
+
+    common = ["-d", str(dataset_id), "-npfp", "2", "-np", "2", "--no_pbar"]
+    plan_and_preprocess([*common, "--no_pp"])
+    budget = [
+        f"num_epochs={EPOCHS}",
+        f"iterations_per_epoch={args.steps // EPOCHS}",
+        "val_iterations_per_epoch=5",
+        f"seed={args.seed}",
+    ]
+    shape = [] if has_gpu else ["--patch", "64", "--features", "16", "--max-features", "64"]
+    if not has_gpu:
+        budget.append("num_codes=1024")
+        if args.data is not None:
+            shape += ["--spacing", "4"]
+    edit_plan(["-d", str(dataset_id), *shape, "--set", *budget])
+
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
+
+    preprocess([dataset_id], PLANS, ["2d"], [2], show_progress_bar=False)
+
+
+def train(dataset_id: int, trainer: str, device: object) -> None:
+    """`nnUNetv2_train`, in this process: importing nnU-Net again would cost ten seconds each time."""
+    from nnunetv2.run.run_training import run_training
+
+    folder = list(Path(os.environ["nnUNet_results"]).glob(f"Dataset{dataset_id:03d}_*/{trainer}__{PLANS}__2d/fold_0"))
+    if folder and (folder[0] / "validation" / "summary.json").is_file():
+        print("Trained by an earlier run.")
+        return
+    run_training(str(dataset_id), "2d", 0, trainer, PLANS, continue_training=bool(folder), device=device)
+
+
+def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict:
+    from nnunetv2_vqseg.evaluation.compare import run
+
+    notes = [
+        f"Demonstration: {args.labeled} labelled patients, {args.steps} steps each. Too short to rank the methods: it "
+        "shows that the whole path works on this machine.",
+    ]
+    return run(
+        dataset_id,
+        [STOCK, OURS],
+        args.out,
+        plans=[PLANS],
+        labels=["nnU-Net (supervised)", "VQ-Seg"],
+        device=device,
+        num_processes=2,
+        title="VQ-Seg demonstration",
+        notes=notes,
+    )
+
+
+def print_table(summary: dict) -> None:
+    print(json.dumps(summary, indent=1)[:2000])
+
+
+if __name__ == "__main__":
+    main()
