@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunetv2_vqseg.config import ConfigError, VQSegConfig
 from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.image_decoder import ImageDecoder
 from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
 from nnunetv2_vqseg.modules.quantizer import VectorQuantizer
@@ -288,9 +289,10 @@ def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides) 
 
 
 def _relative_error(quantized: Tensor, z: Tensor) -> Tensor:
-    """Squared error of q(z) against z without gradient to z, over z's variance.
+    """Squared error of q(z) against z without gradient to z, over z's variance in the batches of all processes.
 
     Where the decoder reads z, this is what gives q(z), and with it QPM's c_j - c_i, the scale of features.
     """
     target = z.detach().float()
-    return F.mse_loss(quantized.float(), target) / target.var().clamp_min(1e-6)
+    mean, mean_square = mean_over_processes(torch.stack((target.mean(), target.var(correction=0) + target.mean() ** 2)))
+    return F.mse_loss(quantized.float(), target) / (mean_square - mean**2).clamp_min(1e-6)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
+
 
 class PostVQFeatureAdapter(nn.Module):
     """PFA: resizes q(z) to the foundation model's patch grid, then a 1x1 convolution to its width (Section 3.5).
@@ -27,7 +29,7 @@ class PostVQFeatureAdapter(nn.Module):
 
 
 def patch_contrastive_loss(
-    adapted: Tensor, target: Tensor, temperature: float = 0.07, mask: Tensor | None = None
+    adapted: Tensor, target: Tensor, temperature: float = 0.07, mask: Tensor | None = None, ddp: bool = False
 ) -> Tensor:
     """InfoNCE between adapted tokens and foundation features, patch by patch within each image (Eq. 11).
 
@@ -39,6 +41,8 @@ def patch_contrastive_loss(
         target: (B, C', H', W') features of the foundation model; receives none.
         temperature: tau > 0.
         mask: (B, H', W') bool, True where a patch takes part, as a positive and as a negative; None keeps all.
+        ddp: divide by the kept patches of all processes, so that gradients averaged by DistributedDataParallel are
+            those of one process with the whole batch.
 
     Returns:
         The mean over the kept patches of all images, a scalar; 0 with a gradient path (needed by DDP) if none is kept.
@@ -62,7 +66,10 @@ def patch_contrastive_loss(
         if mask is None:
             return (similarity.logsumexp(dim=2) - positive).mean()
         kept = mask.flatten(1).bool()  # (B, N)
-        # Not -inf: an image without a kept patch would have rows of nothing else, and NaN as their gradient.
+        # Finite, because an image without a kept patch has rows of nothing else, and -inf - -inf is not a number.
         negatives = similarity.masked_fill(~kept[:, None, :], torch.finfo(similarity.dtype).min)
         per_patch = torch.where(kept, negatives.logsumexp(dim=2) - positive, 0.0)
-        return per_patch.sum() / kept.sum().clamp(min=1)
+        count = kept.sum().float()
+        if ddp:
+            count = mean_over_processes(count)
+        return per_patch.sum() / count.clamp(min=torch.finfo(count.dtype).tiny)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
+
 # Assignments of one chunk of tokens: 4 million, 16 MB in float32.
 _CHUNK_ELEMENTS = 2**22
 
 
-def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tensor) -> Tensor:
+def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tensor, ddp: bool = False) -> Tensor:
     """Mean entropy of the tokens' soft assignments minus entropy of the mean assignment.
 
     With p_n = softmax(-|x_n - c|^2 / temperature) and p their mean, this is -mean_n KL(p_n || p): minus the information
@@ -22,18 +24,22 @@ def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tenso
         tokens: (N, d), N > 0.
         codes: (K, d).
         temperature: divides the squared distances, > 0.
+        ddp: take the mean assignment over all processes, each with the same number of tokens; the value is then this
+            process's part, and gradients averaged by DistributedDataParallel are those of one process with all tokens.
 
     Returns:
         Scalar in [-log(min(N, K)), 0].
     """
-    gradient_tokens, gradient_codes, value = _value_and_gradients(tokens.detach(), codes.detach(), temperature)
+    gradient_tokens, gradient_codes, value = _value_and_gradients(tokens.detach(), codes.detach(), temperature, ddp)
     # A term that is linear in the inputs, has the gradient above and is zero in value.
     linear = (tokens * gradient_tokens).sum() + (codes * gradient_codes).sum()
     return value + (linear - linear.detach())
 
 
 @torch.no_grad()
-def _value_and_gradients(tokens: Tensor, codes: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _value_and_gradients(
+    tokens: Tensor, codes: Tensor, temperature: float | Tensor, ddp: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     count = len(tokens)
     norms = codes.square().sum(dim=1)
     chunks = tokens.split(max(1, _CHUNK_ELEMENTS // len(codes)))
@@ -45,7 +51,8 @@ def _value_and_gradients(tokens: Tensor, codes: Tensor, temperature: float | Ten
     mean = torch.zeros_like(norms)
     for some_tokens in chunks:
         mean += log_assignments(some_tokens).exp_().sum(dim=0)
-    log_mean = (mean / count).clamp_min(torch.finfo(mean.dtype).tiny).log()
+    mean = mean_over_processes(mean / count) if ddp else mean / count
+    log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
     value = norms.new_zeros(())
     gradient_tokens = []

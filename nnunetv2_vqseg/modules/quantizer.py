@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunetv2_vqseg.modules.collectives import is_distributed, mean_over_processes
 from nnunetv2_vqseg.modules.entropy import assignment_entropy
 from nnunetv2_vqseg.modules.lookup import nearest_codes
 from nnunetv2_vqseg.modules.usage import CodebookUsage
@@ -203,7 +204,7 @@ class VectorQuantizer(nn.Module):
         self.codebook.copy_(self._unmapped(samples))
         self._steps_since_use.zero_()
         self.initialized = True
-        if _distributed():
+        if is_distributed():
             dist.broadcast(self.codebook, 0)
 
     @torch.no_grad()
@@ -226,7 +227,7 @@ class VectorQuantizer(nn.Module):
         """
         used = torch.zeros(self.num_codes, dtype=torch.uint8, device=indices.device)
         used[indices.flatten()] = 1
-        if _distributed():
+        if is_distributed():
             dist.all_reduce(used, dist.ReduceOp.MAX)
         self._steps_since_use = (self._steps_since_use.to(used.device) + 1) * (1 - used)
         if not self.restart_after or tokens is None:
@@ -240,7 +241,7 @@ class VectorQuantizer(nn.Module):
         dead = dead[torch.randperm(len(dead), device=dead.device)[: len(drawn)]]
         self.codebook[dead] = self._unmapped(tokens[drawn])
         self._steps_since_use[dead] = 0
-        if _distributed():
+        if is_distributed():
             dist.broadcast(self.codebook, 0)
             dist.broadcast(self._steps_since_use, 0)
         return len(dead)
@@ -285,7 +286,7 @@ class VectorQuantizer(nn.Module):
         temperature: float | Tensor = self.entropy_temperature
         if not self.normalize:
             temperature = temperature * _mean_squared_distance(tokens.detach(), codes.detach()) / 2.0
-        return assignment_entropy(tokens, codes, temperature)
+        return assignment_entropy(tokens, codes, temperature, ddp=is_distributed())
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or tokens.shape[1] != self.code_dim:
@@ -293,11 +294,8 @@ class VectorQuantizer(nn.Module):
 
 
 def _mean_squared_distance(tokens: Tensor, codes: Tensor) -> Tensor:
-    """Mean of |x - c|^2 over all pairs, at least a tiny positive number."""
+    """Mean of |x - c|^2 over all pairs (tokens of all processes), at least a tiny positive number."""
     center = codes.mean(dim=0)
-    spread = (codes - center).square().sum(dim=1).mean() + (tokens - center).square().sum(dim=1).mean()
+    around_codes = (codes - center).square().sum(dim=1).mean()
+    spread = around_codes + mean_over_processes((tokens - center).square().sum(dim=1).mean())
     return spread.clamp_min(torch.finfo(spread.dtype).tiny)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
