@@ -192,7 +192,7 @@ def make_cases(patients: dict[str, Patient], split: Split, unlabeled_in_splits: 
         for name in names:
             patient = patients[name]
             for case, image in sorted(patient.images.items()):
-                label = None if place == "Ul" else patient.labels.get(case)
+                label = patient.labels.get(case)
                 if label is None and place == "Tr":
                     raise DatasetError(
                         f"{image} has no {case}_gt.nii.gz beside it, which its role needs; unpack again."

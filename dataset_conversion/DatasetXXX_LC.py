@@ -149,7 +149,7 @@ def assign(
             if scan.mask is None and role in ("test", "val"):
                 continue
             place = "Ts" if role == "test" else "Tr" if scan.mask and role in fold else "Ul"
-            cases.append(Case(name, place, scan.image, None if place == "Ul" else scan.mask))
+            cases.append(Case(name, place, scan.image, scan.mask))
             if place == "Tr":
                 fold[role].append(name)
     return cases, fold

@@ -127,19 +127,21 @@ def test_smaller_shares_are_subsets_and_the_test_set_stays(raw: Path, hospital: 
     assert sides[0]["val"] == sides[2]["val"]
 
 
+@pytest.mark.parametrize("seed", range(3))
 def test_scans_without_a_mask_are_unlabelled_but_never_of_a_test_patient(
-    raw: Path, hospital: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    raw: Path, hospital: tuple[Path, Path], seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, masks = hospital
     for number in range(20, 25):
         write_volume(images / f"P{number}.nrrd", ct(number), CT_SPACING)
     for number in range(1, 10):  # a second scan of everybody, without a mask
         write_volume(images / f"P{number:02d}_scan2.nrrd", ct(100 + number), CT_SPACING)
-    convert(images, masks)
+    convert(images, masks, "--seed", seed)
     sides = sides_of(raw / "Dataset040_LC")
     assert {f"P{number}" for number in range(20, 25)} < sides["Ul"]
     held_out = {case.split("_")[0] for case in sides["test"] | sides["val"]}
     assert not held_out & {case.split("_")[0] for case in sides["Ul"]}
+    assert len(list((raw / "Dataset040_LC" / "labelsTs").iterdir())) == len(sides["test"])
     assert "14 of them without a mask" in capsys.readouterr().out
 
 
@@ -180,6 +182,8 @@ def test_masks_on_another_grid_are_refused_or_resampled(
     message = fails(main, "-d", 40, "-i", images, "-m", masks, "-np", 1)
     assert "16 x 24 x 3 voxels where the image has 10 x 12 x 3" in message
     assert "--resample-masks" in message
+    write_volume(masks / "P03_mask.nrrd", mask(), CT_SPACING)
+    shift(masks / "P03_mask.nrrd", (0.3, -0.3, 0.9))  # less than half a voxel, so every voxel finds its own again
     convert(images, masks, "--resample-masks")
     for path in (raw / "Dataset040_LC").glob("labels*/*"):
         np.testing.assert_array_equal(read(path), mask())
