@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--spacing", type=float, metavar="MM", help="in-plane spacing (default: the plan's)")
     parser.add_argument("--features", type=int, default=16, metavar="N", help="of the first stage (default: 16)")
     parser.add_argument("--max-features", type=int, default=128, metavar="N", help="largest (default: 128)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the vqseg block, JSON values")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the vqseg block, JSON values"
+    )
     args = parser.parse_args(argv)
     file = plans_file(args.dataset_id, args.plans_name)
     plans = json.loads(file.read_text())

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from small_plan import shrink  # noqa: E402
+
 DATASET = "Dataset901_Phantom"
 TINY = {
     "num_epochs": 2,
@@ -41,17 +44,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path(path).mkdir()
     before = {name: os.environ.get(name) for name in paths}
     os.environ.update(paths)
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/make_phantoms.py", "--labeled", "2", "--unlabeled", "2", "--val", "1"]
-        + ["--test", "1", "--size", "48", "56"],
-        check=True,
-        capture_output=True,
-    )
-    from nnunetv2_vqseg.planning.entrypoint import main
-
-    main(["-d", "901", "-np", "1", "-npfp", "1", "--no_pbar"])
-    plans = home / "preprocessed" / DATASET / "nnUNetVQSegPlans.json"
-    plans.write_text(json.dumps(shrink(json.loads(plans.read_text()))))
+    sizes = ["--labeled", "2", "--unlabeled", "2", "--val", "1", "--test", "1", "--size", "48", "56"]
+    subprocess.run([sys.executable, ROOT / "scripts/make_phantoms.py", *sizes], check=True, capture_output=True)
+    plan_tiny(home, DATASET)
     yield home
     for name, value in before.items():
         if value is None:
@@ -60,19 +55,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.environ[name] = value
 
 
-def shrink(plans: dict[str, Any]) -> dict[str, Any]:
-    """The plan with a 32 x 32 patch and a few features, as a user may edit it."""
-    configuration = plans["configurations"]["2d"]
-    arch = configuration["architecture"]["arch_kwargs"]
-    stages = 4
-    arch.update(n_stages=stages, features_per_stage=[8, 12, 16, 16])
-    for key in ("kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage"):
-        if key in arch:
-            arch[key] = arch[key][:stages] if not key.startswith("n_") else [1] * stages
-    arch["n_conv_per_stage_decoder"] = [1] * (stages - 1)
-    configuration["patch_size"] = [32, 32]
-    configuration["vqseg"] = dict(TINY)
-    return plans
+def plan_tiny(home: Path, dataset: str) -> Path:
+    """Plan with 32 x 32 patches and a few features, as a user may edit it, and preprocess; the preprocessed folder."""
+    from nnunetv2_vqseg.planning.entrypoint import main
+
+    main(["-d", str(int(dataset[7:10])), "-np", "1", "-npfp", "1", "--no_pbar"])
+    file = home / "preprocessed" / dataset / "nnUNetVQSegPlans.json"
+    plans = json.loads(file.read_text())
+    shrink(plans, patch=32, features=8, max_features=16, spacing=None, convs=1)
+    plans["configurations"]["2d"]["vqseg"] = dict(TINY)
+    file.write_text(json.dumps(plans))
+    return file.parent
+
+
+@pytest.fixture(scope="session")
+def plan_dataset(home: Path) -> Callable[[str], Path]:
+    """plan_dataset(name) -> the preprocessed folder of another raw dataset, planned as tiny as the first."""
+    return lambda dataset: plan_tiny(home, dataset)
 
 
 @pytest.fixture

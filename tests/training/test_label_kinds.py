@@ -1,0 +1,70 @@
+"""Two channels, overlapping regions and an ignore label: all of them train and predict."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+pytestmark = pytest.mark.slow
+
+REGIONS = {"labels": {"background": 0, "heart": [1, 2, 3], "cavity": [3], "ignore": 4}, "regions_class_order": [1, 3]}
+CLASSES = {"labels": {"background": 0, "RV": 1, "MLV": 2, "LVC": 3, "ignore": 4}}
+
+
+@pytest.fixture(scope="module")
+def two_channels(home: Path, plan_dataset: Callable[[str], Path]) -> Path:
+    """The phantoms with a second channel and, in each label, a strip of ignored voxels; planned with regions."""
+    source, target = home / "raw" / "Dataset901_Phantom", home / "raw" / "Dataset902_TwoChannels"
+    for folder in ("imagesTr", "imagesUl"):
+        (target / folder).mkdir(parents=True)
+        for file in (source / folder).glob("*_0000.nii.gz"):
+            image = sitk.ReadImage(str(file))
+            sitk.WriteImage(image, str(target / folder / file.name))
+            negative = sitk.GetImageFromArray(-sitk.GetArrayFromImage(image).astype(np.float32))
+            negative.CopyInformation(image)
+            sitk.WriteImage(negative, str(target / folder / file.name.replace("_0000", "_0001")))
+    (target / "labelsTr").mkdir()
+    for file in (source / "labelsTr").glob("*.nii.gz"):
+        label = sitk.ReadImage(str(file))
+        array = sitk.GetArrayFromImage(label)
+        array[:, :8] = 4
+        strip = sitk.GetImageFromArray(array)
+        strip.CopyInformation(label)
+        sitk.WriteImage(strip, str(target / "labelsTr" / file.name))
+    description = json.loads((source / "dataset.json").read_text()) | REGIONS | {"channel_names": {"0": "a", "1": "b"}}
+    (target / "dataset.json").write_text(json.dumps(description))
+    (target / "splits_final.json").write_text((source / "splits_final.json").read_text())
+
+    return plan_dataset(target.name)
+
+
+@pytest.mark.parametrize("labels", [REGIONS, CLASSES], ids=["regions", "classes"])
+def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels, results, labels):
+    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
+
+    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text())
+    plans["continue_training"] = False
+    dataset_json = json.loads((two_channels / "dataset.json").read_text())
+    dataset_json = {key: value for key, value in dataset_json.items() if key != "regions_class_order"} | labels
+    trainer = nnUNetTrainerVQSeg(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.run_training()
+    heads = 2 if labels is REGIONS else 4
+    assert trainer.network.eval()(torch.zeros(1, 2, 32, 32))[0].shape[1] == heads
+    assert all(math.isfinite(value) for value in trainer.curves.history["loss"])
+    assert trainer.curves.history["pseudo_perturbed"][-1] != 0
+
+
+def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results):
+    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSegPaper
+
+    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text())
+    plans["continue_training"] = False
+    dataset_json = json.loads((two_channels / "dataset.json").read_text())
+    trainer = nnUNetTrainerVQSegPaper(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    with pytest.raises(NotImplementedError, match=r"'ce' is not implemented for region-based labels"):
+        trainer.initialize()
