@@ -57,7 +57,7 @@ def build_teacher(student: nn.Module, max_decay: float = 0.996) -> AveragedModel
 @torch.no_grad()
 def update_teacher(teacher: AveragedModel, student: nn.Module) -> None:
     """One EMA step, to be called after the optimiser's step; `student` may be wrapped in DDP or compiled."""
-    teacher.update_parameters(unwrap(student))
+    teacher.update_parameters(student)  # wrappers list the same parameters and buffers in the same order
 
 
 def _move_towards(averaged: Any, current: Any, n_averaged: Tensor | int, max_decay: float) -> None:

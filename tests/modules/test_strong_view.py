@@ -50,7 +50,8 @@ def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
 def test_boxes_reach_every_corner_and_come_with_their_probability():
     boxes = sample_cutmix_boxes(2000, 12, 10, probability=0.3)
     assert boxes.flatten(1).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.04)
-    assert boxes[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]].any(dim=0).all()
+    small = sample_cutmix_boxes(2000, 12, 10, probability=1.0, area=(0.02, 0.2))
+    assert small[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]].any(dim=0).all()
     assert not sample_cutmix_boxes(50, 12, 10, probability=0.0).any()
 
 
