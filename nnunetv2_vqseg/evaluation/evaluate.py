@@ -159,7 +159,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np",
         type=int,
-        default=min(int(os.environ.get("nnUNet_def_n_proc", 8)), os.cpu_count() or 1),  # noqa: SIM112
+        default=min(int(os.environ.get("nnUNet_def_n_proc", 8)), os.cpu_count() or 1),
         help="number of processes; 0 or 1 works in this one. Default: nnUNet_def_n_proc or 8, at most one per core",
     )
 

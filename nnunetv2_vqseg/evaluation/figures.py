@@ -149,7 +149,9 @@ def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Pictur
             else:
                 axes.set_ylabel(_readable(group[0]))
             caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
-            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", caption, caption))
+            last = ", ".join(f"{_readable(name)} {number(lines[0][-1], 3)}" for name, lines in curves.items() if lines)
+            alt = f"{caption} At the end: {last}."
+            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", alt, caption))
     return pictures
 
 

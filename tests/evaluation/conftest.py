@@ -48,14 +48,9 @@ def fake_prediction(labels: np.ndarray, shift: int) -> np.ndarray:
     return np.roll(labels, shift, axis=2)
 
 
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Folders and environment variables; returns the path that holds them."""
-    import torch
-
-    for variable in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / variable))
-    raw = tmp_path / "raw" / DATASET
+def build_world(folder: Path) -> None:
+    """Raw data, splits and trained models below `folder`."""
+    raw = folder / "raw" / DATASET
     names = [f"patient{number:03d}_frame{frame:02d}" for number in range(1, 8) for frame in (1, 9)]
     for index, name in enumerate(names):
         image, labels = phantom(index)
@@ -70,45 +65,68 @@ def world(tmp_path, monkeypatch):
         {"train": ["case0", "case1"], "val": ["case2", "case3"]},
         {"train": ["case2", "case3"], "val": ["case0", "case1"]},
     ]
-    (tmp_path / "preprocessed" / DATASET).mkdir(parents=True)
-    (tmp_path / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
+    (folder / "preprocessed" / DATASET).mkdir(parents=True)
+    (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
     for trainer in TRAINERS:
-        model = tmp_path / "results" / DATASET / f"{trainer}__nnUNetPlans__2d"
+        model = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__2d"
         for fold in (0, 1):
-            (model / f"fold_{fold}").mkdir(parents=True)
-            epochs = 6
-            logging = {
-                "train_losses": [np.float32(1 / (epoch + 1 + fold)) for epoch in range(epochs)],
-                "val_losses": [1.2 / (epoch + 1) for epoch in range(epochs)],
-                "mean_fg_dice": [np.float64(epoch / 10) for epoch in range(epochs)],
-                "ema_fg_dice": [np.float64(epoch / 11) for epoch in range(epochs)],
-                "epoch_start_timestamps": [1000.0 + 30 * epoch for epoch in range(epochs)],
-                "epoch_end_timestamps": [1025.0 + 30 * epoch for epoch in range(epochs)],
-            }
-            content = {"network_weights": {"w": torch.zeros(3)}, "logging": logging, "trainer_name": trainer}
-            if trainer.endswith("VQSeg"):
-                content["vqseg"] = {
-                    "curves": {
-                        "loss_seg": [1.0, 0.8, 0.7, 0.6, 0.5, 0.45],
-                        "loss_vq": [0.5, 0.3, 0.2, 0.2, 0.15, 0.1],
-                        "kept_share": [0.1, 0.4, 0.6, 0.7, 0.8, 0.8],
-                        "utilization": [0.2, 0.5, 0.8, 0.9, 0.92, 0.93],
-                        "utilization_tokens": [97000.0] * 6,
-                    },
-                    "runtime": {"peak_memory_bytes": 3 * 2**30, "host": "<script>alert(1)</script>"},
-                    "foundation_model": "Trained without a foundation model: <no weights> were found.",
-                }
-            torch.save(content, model / f"fold_{fold}" / "checkpoint_final.pth")
-            debug = {"num_iterations_per_epoch": "25" if trainer == TRAINERS[0] else "20", "batch_size": "8"}
-            (model / f"fold_{fold}" / "debug.json").write_text(json.dumps(debug | {"device": "cpu"}))
+            save_model(model / f"fold_{fold}", trainer, fold)
         for name in ("plans.json", "dataset.json"):
             (model / name).write_text("{}")
-    return tmp_path
 
 
-@pytest.fixture
-def predictor(monkeypatch):
-    """Replace nnU-Net's predictor: VQSeg errs by one pixel, stock by four; stock's first case is empty in fold 0."""
+def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6) -> None:
+    """A checkpoint as nnU-Net and, for VQSeg, our trainers write it, and nnU-Net's debug.json."""
+    import torch
+
+    folder.mkdir(parents=True)
+    logging = {
+        "train_losses": [np.float32(1 / (epoch + 1 + fold)) for epoch in range(epochs)],
+        "val_losses": [1.2 / (epoch + 1) for epoch in range(epochs)],
+        "mean_fg_dice": [np.float64(epoch / 10) for epoch in range(epochs)],
+        "ema_fg_dice": [np.float64(epoch / 11) for epoch in range(epochs)],
+        "epoch_start_timestamps": [1000.0 + 30 * epoch for epoch in range(epochs)],
+        "epoch_end_timestamps": [1025.0 + 30 * epoch for epoch in range(epochs)],
+    }
+    content = {"network_weights": {"w": torch.zeros(3)}, "logging": logging, "trainer_name": trainer}
+    debug = {"num_iterations_per_epoch": "25", "batch_size": "8", "device": "cpu"}
+    if trainer.endswith("VQSeg"):
+        debug["num_iterations_per_epoch"] = "20"
+        content["vqseg"] = {
+            "curves": {
+                "supervised": [1.0, 0.8, 0.7, 0.6, 0.5, 0.45],
+                "vq": [0.5, 0.3, 0.2, 0.2, 0.15, 0.1],
+                "kept_share": [0.1, 0.4, 0.6, 0.7, 0.8, 0.8],
+                "utilization": [0.2, 0.5, 0.8, 0.9, 0.92, 0.93],
+                "utilization_tokens": [97000.0] * epochs,
+                "something_new": [1.0] * epochs,
+                "alignment": [float("nan")] * epochs,
+            },
+            "runtime": {
+                "steps": 120,
+                "labeled_batch_size": 8,
+                "unlabeled_batch_size": 4,
+                "peak_gpu_memory_bytes": 3 * 2**30,
+                "host": "<script>alert(1)</script>",
+            },
+            "foundation_model": "Trained without a foundation model: <no weights> were found.",
+        }
+    torch.save(content, folder / "checkpoint_final.pth")
+    (folder / "debug.json").write_text(json.dumps(debug))
+
+
+def set_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point nnU-Net's three variables at `folder`."""
+    for variable in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{variable}", str(folder / variable))
+
+
+def enter_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
+    """`set_folders`, and replace nnU-Net's predictor; returns the list of the predictor's calls.
+
+    VQSeg errs by a pixel or two, stock by four or five; stock's first case lacks class 2 in fold 0.
+    """
+    set_folders(folder, monkeypatch)
     calls = []
 
     def predict(model, fold, cases, output, device, num_processes):
@@ -123,7 +141,20 @@ def predictor(monkeypatch):
             image = sitk.GetImageFromArray(guess)
             image.CopyInformation(reference)
             sitk.WriteImage(image, str(output / f"{case}.nii.gz"))
-        return None
 
     monkeypatch.setattr(prediction, "run_predictor", predict)
     return calls
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """The small world with nnU-Net's own predictor; returns the path that holds it."""
+    build_world(tmp_path)
+    set_folders(tmp_path, monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture
+def predictor(world, monkeypatch):
+    """The small world with its predictor; returns the list of the predictor's calls."""
+    return enter_world(world, monkeypatch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -15,6 +17,7 @@ from nnunetv2_vqseg.evaluation.statistics import (
     patient_key,
     patient_values,
     protocol_mean,
+    signed_rank_p,
     summarize,
 )
 
@@ -133,3 +136,29 @@ def test_equal_methods_do_not_differ():
     values = {"a": 0.3, "b": 0.7, "c": 0.1}
     result = paired_test(values, dict(values))
     assert (result["difference"], result["p_t"], result["p_wilcoxon"]) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 5, 9, 20, 40])
+def test_signed_rank_equals_scipys_exact_test_without_ties(n):
+    differences = np.random.default_rng(n).normal(0.3, 1, n)
+    assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+
+
+@pytest.mark.parametrize("differences", [[1, 1, -1, 2, 3, 0], [0.1, 0.1 + 1e-16, -0.1, 0.1, 0.3, 0.3, 0.3], [1, -1]])
+def test_signed_rank_with_ties_counts_all_sign_patterns(differences):
+    known = [round(d, 9) for d in differences if d]
+    ranks = stats.rankdata(np.abs(known))
+    observed = sum(r for r, d in zip(ranks, known, strict=True) if d > 0)
+    sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product((0, 1), repeat=len(known))]
+    tail = min(sum(s <= observed for s in sums), sum(s >= observed for s in sums)) / len(sums)
+    assert signed_rank_p(np.array(differences)) == pytest.approx(min(1, 2 * tail))
+
+
+def test_signed_rank_of_many_patients_is_close_to_the_exact_one():
+    differences = np.random.default_rng(0).normal(0.1, 1, 101)
+    assert signed_rank_p(differences) == pytest.approx(signed_rank_p(differences[:100]), rel=0.5)
+    assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=0.05)
+
+
+def test_signed_rank_of_equal_values_is_one():
+    assert signed_rank_p(np.zeros(5)) == 1.0
