@@ -16,13 +16,13 @@ PANELS: dict[str, tuple[str, ...]] = {
         "reconstruction_unlabeled",
         "alignment",
         "vq",
-        "entropy",
         "feature",
     ),
+    "entropy regulariser": ("entropy",),
     "pseudo-labels": ("ramp", "confidence", "kept_share"),
     "codebook": ("utilization",),
     "perplexity (codes)": ("perplexity",),
-    "QPM": ("qpm_displacement",),
+    "QPM mean displacement": ("qpm_displacement",),
     "QPM effective neighbours": ("qpm_effective_neighbors",),
     "gradient norm": ("gradient_norm",),
 }
@@ -79,8 +79,10 @@ class EpochCurves:
             return
         columns = 2
         rows = -(-len(panels) // columns)
-        with plt.rc_context({"font.size": 11, "axes.grid": True, "grid.alpha": 0.3}):
-            figure, axes = plt.subplots(rows, columns, figsize=(14, 3.6 * rows), squeeze=False)
+        # nnU-Net's own plot leaves seaborn's settings and a large font behind.
+        style = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.formatter.useoffset": False}
+        with plt.style.context(["default", style], after_reset=True):
+            figure, axes = plt.subplots(rows, columns, figsize=(14, 3.4 * rows), squeeze=False)
             for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
                 for name in names:
                     axis.plot(self.history[name], label=name, marker="." if len(self.history[name]) < 30 else None)
