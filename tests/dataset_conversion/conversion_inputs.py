@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,11 @@ def write_volume(path: Path, array: np.ndarray, spacing: tuple[float, ...] = SPA
     image = sitk.GetImageFromArray(array, isVector=False)
     image.SetSpacing(spacing[: array.ndim] + (1.0,) * (array.ndim - 3))
     sitk.WriteImage(image, str(path))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def random_image(seed: int, size: tuple[int, ...] = SIZE) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conversion_inputs import SIZE, heart_label, random_image, write_volume
+from conversion_inputs import SIZE, heart_label, random_image, remove, write_volume
 from Dataset027_ACDC import main
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesUl", "imagesTs", "labelsTs")
@@ -218,12 +218,12 @@ GARBAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "missing label": (lambda root: gt_of(root).unlink(), r"frame01\.nii\.gz has no .*_gt\.nii\.gz"),
     "patient without images": (
-        lambda root: [path.unlink() for path in image_of(root).parent.glob("*")],
+        lambda root: remove(image_of(root).parent.glob("*")),
         r"patient003 has no image",
     ),
     "wrong folder": (lambda root: shutil.rmtree(root / "training"), r"has no folder 'training'"),
     "no patients": (
-        lambda root: [shutil.rmtree(p) for p in (root / "training").iterdir()],
+        lambda root: remove((root / "training").iterdir()),
         r"no folder named patientNNN",
     ),
     "Info.cfg names another frame": (

@@ -10,7 +10,7 @@ import DatasetXXX_MSD_Lung
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conversion_inputs import SIZE, write_volume
+from conversion_inputs import SIZE, remove, write_volume
 from DatasetXXX_LC import main
 
 CT_SPACING = (0.8, 0.8, 2.5)
@@ -231,9 +231,9 @@ BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "mask without scan": (lambda ct_, m: (ct_ / "P02.mha").unlink(), r"P02_mask\.nrrd has no scan of the same name"),
     "two scans of one name": (lambda ct_, m: write_volume(ct_ / "P02.nrrd", ct(0)), r"both be case P02"),
-    "no masks": (lambda ct_, m: [path.unlink() for path in m.iterdir()], r"No scan in .* has a mask"),
+    "no masks": (lambda ct_, m: remove(m.iterdir()), r"No scan in .* has a mask"),
     "two annotated patients": (
-        lambda ct_, m: [path.unlink() for path in m.iterdir() if path.name[:3] not in ("P01", "P02")],
+        lambda ct_, m: remove(path for path in m.iterdir() if path.name[:3] not in ("P01", "P02")),
         r"Only 2 patients have a mask",
     ),
     "truncated NRRD": (lambda ct_, m: cut(ct_ / "P01.nrrd"), r"P01\.nrrd cannot be read"),
