@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.images import check_images
@@ -21,12 +21,14 @@ from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more, check_fold_en
 __all__ = [
     "DatasetError",
     "Origin",
+    "TrainingCase",
     "UnlabeledCases",
     "check_images",
     "find_unlabeled_cases",
     "labeled_as_unlabeled",
     "load_fold_entry",
     "load_splits",
+    "training_cases",
 ]
 
 Origin = Literal["imagesUl", "split", "labeled"]
@@ -34,6 +36,13 @@ Origin = Literal["imagesUl", "split", "labeled"]
 UNLABELED_FOLDER = "imagesUl"
 # What may lie beside images without being one: Tiff3DIO's spacing files and people's notes.
 SIDE_FILES = (".json", ".txt", ".csv", ".tsv", ".md")
+
+
+class TrainingCase(TypedDict):
+    """A case of `imagesTr`: its channel files and its label's path."""
+
+    images: list[str]
+    label: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def collect_unlabeled_cases(
     """As `find_unlabeled_cases`, but an empty result is no error."""
     raw = Path(raw_dataset_folder)
     ending = dataset_json["file_ending"]
-    labeled = _training_images(raw, dataset_json)
+    labeled = {case: entry["images"] for case, entry in training_cases(raw, dataset_json).items()}
     separate = _images_in_folder(raw / UNLABELED_FOLDER, ending)
     listed = check_fold_entry(fold_entry, labeled) if fold_entry else []
 
@@ -126,24 +135,30 @@ def labeled_as_unlabeled(
     Raises:
         DatasetError: one of the names is not in `imagesTr`.
     """
-    labeled = _training_images(Path(raw_dataset_folder), dataset_json)
+    labeled = training_cases(Path(raw_dataset_folder), dataset_json)
     for case in train_cases:
         if case not in labeled:
             raise DatasetError(
                 f"The training case {case} of {SPLITS_FILE} is not in {Path(raw_dataset_folder) / 'imagesTr'}; correct "
                 f"the split or add the image."
             )
-    return UnlabeledCases({case: labeled[case] for case in sorted(train_cases)}, dict.fromkeys(train_cases, "labeled"))
+    return UnlabeledCases(
+        {case: labeled[case]["images"] for case in sorted(train_cases)}, dict.fromkeys(train_cases, "labeled")
+    )
 
 
-def _training_images(raw: Path, dataset_json: dict) -> dict[str, list[str]]:
-    """Case -> channel files of `imagesTr`, or of the explicit list that `dataset.json` may hold."""
+def training_cases(raw: Path, dataset_json: dict) -> dict[str, TrainingCase]:
+    """What nnU-Net trains on: `imagesTr` with `labelsTr`, or the explicit list that `dataset.json` may hold."""
     if "dataset" in dataset_json:
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-        listed = get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dataset_json))
-        return {case: list(entry["images"]) for case, entry in listed.items()}
-    return _images_in_folder(raw / "imagesTr", dataset_json["file_ending"], strict=False)
+        return get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dataset_json))
+    # nnU-Net's function starts a pool of twelve processes for this.
+    ending = dataset_json["file_ending"]
+    return {
+        case: TrainingCase(images=files, label=str(raw / "labelsTr" / (case + ending)))
+        for case, files in _images_in_folder(raw / "imagesTr", ending, strict=False).items()
+    }
 
 
 def _images_in_folder(folder: Path, ending: str, strict: bool = True) -> dict[str, list[str]]:

@@ -1,0 +1,128 @@
+"""nnU-Net's own steps on the labelled cases, without opening the labels that a benchmark hides.
+
+Where no fold of `splits_final.json` hides labels, these are exactly nnU-Net's functions. Otherwise the hidden cases are
+taken out of what is handed to nnU-Net's classes; nnU-Net itself has no such option.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_vqseg.data.cases import TrainingCase
+from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+
+def verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processes: int) -> None:
+    """nnU-Net's `--verify_dataset_integrity` on all cases whose labels may be opened.
+
+    Raises:
+        RuntimeError, AssertionError, FileNotFoundError: as nnU-Net does.
+    """
+    if not roles.hidden:
+        verify_dataset_integrity(str(raw_folder(dataset_name)), num_processes)
+        return
+    with tempfile.TemporaryDirectory() as view:
+        visible = {**dataset_json, "dataset": roles.visible, "numTraining": len(roles.visible)}
+        (Path(view) / "dataset.json").write_text(json.dumps(visible), encoding="utf-8")
+        verify_dataset_integrity(view, num_processes)
+
+
+def extract_fingerprint(
+    dataset_name: str,
+    roles: CaseRoles,
+    extractor_class: type[DatasetFingerprintExtractor],
+    num_processes: int,
+    clean: bool,
+    verbose: bool,
+    show_progress: bool,
+) -> None:
+    """Write nnU-Net's `dataset_fingerprint.json` unless it is there."""
+    extractor = extractor_class(dataset_name, num_processes, verbose=verbose)
+    extractor.show_progress_bar = show_progress
+    extractor.dataset = {case: extractor.dataset[case] for case in roles.visible}
+    extractor.run(overwrite_existing=clean)
+
+
+def labeled_fingerprint(
+    dataset_name: str,
+    roles: CaseRoles,
+    extractor_class: type[DatasetFingerprintExtractor],
+    num_processes: int,
+    show_progress: bool,
+) -> dict:
+    """The fingerprint of the cases that are labelled in every fold; nnU-Net's own file stays as it is."""
+    extractor = extractor_class(dataset_name, max(num_processes, 1))
+    extractor.show_progress_bar = show_progress
+    extractor.dataset = {case: extractor.dataset[case] for case in roles.labeled}
+    with tempfile.TemporaryDirectory() as scratch:
+        # It writes to nnUNet_preprocessed joined with this name, which an absolute path replaces.
+        extractor.dataset_name = scratch
+        extractor.run(overwrite_existing=True)
+        return json.loads((Path(scratch) / "dataset_fingerprint.json").read_text(encoding="utf-8"))
+
+
+def preprocess(
+    dataset_name: str,
+    dataset_json: dict,
+    roles: CaseRoles,
+    plans_identifier: str,
+    configuration: str,
+    num_processes: int,
+    verbose: bool,
+    show_progress: bool,
+) -> None:
+    """nnU-Net's preprocessing of the labelled cases, and its copy of their labels for validation."""
+    if not roles.hidden:
+        preprocess_dataset(
+            convert_dataset_name_to_id(dataset_name),
+            plans_identifier,
+            [configuration],
+            [num_processes],
+            verbose,
+            show_progress,
+        )
+        return
+    base = preprocessed_folder(dataset_name)
+    plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
+    configuration_manager = plans_manager.get_configuration(configuration)
+    output = base / configuration_manager.data_identifier
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    jobs = {
+        case: (entry, str(output), plans_manager, configuration_manager, dataset_json, verbose)
+        for case, entry in roles.visible.items()
+    }
+    for_each_case(_preprocess_case, jobs, num_processes, "Preprocessing cases", show_progress, lambda *_: None)
+    labels = base / "gt_segmentations"
+    labels.mkdir(exist_ok=True)
+    for case, entry in roles.visible.items():
+        shutil.copy2(entry["label"], labels / (case + dataset_json["file_ending"]))
+
+
+def _preprocess_case(
+    case: str,
+    entry: TrainingCase,
+    output: str,
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+    verbose: bool,
+) -> None:
+    preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
+    preprocessor.run_case_save(
+        str(Path(output) / case), entry["images"], entry["label"], plans_manager, configuration_manager, dataset_json
+    )

@@ -1,0 +1,71 @@
+"""What planning may know of each case: which labels it may open and which images are unlabelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+
+from nnunetv2_vqseg.data.cases import TrainingCase, UnlabeledCases, collect_unlabeled_cases, training_cases
+from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_splits
+
+
+@dataclass(frozen=True)
+class CaseRoles:
+    """The cases of a dataset, over all folds.
+
+    Attributes:
+        training: case -> `{"images": [...], "label": ...}` for everything in `imagesTr`.
+        unlabeled: `imagesUl` and every case that some fold lists as unlabelled.
+        hidden: cases of `imagesTr` that are unlabelled in some fold and labelled in none: nothing opens their labels.
+        labeled: cases of `imagesTr` that no fold lists as unlabelled; where every case is listed somewhere (a
+            cross-validation over unlabelled sets), all that are not hidden.
+    """
+
+    training: dict[str, TrainingCase]
+    unlabeled: UnlabeledCases
+    hidden: frozenset[str]
+    labeled: tuple[str, ...]
+
+    @property
+    def visible(self) -> dict[str, TrainingCase]:
+        """`training` without the hidden cases."""
+        return {case: entry for case, entry in self.training.items() if case not in self.hidden}
+
+    @property
+    def has_listed_cases(self) -> bool:
+        """Does any fold have an `unlabeled` list?"""
+        return "split" in self.unlabeled.origin.values()
+
+
+def raw_folder(dataset_name: str) -> Path:
+    """`nnUNet_raw/DatasetXXX_Name`."""
+    return Path(nnUNet_raw) / dataset_name
+
+
+def preprocessed_folder(dataset_name: str) -> Path:
+    """`nnUNet_preprocessed/DatasetXXX_Name`."""
+    return Path(nnUNet_preprocessed) / dataset_name
+
+
+def read_roles(dataset_name: str, dataset_json: Mapping) -> CaseRoles:
+    """Find all images and read the splits, the preprocessed folder's first, as nnU-Net's trainers do.
+
+    Raises:
+        DatasetError: a name, a number of files or a fold that does not fit.
+    """
+    raw = raw_folder(dataset_name)
+    training = training_cases(raw, dict(dataset_json))
+    splits = load_splits(preprocessed_folder(dataset_name), raw)
+    listed: set[str] = set()
+    taught: set[str] = set()
+    for fold in splits:
+        listed.update(check_fold_entry(fold, training))
+        taught.update(fold.get("train", ()), fold.get("val", ()))
+    unlabeled = collect_unlabeled_cases(raw, dict(dataset_json), {"unlabeled": sorted(listed)})
+    hidden = frozenset(listed - taught)
+    never_listed = tuple(case for case in training if case not in listed)
+    labeled = never_listed or tuple(case for case in training if case not in hidden)
+    return CaseRoles(training, unlabeled, hidden, labeled)
