@@ -200,12 +200,22 @@ def test_safetensors_and_another_image_size(tmp_path):
     assert "state_dict" not in model.model.pretrained_cfg
 
 
+class RunsWhenUnpickled:
+    """Makes a directory when it is unpickled, as a malicious checkpoint might do worse."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.directory),)
+
+
 def bad_files(folder: Path) -> list[Path]:
     state = distinct_weights()
     torch.save({key: value for key, value in state.items() if key != "blocks.0.norm1.weight"}, folder / "missing.pth")
     torch.save(state | {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, folder / "shape.pth")
     torch.save({"model": 3}, folder / "no_tensors.pth")
-    torch.save({"weights": Path("anything")}, folder / "object.pth")  # needs unpickling
+    torch.save(state | {"extra": RunsWhenUnpickled(folder / "was_run")}, folder / "object.pth")
     (folder / "garbage.bin").write_bytes(b"not a checkpoint")
     save_file(state, folder / "whole.safetensors")
     (folder / "truncated.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:5000])
@@ -224,6 +234,7 @@ def test_a_bad_named_file_is_one_clear_error_under_every_policy(tmp_path):
             assert "huggingface.co/timm/test_vit.r160_in1k" in message
             assert "\n" not in message
         assert load_foundation_model("off", TINY, path, image_size=64)[0] is None
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_without_weights_auto_goes_on_with_a_loud_sentence_and_required_stops(offline):
