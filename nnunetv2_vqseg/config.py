@@ -198,6 +198,12 @@ class VQSegConfig:
 
     # Teacher and optimiser (4.2)
     ema_decay: float = _number(0.996, 0, 1, "largest decay of the EMA teacher, alpha (4.2)")
+    ema_warmup: float = _number(
+        10.0,
+        1,
+        1000,
+        "w of the teacher's decay min(1 - w / (t + w), alpha): at first it follows the last 1/w of the steps",
+    )
     optimizer: str = _choice("sgd", ("sgd", "adamw"), "nnU-Net's SGD with momentum 0.99, or AdamW (4.2)")
     initial_lr: float = _number(1e-2, 1e-9, 10, "learning rate at the start")
     head_lr_scale: float = _number(1.0, 1e-3, 1e4, "factor on the rate of everything but the encoder (4.2: 40)")
@@ -261,6 +267,7 @@ class VQSegConfig:
             weight_perturbed=1.0,
             weight_reconstruction=1.0,
             ramp_up=0.0,
+            ema_warmup=1.0,
             optimizer="adamw",
             initial_lr=5e-6,
             head_lr_scale=40.0,

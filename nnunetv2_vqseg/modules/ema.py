@@ -11,15 +11,20 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 
-def ema_decay(step: int, max_decay: float = 0.996) -> float:
-    """Decay a = min(1 - 1 / (step + 1), max_decay); `step` counts the updates done before, so the first one copies.
+def ema_decay(step: int, max_decay: float = 0.996, warmup: float = 1.0) -> float:
+    """Decay a = min(1 - warmup / (step + warmup), max_decay); the first update, `step` 0, copies.
+
+    With `warmup` 1 the teacher is the mean of all students so far until the decay reaches `max_decay`; with 10 it
+    follows about the last tenth of them.
 
     Raises:
-        ValueError: `step` is negative or `max_decay` is outside [0, 1].
+        ValueError: `step` is negative, `max_decay` is outside [0, 1] or `warmup` is below 1.
     """
-    if step < 0 or not 0.0 <= max_decay <= 1.0:
-        raise ValueError(f"expected step >= 0 and 0 <= max_decay <= 1, got step={step} and max_decay={max_decay}")
-    return min(1.0 - 1.0 / (step + 1), max_decay)
+    if step < 0 or not 0.0 <= max_decay <= 1.0 or not warmup >= 1.0:
+        raise ValueError(
+            f"expected step >= 0, 0 <= max_decay <= 1 and warmup >= 1, got {step}, {max_decay} and {warmup}"
+        )
+    return min(1.0 - warmup / (step + warmup), max_decay)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -41,15 +46,16 @@ class EMATeacher(AveragedModel):
         return self
 
 
-def build_teacher(student: nn.Module, max_decay: float = 0.996) -> AveragedModel:
+def build_teacher(student: nn.Module, max_decay: float = 0.996, warmup: float = 1.0) -> AveragedModel:
     """A frozen copy of the student that `update_teacher` moves along theta_T <- a theta_T + (1 - a) theta_S.
 
     Parameters are averaged, each one once even where modules share it; buffers are copied, because an averaged codebook
     entry that was restarted would lie nowhere near a code. `n_averaged` (a buffer, so it is part of the `state_dict`)
     counts the updates and is the t of `ema_decay`.
     """
-    ema_decay(0, max_decay)  # an impossible decay is refused here and not at the first update
-    teacher = EMATeacher(unwrap(student), multi_avg_fn=partial(_move_towards, max_decay=max_decay), use_buffers=False)
+    ema_decay(0, max_decay, warmup)  # an impossible decay is refused here and not at the first update
+    move = partial(_move_towards, max_decay=max_decay, warmup=warmup)
+    teacher = EMATeacher(unwrap(student), multi_avg_fn=move, use_buffers=False)
     teacher.requires_grad_(False)
     return teacher.eval()
 
@@ -60,5 +66,5 @@ def update_teacher(teacher: AveragedModel, student: nn.Module) -> None:
     teacher.update_parameters(student)  # wrappers list the same parameters and buffers in the same order
 
 
-def _move_towards(averaged: Any, current: Any, n_averaged: Tensor | int, max_decay: float) -> None:
-    torch._foreach_lerp_(averaged, current, 1.0 - ema_decay(int(n_averaged), max_decay))
+def _move_towards(averaged: Any, current: Any, n_averaged: Tensor | int, max_decay: float, warmup: float) -> None:
+    torch._foreach_lerp_(averaged, current, 1.0 - ema_decay(int(n_averaged), max_decay, warmup))

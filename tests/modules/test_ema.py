@@ -42,6 +42,13 @@ def test_decay_follows_the_schedule():
         ema_decay(1, 1.5)
 
 
+def test_longer_warmup_follows_the_last_tenth():
+    assert [ema_decay(t, warmup=10) for t in (0, 10, 90)] == pytest.approx([0.0, 0.5, 0.9])
+    assert ema_decay(10**6, warmup=10) == 0.996
+    with pytest.raises(ValueError, match="warmup"):
+        ema_decay(1, warmup=0.5)
+
+
 def test_every_parameter_moves_by_exactly_one_minus_a_and_shared_ones_once():
     student = small_unet()
     assert len(student.state_dict()) > len(list(student.parameters())) + 2  # aliases, the trap this test is about
