@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -135,6 +136,17 @@ def test_only_a_changed_image_is_redone(prepared: Tiny):
     data, *_ = nnUNetDatasetBlosc2(prepared.folder, ["U"]).load_case("U")
     image = np.transpose(phantom(77)[0])
     np.testing.assert_allclose(data[0], (image - image.mean()) / image.std(), atol=1e-4)
+
+
+def test_a_changed_image_of_the_same_size_is_redone(prepared: Tiny):
+    file = prepared.raw / "imagesUl" / "U_0000.nii.gz"
+    voxels = bytearray(gzip.decompress(file.read_bytes()))
+    file.write_bytes(gzip.compress(voxels, compresslevel=0))
+    prepared.prepare()
+    voxels[-8:-4] = np.float32(100.0).tobytes()
+    size = file.stat().st_size
+    assert prepared.redone_by(lambda: file.write_bytes(gzip.compress(voxels, compresslevel=0))) == {"U"}
+    assert file.stat().st_size == size
 
 
 def test_a_copied_or_touched_image_is_the_same_image(prepared: Tiny):
