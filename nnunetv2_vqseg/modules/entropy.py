@@ -7,8 +7,9 @@ from torch import Tensor
 
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 
-# Assignments of one chunk of tokens: 4 million, 16 MB in float32.
-_CHUNK_ELEMENTS = 2**22
+# Assignments of one chunk of tokens: 4 MB in float32, larger ones leave a CPU's cache; 32 MB to fill a GPU.
+_CPU_ELEMENTS = 2**20
+_GPU_ELEMENTS = 2**23
 
 
 def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tensor, ddp: bool = False) -> Tensor:
@@ -41,32 +42,34 @@ def _value_and_gradients(
     tokens: Tensor, codes: Tensor, temperature: float | Tensor, ddp: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = len(tokens)
-    norms = codes.square().sum(dim=1)
-    chunks = tokens.split(max(1, _CHUNK_ELEMENTS // len(codes)))
+    elements = _CPU_ELEMENTS if tokens.device.type == "cpu" else _GPU_ELEMENTS
+    chunks = tokens.split(max(1, elements // len(codes)))
+    # Logits up to a constant a token: |x|^2 is the same for all codes and drops out of the softmax.
+    slope = codes.T * (2.0 / temperature)
+    offset = -codes.square().sum(dim=1) / temperature
 
-    def log_assignments(some_tokens: Tensor) -> Tensor:
-        # |x|^2 is the same for all codes and drops out of the softmax.
-        return ((2.0 * some_tokens @ codes.T - norms) / temperature).log_softmax(dim=1)
-
-    mean = torch.zeros_like(norms)
+    mean = torch.zeros_like(offset)
+    normalizers = []
     for some_tokens in chunks:
-        mean += log_assignments(some_tokens).exp_().sum(dim=0)
+        logits = torch.addmm(offset, some_tokens, slope)
+        normalizers.append(logits.logsumexp(dim=1, keepdim=True))
+        mean += logits.sub_(normalizers[-1]).exp_().sum(dim=0)
     mean = mean_over_processes(mean / count) if ddp else mean / count
     log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
-    value = norms.new_zeros(())
+    value = offset.new_zeros(())
     gradient_tokens = []
-    gradient_codes = torch.zeros_like(codes)
-    for some_tokens in chunks:
-        log_p = log_assignments(some_tokens)
+    gradient_slope, gradient_offset = torch.zeros_like(codes), torch.zeros_like(offset)
+    for some_tokens, normalizer in zip(chunks, normalizers, strict=True):
+        log_p = torch.addmm(offset, some_tokens, slope).sub_(normalizer)
         p = log_p.exp()
-        log_ratio = log_mean - log_p
-        divergence = -(p * log_ratio).sum(dim=1, keepdim=True)
+        gradient_logits = (log_mean - log_p).mul_(p)
+        divergence = -gradient_logits.sum(dim=1, keepdim=True)
         value -= divergence.sum() / count
-        gradient_logits = p * (log_ratio + divergence) / count
+        gradient_logits.addcmul_(p, divergence).div_(count)
         # The rows of gradient_logits sum to zero, so the token's own 2x of d|x - c|^2 / dx drops out.
-        gradient_tokens.append(gradient_logits @ codes * (2.0 / temperature))
-        gradient_codes += (gradient_logits.T @ some_tokens - gradient_logits.sum(dim=0)[:, None] * codes) * (
-            2.0 / temperature
-        )
+        gradient_tokens.append(gradient_logits @ slope.T)
+        gradient_slope += gradient_logits.T @ some_tokens
+        gradient_offset += gradient_logits.sum(dim=0)
+    gradient_codes = (gradient_slope - gradient_offset[:, None] * codes) * (2.0 / temperature)
     return torch.cat(gradient_tokens), gradient_codes, value

@@ -66,10 +66,10 @@ def nearest_codes(tokens: Tensor, codes: Tensor, chunk: tuple[int, int] | None =
             blocks = scores.view(len(best), -1, _BLOCK)
             value, block = blocks.amax(dim=2).max(dim=1)
             candidate = offset + block * _BLOCK + blocks[each, block].argmax(dim=1)
-            # Strictly better only: of equals, the earlier chunk keeps the lower index.
+            # Strictly better only: of equals, the earlier chunk keeps the lower index, and a token that is not finite
+            # keeps 0 instead of pointing into the padding.
             better = value > best
             best = torch.where(better, value, best)
             index = torch.where(better, candidate, index)
         best_indices.append(index)
-    # A token that is not finite could point into the padding; training skips such a step, indexing must survive it.
-    return torch.cat(best_indices).clamp_(max=len(codes) - 1)
+    return torch.cat(best_indices)

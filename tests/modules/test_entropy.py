@@ -17,7 +17,7 @@ def plain(tokens: torch.Tensor, codes: torch.Tensor, temperature: float) -> torc
 
 
 def test_value_and_gradients_equal_autograd_of_the_definition(monkeypatch) -> None:
-    monkeypatch.setattr(entropy, "_CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(entropy, "_CPU_ELEMENTS", 100)
     torch.manual_seed(0)
     inputs = [torch.randn(13, 5, dtype=torch.float64), torch.randn(30, 5, dtype=torch.float64)]
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
@@ -49,7 +49,7 @@ def test_stays_finite_where_no_token_comes_near_a_code() -> None:
 
 
 def test_memory_grows_with_a_chunk_only(trace, monkeypatch) -> None:
-    monkeypatch.setattr(entropy, "_CHUNK_ELEMENTS", 10_000)
+    monkeypatch.setattr(entropy, "_CPU_ELEMENTS", 10_000)
     tokens, codes = torch.randn(500, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=True)
     with trace() as recorded:
         assignment_entropy(tokens, codes, 1.0).backward()

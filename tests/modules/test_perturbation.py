@@ -261,7 +261,24 @@ def test_many_jumps_rebuild_the_whole_table(codes: Tensor) -> None:
         assert perturbation.prepare(moved)
     fresh = qpm()
     fresh.prepare(moved)
-    torch.testing.assert_close(table_of(perturbation)[0], table_of(fresh)[0])
+    whole, _ = table_of(perturbation)
+    torch.testing.assert_close(whole, table_of(fresh)[0])
+    # Counting starts anew: the next jump changes its own row and takes it off lists, and no more.
+    moved[30] = moved[31] + 0.01
+    assert perturbation.prepare(moved)
+    elsewhere = (whole[:, 30] == 0) & (torch.arange(200) != 30)
+    assert torch.equal(table_of(perturbation)[0][elsewhere], whole[elsewhere])
+    assert (whole[elsewhere][:, 31] > 0).any()
+
+
+def test_even_the_lowest_draw_never_finds_a_code_that_jumped(codes: Tensor, monkeypatch) -> None:
+    perturbation = qpm(1.0)
+    perturbation.prepare(codes)
+    nearest = table_of(perturbation)[1][7, 0].long()
+    codes[nearest] += 100.0
+    assert perturbation.prepare(codes)
+    monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.zeros(shape))
+    assert perturbation(torch.tensor([7]), codes) != nearest
 
 
 def test_a_row_whose_neighbors_all_jumped_is_rebuilt() -> None:

@@ -125,10 +125,11 @@ def test_displacement_takes_one_code_to_another(setting: str) -> None:
 def test_codes_are_those_of_float32_under_autocast() -> None:
     quantizer = build("literal", num_codes=500)
     z = torch.randn(2, 6, 8, 8)
-    expected = quantizer(z)
+    expected, book = quantizer(z), quantizer.codes()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = quantizer(z)
         half = quantizer(z.bfloat16())
+        assert torch.equal(quantizer.codes(), book)
     assert torch.equal(output.indices, expected.indices)
     assert torch.equal(output.loss, expected.loss)
     assert half.quantized.dtype == torch.bfloat16
