@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,28 @@ def remove_leftovers(folder: str | Path) -> None:
     for leftover in Path(folder).glob(".checkpoint_*.pth.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
+
+
+def read_checkpoint(filename: str | Path, device: torch.device | str) -> dict[str, Any]:
+    """A checkpoint's content, tensors on `device`; code in the file is never run.
+
+    Raises:
+        RuntimeError: the file is damaged, or holds other objects than tensors and plain values.
+    """
+    try:
+        return torch.load(filename, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RuntimeError(
+            f"{filename} cannot be read as a checkpoint of tensors and plain values; it is damaged or was written by "
+            f"other software. Move it away to use another one."
+        ) from error
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of `folder` that was written last, None where there is none."""
+    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+    found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
+    return max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
 def to_plain(value: Any) -> Any:

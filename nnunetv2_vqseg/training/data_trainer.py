@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import isdir, join
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
-from torch import distributed as dist
 
-from nnunetv2_vqseg.config import ConfigError, VQSegConfig
+from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.data.cases import UnlabeledCases, find_unlabeled_cases, labeled_as_unlabeled
 from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
 from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.splits_file import load_fold_entry
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
+from nnunetv2_vqseg.training.distributed import DistributedTrainer
+
+# File systems that machines share show new files to the others with a delay.
+SECONDS_UNTIL_FILES_APPEAR = 90.0
 
 
-class UnlabeledDataTrainer(nnUNetTrainer):
+class UnlabeledDataTrainer(DistributedTrainer):
     """Configuration from class and plan, batch sizes, and `dataloader_unlabeled`."""
 
     dataloader_unlabeled: Any = None
@@ -60,6 +63,9 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         self.save_every = self.config.save_every
         self.initial_lr = self.config.initial_lr
         self.configuration_manager.configuration["batch_size"] = self._labeled_batch_size()
+        self.share_of(self._labeled_batch_size(), "labelled", "labeled_batch_size")
+        if self.config.use_unlabeled:
+            self._unlabeled_batch_size()
 
     def _labeled_batch_size(self) -> int:
         if self.config.labeled_batch_size is not None:
@@ -70,15 +76,7 @@ class UnlabeledDataTrainer(nnUNetTrainer):
     def _unlabeled_batch_size(self) -> int:
         """Unlabelled images a step on this rank."""
         total = self.config.unlabeled_batch_size or max(1, round(self._labeled_batch_size() / 2))
-        if not self.is_ddp:
-            return total
-        world, rank = dist.get_world_size(), dist.get_rank()
-        if total < world:
-            raise ConfigError(
-                f"{total} unlabelled images a step cannot be split over {world} processes; raise "
-                "vqseg.unlabeled_batch_size in the plan or use fewer processes."
-            )
-        return total // world + (rank < total % world)
+        return self.share_of(total, "unlabelled", "unlabeled_batch_size")
 
     def _fold_entry(self) -> dict | None:
         return load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
@@ -94,26 +92,46 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         return labeled_as_unlabeled(raw, self.dataset_json, train_keys)
 
     def _prepare_unlabeled(self) -> None:
-        """Preprocess what is missing on rank 0; the others wait for it without a barrier, which would time out."""
+        """Preprocess what is missing, on rank 0."""
         folder = unlabeled_folder(self.preprocessed_dataset_folder)
+        self.unlabeled_identifiers = self.rank_0_first(
+            "preprocessing the unlabelled cases",
+            lambda: self._prepared_by_this_rank(folder),
+            lambda: self._prepared_by_rank_0(folder),
+        )
+        self.print_to_log_file(f"{len(self.unlabeled_identifiers)} unlabelled cases from {folder}.")
+
+    def _prepared_by_this_rank(self, folder: str) -> list[str]:
         cases = self._unlabeled_cases()
         if cases is None:
-            self.unlabeled_identifiers = load_prepared_identifiers(
-                folder, None, self._fold_entry(), self.plans_manager, self.configuration_manager
-            )
-        elif self.local_rank == 0:
-            self.unlabeled_identifiers = prepare_unlabeled_cases(
-                cases,
-                self.plans_manager,
-                self.configuration_manager,
-                self.dataset_json,
-                folder,
-                num_processes=get_allowed_n_proc_DA(),
-                log=self.print_to_log_file,
-            )
-        else:
-            self.unlabeled_identifiers = _wait_for(folder, cases)
-        self.print_to_log_file(f"{len(self.unlabeled_identifiers)} unlabelled cases from {folder}.")
+            return self._load_prepared(folder, None)
+        return prepare_unlabeled_cases(
+            cases,
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            folder,
+            num_processes=get_allowed_n_proc_DA(),
+            log=self.print_to_log_file,
+        )
+
+    def _prepared_by_rank_0(self, folder: str) -> list[str]:
+        deadline = monotonic() + SECONDS_UNTIL_FILES_APPEAR
+        while True:
+            try:
+                return self._load_prepared(folder, self._unlabeled_cases())
+            except DatasetError as error:
+                if monotonic() > deadline:
+                    raise DatasetError(
+                        f"Rank 0 has prepared the unlabelled cases, but {folder} as {socket.gethostname()} sees it is "
+                        f"not complete; nnUNet_preprocessed must be one folder that all machines share."
+                    ) from error
+            sleep(1.0)
+
+    def _load_prepared(self, folder: str, cases: UnlabeledCases | None) -> list[str]:
+        return load_prepared_identifiers(
+            folder, cases, self._fold_entry(), self.plans_manager, self.configuration_manager
+        )
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's two loaders, and the unlabelled one as an attribute beside them."""
@@ -138,10 +156,15 @@ class UnlabeledDataTrainer(nnUNetTrainer):
         return loaders
 
     def on_train_end(self) -> None:
-        """Final checkpoint, then stop the unlabelled loader's workers too."""
+        """Final checkpoint, then stop the loaders' workers."""
         super().on_train_end()
-        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
-            self.dataloader_unlabeled._finish()
+        self.stop_loaders()
+
+    def stop_loaders(self) -> None:
+        """Stop the workers of all three loaders; nnU-Net stops those of its own two, and only where all went well."""
+        for loader in (self.dataloader_train, self.dataloader_val, self.dataloader_unlabeled):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -165,11 +188,3 @@ def require_2d(plans: dict, configuration: str) -> None:
         )
     if resolved.previous_stage_name is not None:
         raise NotImplementedError(f"VQ-Seg does not train cascades, '{configuration}' is one; use 2d.")
-
-
-def _wait_for(folder: str, cases: UnlabeledCases, seconds: float = 5.0) -> list[str]:
-    while True:
-        try:
-            return load_prepared_identifiers(folder, cases)
-        except DatasetError:
-            sleep(seconds)

@@ -125,7 +125,7 @@ class Objective:
             features, mask = alignment_target
             terms["alignment"] = (
                 config.lambda_a,
-                patch_contrastive_loss(output.adapted, features, config.temperature, mask),
+                patch_contrastive_loss(output.adapted, features, config.temperature, mask, ddp=self.ddp),
             )
         if output.vq_loss is not None and output.entropy is not None:
             terms["vq"] = (config.weight_vq, output.vq_loss)

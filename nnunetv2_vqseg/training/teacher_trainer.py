@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import torch
@@ -12,10 +14,20 @@ from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
-from nnunetv2_vqseg.training.checkpoint import random_states, save_atomically, to_plain
+from nnunetv2_vqseg.training.checkpoint import (
+    newest_checkpoint,
+    random_states,
+    read_checkpoint,
+    save_atomically,
+    to_plain,
+)
 from nnunetv2_vqseg.training.curves import EpochCurves
 from nnunetv2_vqseg.training.data_trainer import UnlabeledDataTrainer
 from nnunetv2_vqseg.training.weights import WeightSwap
+
+# A full disk at the very end: worth waiting for whoever can make room, but not until the other ranks time out (10 min).
+SECONDS_FOR_FINAL = 300.0
+SECONDS_BETWEEN_TRIES = 20.0
 
 
 class TeacherTrainer(UnlabeledDataTrainer):
@@ -33,7 +45,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
     def initialize(self) -> None:
         """nnU-Net's, then the teacher as a copy of the student."""
         super().initialize()
-        self.teacher = build_teacher(self.vqseg_network, self.config.ema_decay)
+        self.teacher = build_teacher(self.vqseg_network, self.config.ema_decay, self.config.ema_warmup)
         self.teacher.module.decoder.deep_supervision = False
         self.curves = EpochCurves()
 
@@ -51,48 +63,76 @@ class TeacherTrainer(UnlabeledDataTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Give the network the student's weights back."""
-        super().on_validation_epoch_end(val_outputs)
+        try:
+            super().on_validation_epoch_end(val_outputs)
+        finally:
+            self._end_validation()
+
+    def _end_validation(self) -> None:
         if self._swap is not None:
             self._swap.undo()
             self._swap = None
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation with the teacher's weights, which are also those that are saved."""
-        swap = WeightSwap(self.vqseg_network, self.teacher.module)
+        self._swap = WeightSwap(self.vqseg_network, self.teacher.module)
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
-            swap.undo()
+            self._end_validation()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Teacher as `network_weights`, everything else that resuming needs under `vqseg`; written atomically."""
+        """Save at the end of an epoch; training goes on where that fails, unless it is the final checkpoint.
+
+        Raises:
+            OSError: `checkpoint_final.pth` could not be written, not even later.
+        """
+        self._save(filename, epochs_done=self.current_epoch + 1)
+
+    def save_unfinished_epoch(self, filename: str) -> bool:
+        """Save in the middle of an epoch, which will be repeated with the weights of now; returns whether it worked."""
+        return self._save(filename, epochs_done=self.current_epoch)
+
+    def _save(self, filename: str, epochs_done: int) -> bool:
         if self.local_rank != 0:
-            return
+            return False
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
-        assert self._swap is None, "never save while the teacher's weights are in the network"
-        content = {
+            return False
+        if self._swap is not None:
+            raise RuntimeError("Never save while the teacher's weights are in the network.")
+        content = self._checkpoint(epochs_done)
+        give_up = monotonic() + (SECONDS_FOR_FINAL if Path(filename).name == "checkpoint_final.pth" else 0.0)
+        while True:
+            try:
+                save_atomically(content, filename)
+                return True
+            except OSError as error:
+                problem = f"{filename} could not be written ({error}); the last good checkpoint is untouched."
+                if Path(filename).name != "checkpoint_final.pth":
+                    self.print_to_log_file(
+                        f"WARNING: {problem} Training goes on; free disk space or make the folder writable."
+                    )
+                    return False
+                if monotonic() >= give_up:
+                    raise OSError(f"{problem} Free disk space and continue with --c.") from error
+                self.print_to_log_file(f"WARNING: {problem} Trying again for some minutes; free disk space now.")
+            sleep(SECONDS_BETWEEN_TRIES)
+
+    def _checkpoint(self, epochs_done: int) -> dict[str, Any]:
+        """Teacher as `network_weights`, everything else that resuming needs under `vqseg`."""
+        return {
             "network_weights": self.teacher.module.inference_state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": to_plain(self.logger.get_checkpoint()),
+            "logging": to_plain({key: values[:epochs_done] for key, values in self.logger.get_checkpoint().items()}),
             "_best_ema": to_plain(self._best_ema),
-            "current_epoch": self.current_epoch + 1,
+            "current_epoch": epochs_done,
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "vqseg": self._training_state(),
         }
-        try:
-            save_atomically(content, filename)
-        except OSError as error:
-            if os.path.basename(filename) == "checkpoint_final.pth":  # noqa: PTH119
-                raise
-            self.print_to_log_file(
-                f"WARNING: {filename} could not be written ({error}); the last good checkpoint is untouched and "
-                "training goes on. Free disk space or make the folder writable."
-            )
 
     def _training_state(self) -> dict[str, Any]:
         quantizer = self.vqseg_network.quantizer
@@ -129,13 +169,13 @@ class TeacherTrainer(UnlabeledDataTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = filename_or_checkpoint
+        source, checkpoint = "This checkpoint", filename_or_checkpoint
         if isinstance(checkpoint, (str, os.PathLike)):
-            checkpoint = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            source = self._newer_than(checkpoint)
+            checkpoint = read_checkpoint(source, self.device)
         if "vqseg" not in checkpoint:
             raise RuntimeError(
-                f"{filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else 'This checkpoint'} was not "
-                f"written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
+                f"{source} was not written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
             )
         state = checkpoint["vqseg"]
         same_heads = state["alignment"] == (self.foundation_model is not None)
@@ -157,6 +197,19 @@ class TeacherTrainer(UnlabeledDataTrainer):
         self.step = state["step"]
         self.curves.restore(state["curves"], self.current_epoch)
         self._resumed_random_states = state["random_states"]
+
+    def _newer_than(self, filename: str | os.PathLike[str]) -> str:
+        """What to continue from instead, where nnU-Net's `--c` asks for an outdated file.
+
+        nnU-Net takes final, else latest, else best. But a final checkpoint that is older than the others belongs to an
+        earlier training in this folder, and a best one may be some epochs ahead of the latest.
+        """
+        asked = Path(filename)
+        newest = newest_checkpoint(asked.parent)
+        if not self.logger.resume or asked.name == "checkpoint_best.pth" or newest is None or newest.samefile(asked):
+            return str(filename)
+        self.print_to_log_file(f"{asked.name} is older than {newest.name}; continuing from the latter.")
+        return str(newest)
 
 
 def _alignment_mismatch(state: dict[str, Any], status: str) -> str:

@@ -24,10 +24,10 @@ from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
 from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.training.preview import PreviewSlices, draw_preview, preview_slices
-from nnunetv2_vqseg.training.teacher_trainer import TeacherTrainer
+from nnunetv2_vqseg.training.reliable_trainer import ReliableTrainer
 
 
-class nnUNetTrainerVQSeg(TeacherTrainer):
+class nnUNetTrainerVQSeg(ReliableTrainer):
     """VQ-Seg (NeurIPS 2025) on nnU-Net's 2D plan, preprocessing and augmentation.
 
     Unlabelled cases come from `imagesUl` and from the fold's `unlabeled` list in `splits_final.json`. Hyper-parameters
@@ -92,6 +92,8 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
         """
         if self.config.seed is not None:
             seed_everything(self.config.seed + self.local_rank)
+        elif self.is_ddp:
+            torch.seed()  # torch starts from the same number on every rank
         self._load_foundation_model()
         self.build_network_architecture = self._build_training_network  # type: ignore[method-assign]
         super().initialize()
@@ -156,6 +158,8 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
         if self._resumed_random_states is not None:
             restore_random_states(self._resumed_random_states)
             self._resumed_random_states = None
+            if self.is_ddp:
+                self.separate_random_numbers()
 
     @torch.no_grad()
     def _initialize_codebook(self) -> None:
@@ -198,13 +202,14 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
         grad_norm = self._backward_and_step(loss)
 
         statistics |= {name: term for name, (_, term) in terms.items()}
-        statistics |= {"loss": loss, "gradient_norm": grad_norm}
-        values = dict(zip(statistics, _to_floats(statistics.values()), strict=True))
+        statistics |= self._displacement(output) | {"loss": loss, "gradient_norm": grad_norm}
+        values = self.mean_over_ranks(statistics)
         if self._step_was_finite(values):
             update_teacher(self.teacher, self.vqseg_network)
             self._update_codebook(output)
         self.step += 1
         self.curves.add(values | {"ramp": ramp(progress, self.config.ramp_up)})
+        self.stop_if_asked()
         return {"loss": np.float32(values["loss"])}
 
     @torch.no_grad()
@@ -295,11 +300,17 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
             return
         quantizer.observe(output.indices, output.tokens)
         self.usage.add(output.indices)
-        if output.perturbed_indices is not None:
-            before = output.indices[-len(output.perturbed_indices) :]
-            codes = quantizer.codes()
-            moved = (codes[output.perturbed_indices.flatten()] - codes[before.flatten()]).norm(dim=1).mean()
-            self.curves.add({"qpm_displacement": float(moved)})
+
+    @torch.no_grad()
+    def _displacement(self, output: VQSegOutput) -> dict[str, Tensor]:
+        """How far QPM moved its tokens, in code space."""
+        quantizer = self.vqseg_network.quantizer
+        if quantizer is None or output.indices is None or output.perturbed_indices is None:
+            return {}
+        before = output.indices[-len(output.perturbed_indices) :]
+        codes = quantizer.codes()
+        moved = codes[output.perturbed_indices.flatten()] - codes[before.flatten()]
+        return {"qpm_displacement": moved.norm(dim=1).mean()}
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Close the epoch's curves: loss terms, pseudo-labels, codebook, QPM."""
@@ -326,10 +337,11 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
         """nnU-Net's bookkeeping, then our plots."""
         super().on_epoch_end()
         if self.local_rank == 0:
-            self.curves.plot(join(self.output_folder, "progress_vqseg.png"))
             last = self.current_epoch == self.num_epochs
-            if last or self.current_epoch % self.save_every == 0:
-                self._draw_preview()
+            with self.warn_where_disk_fails("progress_vqseg.png or preview.png"):
+                self.curves.plot(join(self.output_folder, "progress_vqseg.png"))
+                if last or self.current_epoch % self.save_every == 0:
+                    self._draw_preview()
 
     def _draw_preview(self) -> None:
         if self._preview is None:
@@ -342,8 +354,3 @@ class nnUNetTrainerVQSeg(TeacherTrainer):
             self.label_manager.has_regions,
             self.device,
         )
-
-
-def _to_floats(values: Any) -> list[float]:
-    """Scalars of one step, fetched from the device at once."""
-    return torch.stack([value.detach().float().reshape(()) for value in values]).tolist()

@@ -119,7 +119,7 @@ def test_online_validation_scores_the_teacher(make_trainer):
     student = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
     trainer.on_validation_epoch_start()
     assert same(trainer.vqseg_network.state_dict(), trainer.teacher.module.state_dict())
-    with pytest.raises(AssertionError, match="never save"):
+    with pytest.raises(RuntimeError, match="Never save"):
         trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
     batch = next(trainer.dataloader_val)
     trainer.on_validation_epoch_end([trainer.validation_step(batch)])

@@ -1,0 +1,181 @@
+"""nnU-Net's trainer on several processes: GPUs or CPUs, one machine or many."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
+from nnunetv2_vqseg.training.checkpoint import seed_everything
+
+T = TypeVar("T")
+
+# Every rank counts them in the same order.
+_turns = itertools.count()
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_MESSAGES = 60.0
+
+
+class DistributedTrainer(nnUNetTrainer):
+    """What nnU-Net's trainer does with one process per GPU of one machine, for any device and number of machines.
+
+    `local_rank` stays the global rank, as everywhere in nnU-Net, where 0 means 'the one that writes'. The process group
+    and, for GPUs, the current CUDA device must be set before a trainer is made.
+    """
+
+    is_ddp: bool
+    network: nn.Module
+    grad_scaler: Any
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            # nnU-Net took cuda:<global rank>, which exists on the first machine only.
+            gpu = device.type == "cuda"
+            self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else device
+            self.grad_scaler = self.grad_scaler if gpu else None
+
+    def initialize(self) -> None:
+        """nnU-Net's as for one process; then this rank's share of the batch, and DistributedDataParallel."""
+        distributed, self.is_ddp = self.is_ddp, False
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = distributed
+        if distributed:
+            self._set_batch_size_and_oversample()
+            self.network = distribute(self.network, self.device)
+            self.loss = self._build_loss()
+
+    def on_train_start(self) -> None:
+        """nnU-Net's, after a check that all ranks agree, and with one rank at a time making up the split."""
+        if self.is_ddp:
+            self.require_same_start()
+            self.rank_0_first("making the split", self.do_split, self.do_split)
+        super().on_train_start()
+
+    def share_of(self, total: int, what: str, key: str) -> int:
+        """This rank's share of a batch of `total` images.
+
+        Args:
+            what: kind of image, for the message.
+            key: the key of the plan's `vqseg` block that sets the number.
+
+        Raises:
+            ConfigError: fewer images than processes.
+        """
+        if not self.is_ddp:
+            return total
+        world, rank = dist.get_world_size(), dist.get_rank()
+        if total < world:
+            raise ConfigError(
+                f"A batch of {total} {what} images cannot be split over {world} processes; raise vqseg.{key} in the "
+                f"plan to at least {world}, or use fewer processes."
+            )
+        return total // world + (rank < total % world)
+
+    def mean_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Scalars of one step as numbers, the same on every rank: not finite on one means not finite on all.
+
+        One transfer from the device, and one small all-reduce.
+        """
+        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        return dict(zip(values, mean_over_processes(stacked).tolist(), strict=True))
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; every rank must ask."""
+        if not self.is_ddp:
+            return flag
+        return bool(mean_over_processes(torch.tensor([float(flag)], device=self.device)).item())
+
+    def separate_random_numbers(self) -> None:
+        """Give every rank its own random numbers where they were all set to the same state."""
+        base = int(torch.randint(2**31 - 2**16, ()))
+        if self.local_rank != 0:
+            seed_everything(base + self.local_rank)
+
+    def require_same_start(self) -> None:
+        """All ranks must continue from the same place.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        starts: list = [None] * dist.get_world_size()
+        dist.all_gather_object(starts, (self.current_epoch, socket.gethostname()))
+        first = starts[0]
+        for rank, start in enumerate(starts):
+            if start[0] != first[0]:
+                raise RuntimeError(
+                    f"Rank {rank} on {start[1]} would start at epoch {start[0]}, rank 0 on {first[1]} at epoch "
+                    f"{first[0]}; nnUNet_results must be one folder that all machines share."
+                )
+
+    def rank_0_first(self, task: str, work: Callable[[], T], afterwards: Callable[[], T]) -> T:
+        """`work()` on rank 0, `afterwards()` on the others once it is done, however long it takes.
+
+        A barrier would time out after some minutes. The others ask the process group's store instead, which tells them
+        the end of the work, its failure, or, by no longer answering, that rank 0 is gone.
+
+        Args:
+            task: what rank 0 does, as in 'preprocessing the unlabelled cases'.
+
+        Raises:
+            RuntimeError: on the other ranks, if rank 0 failed or died.
+        """
+        if not self.is_ddp:
+            return work()
+        store, key = dist.distributed_c10d._get_default_store(), f"nnunetv2_vqseg/{next(_turns)}"
+        if self.local_rank == 0:
+            outcome = "failed"
+            try:
+                result = work()
+                outcome = "done"
+            finally:
+                store.set(key, outcome)
+            return result
+        self._wait_for(store, key, task)
+        return afterwards()
+
+    def _wait_for(self, store: dist.Store, key: str, task: str) -> None:
+        started = last_told = time.monotonic()
+        try:
+            while not store.check([key]):
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                if time.monotonic() - last_told > SECONDS_BETWEEN_MESSAGES:
+                    last_told = time.monotonic()
+                    print(f"Rank {self.local_rank} waits for rank 0: {task}, {(last_told - started) / 60:.0f} min.")
+            outcome = store.get(key)
+        except RuntimeError as error:  # torch's DistNetworkError and DistStoreError are subclasses
+            raise RuntimeError(f"Rank 0 ended while {task}; its own output says why.") from error
+        if outcome != b"done":
+            raise RuntimeError(f"Rank 0 failed while {task}; its own output says why.")
+
+
+def distribute(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network in DistributedDataParallel, for one process a device.
+
+    Buffers are not broadcast: the codebook keeps itself equal on all ranks, and in nnU-Net's final validation ranks
+    have different numbers of forward passes, in each of which a broadcast would wait for the others.
+    """
+    if device.type != "cuda":
+        return DistributedDataParallel(network, broadcast_buffers=False)
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return DistributedDataParallel(network, device_ids=[device.index], broadcast_buffers=False)
