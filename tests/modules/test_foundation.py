@@ -286,4 +286,4 @@ print(json.dumps([cached.model.norm.weight.tolist(), said, absent, warned, time.
     assert "timm's cache" in said
     assert absent is None
     assert warned.startswith("WARNING")
-    assert seconds < 5
+    assert seconds < 20  # the hub's own retries take 45
