@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import socket
 import time
@@ -175,7 +176,10 @@ def distribute(network: nn.Module, device: torch.device) -> DistributedDataParal
     Buffers are not broadcast: the codebook keeps itself equal on all ranks, and in nnU-Net's final validation ranks
     have different numbers of forward passes, in each of which a broadcast would wait for the others.
     """
-    if device.type != "cuda":
-        return DistributedDataParallel(network, broadcast_buffers=False)
-    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return DistributedDataParallel(network, device_ids=[device.index], broadcast_buffers=False)
+    # Before torch 2.15 the argument had another name.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        options["device_ids"] = [device.index]
+    return DistributedDataParallel(network, **options)

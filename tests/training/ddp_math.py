@@ -1,0 +1,183 @@
+"""What the processes of test_distributed.py run; nnU-Net's losses, but not its trainer, which takes 10 s to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
+from nnunetv2_vqseg.modules.losses import pseudo_labels
+from nnunetv2_vqseg.modules.strong_view import cutmix, sample_cutmix_boxes
+from nnunetv2_vqseg.network import VQSegNet, build_image_decoder, build_vqseg_net
+from nnunetv2_vqseg.training.objective import Objective, Views
+
+STRIDES = [[1, 1], [2, 2], [2, 2]]
+PATCH = (16, 16)
+CLASSES = 3
+CODES = 32
+# Images of each kind a process has in a step.
+SHARE = 2
+
+CASES: dict[str, dict[str, Any]] = {
+    "decoder reads q(z)": {"decoder_input": "quantized"},
+    "decoder reads z": {"decoder_input": "continuous"},
+    "raw codes": {"decoder_input": "quantized", "code_dim": None, "normalize_codes": False},
+    "no quantiser": {"quantize": False, "perturbation": "none", "reconstruct": False, "foundation_policy": "off"},
+}
+
+
+class Shift(nn.Module):
+    """A perturbation without chance: the next code."""
+
+    def forward(self, indices: Tensor, codes: Tensor) -> Tensor:
+        return (indices + 1) % len(codes)
+
+
+def config_of(case: str) -> VQSegConfig:
+    block = {"num_codes": CODES, "min_tokens": 4, "entropy_tokens": 65_536, "confidence_threshold": 0.6}
+    return VQSegConfig.default().override(block | CASES[case])
+
+
+def build(case: str, fixed: bool = True) -> VQSegNet:
+    """The same network in every process."""
+    torch.manual_seed(1)
+    unet = PlainConvUNet(
+        input_channels=1,
+        n_stages=3,
+        features_per_stage=[6, 8, 10],
+        conv_op=nn.Conv2d,
+        kernel_sizes=3,
+        strides=[1, 2, 2],
+        n_conv_per_stage=1,
+        num_classes=CLASSES,
+        n_conv_per_stage_decoder=1,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+    )
+    network = build_vqseg_net(unet, config_of(case), PATCH, STRIDES)
+    if network.quantizer is not None:
+        network.attach_heads(build_image_decoder(network, 1, STRIDES), PostVQFeatureAdapter(10, 5), (4, 4))
+        if fixed:
+            network.perturbation = Shift()  # type: ignore[assignment]
+    return network.train()
+
+
+def build_objective(case: str, ddp: bool) -> Objective:
+    """With nnU-Net's supervised loss as its trainer builds it."""
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": ddp}
+    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    return Objective(config_of(case), DeepSupervisionWrapper(loss, [1.0, 1e-6]), ddp=ddp)
+
+
+def whole_batch(world: int, seed: int) -> tuple[Views, tuple[Tensor, Tensor]]:
+    """Views of all processes together, CutMix across their borders, and targets of the alignment."""
+    random = torch.Generator().manual_seed(seed)
+    count = SHARE * world
+
+    def images() -> Tensor:
+        return torch.randn(count, 1, *PATCH, generator=random)
+
+    def logits() -> Tensor:
+        # Ever surer from image to image, so that processes keep different numbers of pixels.
+        return torch.randn(count, CLASSES, *PATCH, generator=random) * torch.linspace(0.5, 4, count).view(-1, 1, 1, 1)
+
+    target = torch.randint(CLASSES, (count, 1, *PATCH), generator=random)
+    weak, (labels, confidence) = images(), pseudo_labels(logits())
+    boxes = sample_cutmix_boxes(count, *PATCH, probability=1.0, generator=random)
+    partners = torch.arange(count).roll(SHARE)
+    features = torch.randn(2 * count, 5, 4, 4, generator=random)
+    mask = torch.rand(2 * count, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 2 * count).view(-1, 1, 1)
+    views = Views(
+        images(),
+        [target, target[:, :, ::2, ::2]],
+        weak,
+        labels,
+        confidence,
+        cutmix(weak + 0.1, boxes, partners),
+        cutmix(labels, boxes, partners),
+        cutmix(confidence, boxes, partners),
+    )
+    return views, (features, mask)
+
+
+def part(views: Views, alignment: tuple[Tensor, Tensor], rank: int) -> tuple[Views, tuple[Tensor, Tensor]]:
+    """What one process sees of it."""
+    own = slice(SHARE * rank, SHARE * (rank + 1))
+    views = Views(*([level[own] for level in value] if isinstance(value, list) else value[own] for value in views))
+    features, mask = (torch.cat([half[own] for half in values.chunk(2)]) for values in alignment)
+    return views, (features, mask)
+
+
+def backward(
+    network: nn.Module, objective: Objective, views: Views, alignment: tuple[Tensor, Tensor]
+) -> tuple[Any, Tensor]:
+    """Forward and backward as `train_step` does; the network's output and the loss."""
+    images, layout = views.batch(with_weak=objective.needs_weak_stream)
+    output = network(images, layout)
+    terms = objective.terms(output, layout, views, progress=0.5, alignment_target=alignment)
+    loss = sum((weight * term for weight, term in terms.values()), start=torch.zeros(()))
+    loss.backward()
+    return output, loss
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name.removeprefix("module."): p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def run_rank(rank: int, world: int, folder: str) -> None:
+    """Every case's gradients, then twenty steps on different data a rank; results to `folder/<rank>.pt`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    result: dict[str, Any] = {}
+    for case in CASES:
+        network = DistributedDataParallel(build(case), broadcast_buffers=False)
+        _, loss = backward(network, build_objective(case, ddp=True), *part(*whole_batch(world, seed=5), rank))
+        result[case] = (gradients(network), loss.detach())
+    result["trained"] = train(rank, world, steps=20)
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train(rank: int, world: int, steps: int) -> dict[str, Any]:
+    """Twenty optimiser steps with QPM, restarts of codes and the teacher, as the trainer does them."""
+    case = "decoder reads z"
+    student = build(case, fixed=False)
+    quantizer = student.quantizer
+    assert quantizer is not None
+    torch.manual_seed(100 + rank)
+    quantizer.initialize_from_samples(torch.nn.functional.normalize(torch.randn(CODES, quantizer.code_dim), dim=1))
+    started_from = quantizer.codebook.clone()
+    quantizer.restart_after = 3
+    teacher = build_teacher(student)
+    network = DistributedDataParallel(student, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+    objective = build_objective(case, ddp=True)
+    restarted = 0
+    for step in range(steps):
+        views, alignment = part(*whole_batch(world, seed=1000 + step), rank)
+        optimizer.zero_grad()
+        output, _ = backward(network, objective, views, alignment)
+        optimizer.step()
+        update_teacher(teacher, student)
+        restarted += quantizer.observe(output.indices, output.tokens)
+    return {
+        "student": student.state_dict(),
+        "teacher": teacher.state_dict(),
+        "bookkeeping": quantizer.bookkeeping_state()["steps_since_use"],
+        "restarted": restarted,
+        "codebook_moved": not torch.equal(started_from, quantizer.codebook),
+        "generator": torch.get_rng_state(),
+    }
