@@ -35,7 +35,8 @@ th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
-tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff; text-align: left; }
+tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
+  text-align: left; }
 th[scope=rowgroup] { padding-top: .9rem; font-weight: 700; }
 th[scope=rowgroup] span { position: sticky; left: 0; }
 td strong { font-weight: 700; }
@@ -58,17 +59,20 @@ summary { cursor: pointer; color: var(--accent); }
 }
 @media print {
   @page { margin: 14mm; }
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
-  h1 { font-size: 16pt; }
-  h2 { margin-top: 1.5rem; font-size: 12pt; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
+  h2 { margin-top: 1.5rem; }
   nav, summary { display: none; }
   h2, h3 { break-after: avoid; }
   figure, tr { break-inside: avoid; }
   .scroll { overflow: visible; }
-  table { font-size: 8pt; }
-  th, td { padding-left: .5rem; white-space: normal; }
-  caption span, tr > :first-child { position: static; }
-  .grid, .grid.wide { grid-template-columns: 1fr 1fr; gap: .8rem; }
+  th[scope=rowgroup], thead { break-after: avoid; }
+  th, td { line-height: 1.3; }
+  th, td { padding-left: .5rem; }
+  thead th { white-space: normal; }
+  caption span, tr > :first-child { position: static; background: none; }
+  .grid { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
+  .grid.wide { grid-template-columns: 1fr 1fr; }
   .notices { background: none; border: 1px solid var(--line); border-left-width: 4px; }
   a { color: inherit; text-decoration: none; }
 }
