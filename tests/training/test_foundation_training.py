@@ -1,0 +1,81 @@
+"""Training with the alignment (PFA), with a small ViT whose weights the test writes."""
+
+import math
+
+import pytest
+import timm
+import torch
+
+from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
+
+pytestmark = pytest.mark.slow
+
+NAME = "test_vit.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("weights") / "vit.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model(NAME, pretrained=False).state_dict(), file)
+    return str(file)
+
+
+def settings(weights: str | None, policy: str = "required") -> dict:
+    return {
+        "foundation_policy": policy,
+        "foundation_model": NAME,
+        "foundation_image_size": 160,
+        "foundation_checkpoint": weights,
+        "num_epochs": 1,
+    }
+
+
+def test_alignment_is_trained_recorded_and_left_out_of_what_prediction_loads(make_trainer, weights):
+    trainer = make_trainer(**settings(weights))
+    trainer.run_training()
+    assert math.isfinite(trainer.curves.history["alignment"][0])
+    assert trainer.curves.history["alignment"][0] > 0
+    frozen = [p.requires_grad for p in trainer.foundation_model.parameters()]
+    assert not any(frozen)
+    assert not trainer.foundation_model.training
+
+    checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=True)
+    assert checkpoint["vqseg"]["alignment"] is True
+    assert not [key for key in checkpoint["network_weights"] if key.startswith(("adapter.", "image_decoder."))]
+    assert any(key.startswith("adapter.") for key in checkpoint["vqseg"]["student"])
+    every_key = [*checkpoint["vqseg"]["student"], *checkpoint["vqseg"]["teacher"]]
+    assert not [key for key in every_key if "foundation" in key]
+
+
+def test_run_that_began_with_the_alignment_never_goes_on_without_it(make_trainer, weights):
+    trainer = make_trainer(**settings(weights))
+    trainer.run_training()
+    without = make_trainer(continue_training=True, **settings(None, "off"))
+    without.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    with pytest.raises(RuntimeError, match="began with the foundation model and cannot go on without it"):
+        without.on_train_start()
+    # its weights still serve validation
+    teacher = trainer.teacher.module.inference_state_dict()
+    loaded = without.teacher.module.inference_state_dict()
+    assert all(torch.equal(teacher[key], loaded[key]) for key in teacher)
+
+
+def test_without_weights_auto_trains_without_alignment_and_says_so_everywhere(make_trainer, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    trainer = make_trainer(**settings(None, "auto"))
+    trainer.run_training()
+    assert "alignment" not in trainer.curves.history
+    assert "WARNING" in capsys.readouterr().out
+    state = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=True)["vqseg"]
+    assert state["alignment"] is False
+    assert NAME in state["foundation_model"]
+
+
+def test_required_stops_before_training_with_the_remedy(make_trainer, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    trainer = make_trainer(**settings(None, "required"))
+    with pytest.raises(FoundationModelUnavailable, match=NAME):
+        trainer.on_train_start()
