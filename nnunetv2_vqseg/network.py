@@ -197,8 +197,8 @@ class VQSegNet(nn.Module):
                 skips[-1] = torch.cat((z[:clean], F.dropout2d(z[clean:], self.dropout_rate)))
             return VQSegOutput(segmentation=self.decoder(self._deepen(skips)))
 
-        # Where the decoder reads z, the codebook only watches: its own losses must not bend z. The heads' gradient still
-        # reaches z, straight through in feature space.
+        # Where the decoder reads z, the codebook only watches: its own losses must not bend z. The gradient of the heads
+        # still reaches z, straight through in feature space.
         code = self.quantizer(z.detach() if self.continuous else z)
         quantized = code.quantized + (z - z.detach()) if self.continuous else code.quantized
         read = z if self.continuous else quantized
