@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,10 +89,13 @@ class VQSegNet(nn.Module):
         dropout_rate: channel dropout on the perturbed stream, Fig. 1's alternative to QPM; 0 for none.
     """
 
+    encoder: Any  # what nn.Module's own annotations do not know: stages, stem, output_channels
+    decoder: Any
+
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
+        encoder: Any,
+        decoder: Any,
         stage: int = 0,
         quantizer: VectorQuantizer | None = None,
         continuous: bool = False,
@@ -197,7 +200,7 @@ class VQSegNet(nn.Module):
                 skips[-1] = torch.cat((z[:clean], F.dropout2d(z[clean:], self.dropout_rate)))
             return VQSegOutput(segmentation=self.decoder(self._deepen(skips)))
 
-        # Where the decoder reads z, the codebook only watches: its own losses must not bend z. The gradient of the heads
+        # Where the decoder reads z, the codebook only watches: its own losses must not bend z. The heads' gradient
         # still reaches z, straight through in feature space.
         code = self.quantizer(z.detach() if self.continuous else z)
         quantized = code.quantized + (z - z.detach()) if self.continuous else code.quantized

@@ -12,7 +12,7 @@ from nnunetv2_vqseg.modules.ema import unwrap
 
 # What nnU-Net's checkpoints hold beside tensors and plain values.
 NUMPY_SCALARS = [
-    np.core.multiarray.scalar if np.__version__.startswith("1.") else np._core.multiarray.scalar,
+    np.float64(0).__reduce__()[0],  # the function that unpickles a scalar, wherever this NumPy keeps it
     np.dtype,
     *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
 ]

@@ -46,8 +46,15 @@ class TeacherTrainer(UnlabeledDataTrainer):
         """nnU-Net's, then the teacher as a copy of the student."""
         super().initialize()
         self.teacher = build_teacher(self.vqseg_network, self.config.ema_decay, self.config.ema_warmup)
-        self.teacher.module.decoder.deep_supervision = False
+        self.teacher_network.decoder.deep_supervision = False
         self.curves = EpochCurves()
+
+    @property
+    def teacher_network(self) -> VQSegNet:
+        """The teacher, without the averaging around it."""
+        network = unwrap(self.teacher)
+        assert isinstance(network, VQSegNet)
+        return network
 
     @property
     def vqseg_network(self) -> VQSegNet:
@@ -122,7 +129,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
     def _checkpoint(self, epochs_done: int) -> dict[str, Any]:
         """Teacher as `network_weights`, everything else that resuming needs under `vqseg`."""
         return {
-            "network_weights": self.teacher.module.inference_state_dict(),
+            "network_weights": self.teacher_network.inference_state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": to_plain({key: values[:epochs_done] for key, values in self.logger.get_checkpoint().items()}),

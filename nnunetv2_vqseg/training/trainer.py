@@ -41,7 +41,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
     _preview: PreviewSlices | None = None
 
     @classmethod
-    def build_network_architecture(  # type: ignore[override]
+    def build_network_architecture(
         cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -198,7 +198,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         with self._autocast():
             output = self.network(images, layout)
             terms = self.objective.terms(output, layout, views, progress, alignment_target)
-            loss = sum(weight * term for weight, term in terms.values())
+            loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         grad_norm = self._backward_and_step(loss)
 
         statistics |= {name: term for name, (_, term) in terms.items()}
