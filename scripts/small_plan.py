@@ -1,6 +1,7 @@
 """Make a plan's 2d configuration small enough for a CPU, and set keys of its `vqseg` block.
 
     python scripts/small_plan.py -d 27 --spacing 3 --patch 80 --set num_epochs=15 iterations_per_epoch=100
+    python scripts/small_plan.py -d 27 -c 2d_eps3 --set epsilon=0.3    # a configuration that inherits from 2d
 
 Edits nnUNet_preprocessed/DATASET/PLANS.json, as nnU-Net's documentation allows. Preprocess afterwards
 (`nnUNetv2_preprocess -d 27 -plans_name nnUNetVQSegPlans -c 2d`), because the spacing may have changed.
@@ -64,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-d", dest="dataset_id", type=int, required=True, metavar="ID")
     parser.add_argument("-p", dest="plans_name", default="nnUNetVQSegPlans", metavar="PLANS")
+    parser.add_argument(
+        "-c", dest="configuration", default="2d", metavar="NAME", help="made, inheriting from 2d, where it is missing"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="labelled images a step")
     parser.add_argument("--patch", type=int, metavar="PX", help="side of the patch; without it the network stays as is")
     parser.add_argument("--spacing", type=float, metavar="MM", help="in-plane spacing (default: the plan's)")
     parser.add_argument("--features", type=int, default=16, metavar="N", help="of the first stage (default: 16)")
@@ -76,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     plans = json.loads(file.read_text())
     if args.patch:
         shrink(plans, args.patch, args.features, args.max_features, args.spacing)
-    block = plans["configurations"]["2d"].setdefault("vqseg", {})
+    configuration = plans["configurations"].setdefault(args.configuration, {"inherits_from": "2d"})
+    if args.batch_size:
+        configuration["batch_size"] = args.batch_size
+    block = configuration.setdefault("vqseg", {})
     for setting in args.set:
         key, _, value = setting.partition("=")
         try:
@@ -84,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except json.JSONDecodeError:
             block[key] = value
     file.write_text(json.dumps(plans, indent=4))
-    print(f"{file}: patch {plans['configurations']['2d']['patch_size']}, vqseg {block}")
+    print(f"{file}, {args.configuration}: vqseg {block}")
 
 
 if __name__ == "__main__":
