@@ -7,7 +7,6 @@ says how many steps each method had. Everything is written below --out; nothing 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -141,7 +140,12 @@ def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict:
 
 
 def print_table(summary: dict) -> None:
-    print(json.dumps(summary, indent=1)[:2000])
+    """Mean over the test cases and classes, a line a method."""
+    metrics = ("Dice", "Jaccard", "HD95", "ASD")
+    print(f"\n{'':24s}" + "".join(f"{metric:>10s}" for metric in metrics) + f"   ({summary['units']}s)")
+    for name, method in summary["methods"].items():
+        means = (method["summary"]["mean"][metric]["mean"] for metric in metrics)
+        print(f"{name:24s}" + "".join(f"{'-' if value is None else f'{value:.3f}':>10s}" for value in means))
 
 
 if __name__ == "__main__":
