@@ -204,3 +204,27 @@ def test_trainers_can_be_pickled_as_classes():
     assert first is again
     assert pickle.loads(pickle.dumps(first)) is first
     assert first.default_config().num_epochs == 5
+
+
+def test_curves_reach_nnunets_other_loggers_such_as_wandb(make_trainer):
+    class Recorder:
+        def __init__(self):
+            self.logged = []
+
+        def log(self, key, value, step):
+            self.logged.append((key, value, step))
+
+        def update_config(self, config):
+            pass
+
+    trainer = make_trainer(num_epochs=1)
+    trainer.on_train_start()
+    recorder = Recorder()
+    trainer.logger.loggers.append(recorder)
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
+    logged = {key: (value, step) for key, value, step in recorder.logged}
+    for name in ("supervised", "pseudo_perturbed", "kept_share", "utilization", "utilization_tokens", "perplexity"):
+        value, step = logged[f"vqseg/{name}"]
+        assert value == trainer.curves.history[name][0]
+        assert step == 0
