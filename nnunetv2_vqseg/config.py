@@ -132,7 +132,7 @@ class VQSegConfig:
     )
     min_tokens: int = _integer(14, 1, 512, "tokens on the patch's shorter side for vq_stage auto")
     decoder_input: str = _choice(
-        "quantized",
+        "continuous",
         ("quantized", "continuous"),
         "what deeper stages and the segmentation decoder read: q(z) as in the paper, or z itself, which QPM then moves "
         "by c_j - c_i",
@@ -165,9 +165,9 @@ class VQSegConfig:
     confidence_threshold: float = _number(0.95, 0, 1, "teacher's probability under which a pixel is left out; 0: none")
     lambda_u: float = _number(1.0, 0, 1000, "weight of the unlabelled loss (Eq. 10, Table 3)")
     lambda_a: float = _number(5.0, 0, 1000, "weight of the alignment loss (Eq. 12, Table 3)")
-    weight_perturbed: float = _number(1.0, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
+    weight_perturbed: float = _number(0.5, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
     weight_strong: float = _number(1.0, 0, 1000, "weight of the strong view's term in Eq. 9")
-    weight_reconstruction: float = _number(1.0, 0, 1000, "weight of the L1 reconstruction terms in Eq. 8 and 9")
+    weight_reconstruction: float = _number(0.1, 0, 1000, "weight of the L1 reconstruction terms in Eq. 8 and 9")
     ramp_up: float = _number(
         0.3, 0, 1, "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once"
     )

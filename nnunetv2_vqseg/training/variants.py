@@ -103,6 +103,7 @@ class nnUNetTrainerSupervisedVQ(_Variant):
     """Labelled cases alone with the quantiser in the path: what quantisation itself costs."""
 
     switches: ClassVar = {
+        "decoder_input": "quantized",
         "use_unlabeled": False,
         "strong_view": False,
         "perturbation": "none",
