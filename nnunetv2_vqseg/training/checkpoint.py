@@ -27,8 +27,9 @@ def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except RuntimeError as error:  # torch's zip writer wraps a failed write
-        raise OSError(f"Could not write {target}: {error}") from error
+    except RuntimeError as error:  # what torch's zip writer makes of a failed write
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"Could not write {target}: {cause}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -1,0 +1,250 @@
+"""Real trainings in processes of their own, for tests that kill, stop and distribute them.
+
+Importing nnU-Net takes 10 s: a fork server imports this module once, and every training is a fork of it.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.run.run_training import get_trainer_from_args, run_training_entry
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+import nnunetv2_vqseg.train
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed
+from nnunetv2_vqseg.training.curves import EpochCurves
+from nnunetv2_vqseg.training.signals import StopRequest
+from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+
+DATASET = "Dataset901_Phantom"
+Target = Callable[..., None]
+_started: list[ForkServerProcess] = []
+
+
+def nnunet_train(*arguments: str) -> None:
+    """The command `nnUNetv2_train`."""
+    sys.argv = ["nnUNetv2_train", *arguments]
+    run_training_entry()
+
+
+def distributed_train(*arguments: str) -> None:
+    """`-m nnunetv2_vqseg.train`, as torchrun starts it."""
+    nnunetv2_vqseg.train.main(list(arguments))
+
+
+def twenty_steps(folder: str, *arguments: str) -> None:
+    """Steps of a real trainer on several ranks; what each saw and became goes to `folder/<rank>.pt`."""
+    trainer = _distributed_trainer(arguments)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    rank, seen = dist.get_rank(), []
+    for _ in range(20):
+        batch = next(trainer.dataloader_train)
+        seen.append(float(batch["data"].sum()))
+        trainer.train_step(batch)
+    result: dict[str, Any] = {
+        "seen": seen,
+        "batch_sizes": (trainer.batch_size, trainer._unlabeled_batch_size()),
+        "state": {"student": trainer.vqseg_network.state_dict(), "teacher": trainer.teacher.state_dict()},
+        "sums": dict(trainer.curves._sums),
+    }
+
+    if rank == 0:  # as in the final validation, where ranks have different numbers of forward passes
+        with torch.no_grad():
+            trainer.network.eval()(batch["data"])
+        trainer.network.train()
+    dist.barrier()
+
+    student = {name: value.clone() for name, value in trainer.vqseg_network.state_dict().items()}
+    batch = next(trainer.dataloader_train)
+    batch["data"].mul_(float("nan") if rank == 1 else 1.0)
+    trainer.train_step(batch)
+    result["bad_steps"] = trainer.bad_steps
+    result["unchanged"] = all(
+        torch.equal(student[name], value) for name, value in trainer.vqseg_network.state_dict().items()
+    )
+
+    trainer._stop_request = StopRequest()
+    trainer._stop_request.received = signal.SIGTERM if rank == 1 else None
+    try:
+        trainer.train_step(next(trainer.dataloader_train))
+    except SystemExit as stop:
+        result["exit_code"] = stop.code
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def prepare(what_rank_0_does: str, *arguments: str) -> None:
+    """The start of a training whose first rank is slow, fails or dies while it preprocesses."""
+    trainer = _distributed_trainer(arguments)
+    original = data_trainer.prepare_unlabeled_cases
+
+    def prepare_unlabeled_cases(*args: Any, **kwargs: Any) -> list[str]:
+        if what_rank_0_does == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what_rank_0_does == "fails":
+            raise DatasetError("This image is broken.")
+        time.sleep(3)
+        return original(*args, **kwargs)
+
+    data_trainer.prepare_unlabeled_cases = prepare_unlabeled_cases
+    distributed.SECONDS_BETWEEN_MESSAGES = 1.5
+    trainer._prepare_unlabeled()
+    print("prepared", trainer.unlabeled_identifiers)
+
+
+def _distributed_trainer(arguments: Sequence[str]) -> nnUNetTrainerVQSeg:
+    dist.init_process_group("gloo")
+    args = nnunetv2_vqseg.train.parse_arguments(list(arguments))
+    return get_trainer_from_args(
+        args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p, device=torch.device("cpu")
+    )
+
+
+def start(
+    target: Target, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None
+) -> ForkServerProcess:
+    """`target(*arguments)` in a new process that writes to `log`.
+
+    `environment` may hold, beside what trainings read, KILL_IN_WRITE=n, to die in the middle of writing the n-th
+    checkpoint.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    multiprocessing.set_forkserver_preload(["real_training"])
+    context = multiprocessing.get_context("forkserver")
+    settings = {name: value for name, value in os.environ.items() if name.lower().startswith(("nnunet_", "omp_"))}
+    process = context.Process(target=_run, args=(target, arguments, str(log), settings | dict(environment or {})))
+    process.start()
+    _started.append(process)
+    return process
+
+
+def kill_all() -> None:
+    """End what a test that failed has left running."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.join()
+
+
+def start_ranks(
+    target: Target, *arguments: Any, world: int, log: Path, environments: Sequence[Mapping[str, str]] | None = None
+) -> list[ForkServerProcess]:
+    """`target` in `world` processes with the environment that torchrun gives them; logs are `<log>.<rank>`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        environment |= environments[rank] if environments else {}
+        processes.append(start(target, *arguments, log=log.with_name(f"{log.name}.{rank}"), environment=environment))
+    return processes
+
+
+def finish(processes: Sequence[ForkServerProcess], seconds: float = 600) -> list[int | None]:
+    """Exit codes; None, and killed, for one that did not end in time."""
+    for process in processes:
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+    return [process.exitcode for process in processes]
+
+
+def write_plan(home: Path, name: str, **block: Any) -> list[str]:
+    """A plan of this name with these keys in its `vqseg` block; the arguments of a training with it."""
+    folder = home / "preprocessed" / DATASET
+    plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text())
+    plans["plans_name"] = name
+    plans["configurations"]["2d"]["vqseg"].update(block)
+    (folder / f"{name}.json").write_text(json.dumps(plans))
+    return ["901", "2d", "0", "-tr", "nnUNetTrainerVQSeg", "-p", name, "-device", "cpu"]
+
+
+def fold_folder(home: Path, plan: str) -> Path:
+    """Where a training with this plan writes."""
+    return home / "results" / DATASET / f"nnUNetTrainerVQSeg__{plan}__2d" / "fold_0"
+
+
+def _run(target: Target, arguments: Sequence[Any], log: str, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    multiprocessing.set_start_method("fork", force=True)  # what Linux does, for the loaders' workers
+    shorten()
+    target(*arguments)
+
+
+def shorten() -> None:
+    """Leave out what takes longest and is no part of these tests: plots, final validation, threads, timed blur."""
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda number: None
+    MetaLogger.plot_progress_png = lambda self, output_folder: None
+    EpochCurves.plot = lambda self, filename: None
+    nnUNetTrainerVQSeg._draw_preview = lambda self: None
+    nnUNetTrainer.perform_actual_validation = lambda self, save_probabilities=False: None
+    GaussianBlurTransform._apply_to_image = lambda self, image, **_: image
+    if number := int(os.environ.get("KILL_IN_WRITE", "0")):
+        _die_in_write(number)
+    if place := os.environ.get("KILL_AT"):
+        _die_at(*(int(part) for part in place.split(":")))
+
+
+def _die_in_write(number: int) -> None:
+    save, count = torch.save, 0
+
+    def save_half(content: Any, file: Any) -> None:
+        nonlocal count
+        count += 1
+        if count < number:
+            return save(content, file)
+        half = file.tell()
+        save(content, file)
+        file.flush()
+        os.truncate(file.fileno(), (file.tell() - half) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.torch.save = save_half
+
+
+def _die_at(rank: int, epoch: int, step: int) -> None:
+    """One rank dies in the middle of a step, in the first attempt of torchrun."""
+    original = nnUNetTrainerVQSeg._backward_and_step
+
+    def backward_and_step(self: nnUNetTrainerVQSeg, loss: torch.Tensor) -> torch.Tensor:
+        place = (self.local_rank, self.current_epoch, self.step % self.num_iterations_per_epoch)
+        if place == (rank, epoch, step) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, loss)
+
+    nnUNetTrainerVQSeg._backward_and_step = backward_and_step
+
+
+if __name__ == "__main__":
+    shorten()
+    distributed_train(*sys.argv[1:])

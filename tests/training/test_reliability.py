@@ -1,0 +1,283 @@
+"""A training that is killed, stopped or short of disk space loses at most the epoch it is in."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_vqseg.training.checkpoint import save_atomically
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3  # an epoch, as in the fixture's plan
+
+
+@pytest.fixture(autouse=True)
+def _no_training_outlives_its_test() -> Iterator[None]:
+    yield
+    from real_training import kill_all
+
+    kill_all()
+
+
+def wait_for(text: str, log: Path, process: Any, seconds: float = 300) -> bool:
+    """Until the log has a line that ends in `text`; False if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not re.search(rf"{text} *$", log.read_text() if log.exists() else "", re.MULTILINE):
+        assert time.monotonic() < deadline, f"{log} never said {text}"
+        if not process.is_alive():
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def assert_complete(folder: Path, epochs: int, steps: int | None = None) -> None:
+    """The final checkpoint is there, and neither its curves nor the log files lack an epoch or have one twice."""
+    saved = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert not (folder / "checkpoint_latest.pth").exists()
+    assert list(folder.glob(".*.tmp")) == []
+    assert saved["current_epoch"] == epochs
+    assert {name: len(values) for name, values in saved["logging"].items()} == dict.fromkeys(saved["logging"], epochs)
+    starts = saved["logging"]["epoch_start_timestamps"]
+    assert starts == sorted(set(starts))
+    curves = saved["vqseg"]["curves"]
+    assert {len(values) for values in curves.values()} == {epochs}
+    assert all(math.isfinite(value) for name in ("loss", "utilization") for value in curves[name])
+    logs = "".join(file.read_text() for file in sorted(folder.glob("training_log_*.txt")))
+    assert sorted({int(number) for number in re.findall(r": Epoch (\d+) *$", logs, re.MULTILINE)}) == [*range(epochs)]
+    if steps is not None:
+        assert saved["vqseg"]["step"] == steps
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(19, marks=pytest.mark.soak)])
+def test_training_killed_at_random_moments_is_continued_to_its_end(home, results, tmp_path, kills: int) -> None:
+    from real_training import finish, fold_folder, nnunet_train, start, write_plan
+
+    epochs = 5 + 3 * kills
+    arguments = write_plan(home, "KilledPlans", num_epochs=epochs)
+    folder = fold_folder(home, "KilledPlans")
+
+    log = tmp_path / "in_write"
+    process = start(nnunet_train, *arguments, log=log, environment={"KILL_IN_WRITE": "4"})
+    assert finish([process]) == [-signal.SIGKILL]
+    (half,) = folder.glob(".*.tmp")
+    with pytest.raises(RuntimeError):
+        torch.load(half, weights_only=True)
+    good = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    assert good["current_epoch"] in (1, 2)
+    epoch = good["logging"]["epoch_end_timestamps"][0] - good["logging"]["epoch_start_timestamps"][0]
+
+    moments = random.Random(kills)
+    for number in range(kills):
+        log = tmp_path / str(number)
+        process = start(nnunet_train, *arguments, "--c", log=log)
+        if number % 4 != 3:  # one in four dies while it starts
+            assert wait_for(r": Epoch \d+", log, process)
+        time.sleep(moments.uniform(0, 2 * epoch))
+        assert process.is_alive(), "the training must be long enough for all kills"
+        process.kill()
+        assert finish([process]) == [-signal.SIGKILL]
+
+    assert finish([start(nnunet_train, *arguments, "--c", log=tmp_path / "last")]) == [0]
+    assert_complete(folder, epochs, steps=epochs * STEPS)
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in listed.stdout.split()]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
+def test_signal_saves_and_stops_and_the_training_can_be_continued(
+    home, results, tmp_path, number: signal.Signals, workers: int
+) -> None:
+    from real_training import finish, fold_folder, nnunet_train, start, write_plan
+
+    arguments = write_plan(home, "StoppedPlans", num_epochs=3, iterations_per_epoch=20)
+    folder = fold_folder(home, "StoppedPlans")
+    environment = {"nnUNet_n_proc_DA": str(workers)}
+    process = start(nnunet_train, *arguments, log=tmp_path / "stopped", environment=environment)
+    assert wait_for(": Epoch 1", tmp_path / "stopped", process)
+    loaders = children(process.pid)
+    assert len(loaders) == 3 * workers
+    for pid in (*loaders, process.pid):  # a cluster signals all of a job
+        os.kill(pid, number)
+    assert finish([process]) == [EXIT_INTERRUPTED]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+    said = (tmp_path / "stopped").read_text()
+    assert re.search(r"Stopped in epoch 1: saved \S+checkpoint_latest.pth. To continue, .* --c\.", said)
+
+    saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    assert saved["current_epoch"] == 1
+    assert {len(values) for values in saved["logging"].values()} == {1}
+    assert {len(values) for values in saved["vqseg"]["curves"].values()} == {1}
+    assert 20 < saved["vqseg"]["step"] <= 40, "the steps of the unfinished epoch are not lost"
+
+    assert finish([start(nnunet_train, *arguments, "--c", log=tmp_path / "continued")]) == [0]
+    assert_complete(folder, 3)
+
+
+def test_signal_that_kills_the_loaders_workers_too_still_saves(make_trainer, monkeypatch) -> None:
+    """As where workers are spawned instead of forked: they know nothing of our handlers."""
+    trainer = make_trainer()
+    step = trainer.train_step
+
+    def loaders_die(batch: dict) -> dict:
+        if trainer.step < 4:
+            return step(batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("One or more background workers are no longer alive.")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "train_step", loaders_die)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=True)
+    assert (saved["current_epoch"], saved["vqseg"]["step"]) == (1, 4)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], None]:
+    """full_disk(fails): writing a checkpoint fails where `fails(file name)` is true."""
+
+    from nnunetv2_vqseg.training import teacher_trainer
+
+    def install(fails: Callable[[str], bool]) -> None:
+        def save(content: dict[str, Any], filename: str) -> None:
+            if fails(Path(filename).name):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            save_atomically(content, filename)
+
+        monkeypatch.setattr(teacher_trainer, "save_atomically", save)
+
+    return install
+
+
+def test_training_goes_on_while_the_disk_is_full(make_trainer, full_disk, monkeypatch) -> None:
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    trainer = make_trainer(num_epochs=3)
+    good = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    written: list[str] = []
+
+    def full_after_the_first_epoch(name: str) -> bool:
+        written.append(name)
+        return trainer.current_epoch == 1
+
+    full_disk(full_after_the_first_epoch)
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", no_space)
+    monkeypatch.setattr(trainer, "_draw_preview", no_space)
+    states: list[Any] = []
+    begin = trainer.on_epoch_start
+
+    def look_and_begin() -> None:
+        states.append(good.exists() and torch.load(good)["current_epoch"])
+        begin()
+
+    monkeypatch.setattr(trainer, "on_epoch_start", look_and_begin)
+    trainer.run_training()
+    assert states == [False, 1, 1], "epoch 1 could not be saved, the checkpoint of epoch 0 is still there"
+    assert "checkpoint_latest.pth" in written
+    final = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+    assert final["current_epoch"] == 3
+    assert not good.exists(), "nnU-Net deletes it once the final one is there"
+    log = Path(trainer.log_file).read_text()
+    assert re.search(r"WARNING: .*checkpoint_latest.pth could not be written .*No space left on device", log)
+    assert re.search(r"WARNING: progress.png could not be written", log)
+    assert re.search(r"WARNING: progress_vqseg.png or preview.png could not be written", log)
+
+
+@pytest.mark.parametrize("space_returns", [True, False])
+def test_final_checkpoint_waits_for_space_and_latest_stays_until_then(
+    make_trainer, full_disk, monkeypatch, space_returns
+) -> None:
+    from nnunetv2_vqseg.training import teacher_trainer
+
+    trainer = make_trainer()
+    tries: list[str] = []
+
+    def full(name: str) -> bool:
+        tries.append(name)
+        return name == "checkpoint_final.pth" and (len(tries) < 5 or not space_returns)
+
+    full_disk(full)
+    monkeypatch.setattr(teacher_trainer, "SECONDS_FOR_FINAL", 60.0 if space_returns else 0.2)
+    monkeypatch.setattr(teacher_trainer, "SECONDS_BETWEEN_TRIES", 0.05)
+    folder = Path(trainer.output_folder)
+    if space_returns:
+        trainer.run_training()
+        assert torch.load(folder / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 2
+        return
+    with pytest.raises(OSError, match=r"checkpoint_final.pth could not be written .*continue with --c"):
+        trainer.run_training()
+    assert not (folder / "checkpoint_final.pth").exists()
+    assert torch.load(folder / "checkpoint_latest.pth", weights_only=True)["current_epoch"] == 1
+    assert tries.count("checkpoint_final.pth") > 2
+
+
+def test_an_error_in_validation_leaves_the_students_weights_in_the_network(make_trainer, monkeypatch) -> None:
+    trainer = make_trainer()
+    monkeypatch.setattr(type(trainer).__mro__[-2], "on_validation_epoch_end", lambda *_: 1 / 0)
+    student: dict[str, torch.Tensor] = {}
+    start = trainer.on_validation_epoch_start
+
+    def remember() -> None:
+        student.update({key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()})
+        start()
+
+    trainer.on_validation_epoch_start = remember
+    with pytest.raises(ZeroDivisionError):
+        trainer.run_training()
+    assert list(Path(trainer.output_folder).glob("*.pth")) == []
+    assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=True)
+    assert all(torch.equal(saved["vqseg"]["student"][key], value) for key, value in student.items())
+    assert not all(
+        torch.equal(saved["vqseg"]["student"][key], value) for key, value in saved["network_weights"].items()
+    )
+
+
+def test_continuing_prefers_the_checkpoint_written_last(make_trainer) -> None:
+    """An earlier training's final checkpoint must not win over the interrupted one's latest."""
+    trainer = make_trainer(num_epochs=1)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    trainer.current_epoch = 0
+    assert trainer.save_unfinished_epoch(str(folder / "checkpoint_latest.pth"))
+    os.utime(folder / "checkpoint_final.pth", (1, 1))
+
+    def epoch_from(name: str, continue_training: bool) -> int:
+        other = make_trainer(num_epochs=1, continue_training=continue_training)
+        other.load_checkpoint(str(folder / f"checkpoint_{name}.pth"))
+        return other.current_epoch
+
+    assert epoch_from("final", continue_training=True) == 0
+    assert epoch_from("final", continue_training=False) == 1, "--val means the final one"
+    assert epoch_from("best", continue_training=True) == 1, "so does --val_best"
+
+
+def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
+    trainer = make_trainer(continue_training=True)
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    save_atomically({"weights": torch.ones(100_000)}, file)
+    os.truncate(file, 1000)
+    with pytest.raises(RuntimeError, match=r"checkpoint_latest.pth cannot be read .*Move it away"):
+        trainer.load_checkpoint(str(file))
