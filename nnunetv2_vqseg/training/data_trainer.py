@@ -62,21 +62,20 @@ class UnlabeledDataTrainer(DistributedTrainer):
         self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
         self.save_every = self.config.save_every
         self.initial_lr = self.config.initial_lr
-        self.configuration_manager.configuration["batch_size"] = self._labeled_batch_size()
-        self.share_of(self._labeled_batch_size(), "labelled", "labeled_batch_size")
-        if self.config.use_unlabeled:
-            self._unlabeled_batch_size()
+        self.labeled_batch_size, self.unlabeled_batch_size = self._batch_sizes()
+        self.configuration_manager.configuration["batch_size"] = self.labeled_batch_size
 
-    def _labeled_batch_size(self) -> int:
-        if self.config.labeled_batch_size is not None:
-            return self.config.labeled_batch_size
+    def _batch_sizes(self) -> tuple[int, int]:
+        """Labelled and unlabelled images a step, all ranks together."""
+        fixed = self.config.labeled_batch_size
         low, high = self.config.batch_size_range
-        return int(min(max(self.configuration_manager.batch_size, low), high))
-
-    def _unlabeled_batch_size(self) -> int:
-        """Unlabelled images a step on this rank."""
-        total = self.config.unlabeled_batch_size or max(1, round(self._labeled_batch_size() / 2))
-        return self.share_of(total, "unlabelled", "unlabeled_batch_size")
+        labeled = fixed or int(min(max(self.configuration_manager.batch_size, low), high))
+        labeled = self.even_batch(labeled, fixed is None, "labelled", "labeled_batch_size")
+        if not self.config.use_unlabeled:
+            return labeled, 0
+        fixed = self.config.unlabeled_batch_size
+        unlabeled = fixed or max(1, round(labeled / 2))
+        return labeled, self.even_batch(unlabeled, fixed is None, "unlabelled", "unlabeled_batch_size")
 
     def _fold_entry(self) -> dict | None:
         return load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
@@ -145,7 +144,7 @@ class UnlabeledDataTrainer(DistributedTrainer):
             self.dataloader_unlabeled = build_unlabeled_loader(
                 unlabeled_folder(self.preprocessed_dataset_folder),
                 self.unlabeled_identifiers,
-                self._unlabeled_batch_size(),
+                self.unlabeled_batch_size // self.world_size,
                 initial_patch_size,
                 patch_size,
                 weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),

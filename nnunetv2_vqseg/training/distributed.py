@@ -24,6 +24,8 @@ T = TypeVar("T")
 # Every rank counts them in the same order.
 _turns = itertools.count()
 
+_RANK_0_IS_GONE = "Rank 0 failed or ended while {task}; its own output says why."
+
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_MESSAGES = 60.0
 
@@ -73,25 +75,32 @@ class DistributedTrainer(nnUNetTrainer):
             self.rank_0_first("making the split", self.do_split, self.do_split)
         super().on_train_start()
 
-    def share_of(self, total: int, what: str, key: str) -> int:
-        """This rank's share of a batch of `total` images.
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return dist.get_world_size() if self.is_ddp else 1
+
+    def even_batch(self, total: int, may_grow: bool, what: str, key: str) -> int:
+        """The number of images a step, all ranks together, of which every rank gets the same number.
+
+        Unequal shares would give images unequal weights, and nnU-Net's Dice gathers tensors of one size from all ranks.
 
         Args:
+            total: as planned or configured.
+            may_grow: round up to the next multiple of the number of processes.
             what: kind of image, for the message.
             key: the key of the plan's `vqseg` block that sets the number.
 
         Raises:
-            ConfigError: fewer images than processes.
+            ConfigError: fewer images than processes, or not a multiple of their number.
         """
-        if not self.is_ddp:
-            return total
-        world, rank = dist.get_world_size(), dist.get_rank()
-        if total < world:
-            raise ConfigError(
-                f"A batch of {total} {what} images cannot be split over {world} processes; raise vqseg.{key} in the "
-                f"plan to at least {world}, or use fewer processes."
-            )
-        return total // world + (rank < total % world)
+        world = self.world_size
+        if total >= world and (may_grow or total % world == 0):
+            return -(-total // world) * world
+        raise ConfigError(
+            f"A batch of {total} {what} images cannot be split evenly over {world} processes; set vqseg.{key} in the "
+            f"plan to a multiple of {world}, or use fewer processes."
+        )
 
     def mean_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Scalars of one step as numbers, the same on every rank: not finite on one means not finite on all.
@@ -165,9 +174,9 @@ class DistributedTrainer(nnUNetTrainer):
                     print(f"Rank {self.local_rank} waits for rank 0: {task}, {(last_told - started) / 60:.0f} min.")
             outcome = store.get(key)
         except RuntimeError as error:  # torch's DistNetworkError and DistStoreError are subclasses
-            raise RuntimeError(f"Rank 0 ended while {task}; its own output says why.") from error
+            raise RuntimeError(_RANK_0_IS_GONE.format(task=task)) from error
         if outcome != b"done":
-            raise RuntimeError(f"Rank 0 failed while {task}; its own output says why.")
+            raise RuntimeError(_RANK_0_IS_GONE.format(task=task))
 
 
 def distribute(network: nn.Module, device: torch.device) -> DistributedDataParallel:

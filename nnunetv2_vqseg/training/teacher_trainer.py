@@ -163,8 +163,9 @@ class TeacherTrainer(UnlabeledDataTrainer):
             "device": str(self.device),
             "peak_gpu_memory_bytes": peak,
             "steps": self.step,
-            "labeled_batch_size": self._labeled_batch_size(),
-            "unlabeled_batch_size": self._unlabeled_batch_size() if self.config.use_unlabeled else 0,
+            "labeled_batch_size": self.labeled_batch_size,
+            "unlabeled_batch_size": self.unlabeled_batch_size,
+            "processes": self.world_size,
             "seed": self.config.seed,
         }
 

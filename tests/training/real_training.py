@@ -59,7 +59,7 @@ def twenty_steps(folder: str, *arguments: str) -> None:
         trainer.train_step(batch)
     result: dict[str, Any] = {
         "seen": seen,
-        "batch_sizes": (trainer.batch_size, trainer._unlabeled_batch_size()),
+        "batch_sizes": [len(batch["data"]), len(next(trainer.dataloader_unlabeled)["data"])],
         "state": {"student": trainer.vqseg_network.state_dict(), "teacher": trainer.teacher.state_dict()},
         "sums": dict(trainer.curves._sums),
     }
@@ -106,6 +106,8 @@ def prepare(what_rank_0_does: str, *arguments: str) -> None:
     distributed.SECONDS_BETWEEN_MESSAGES = 1.5
     trainer._prepare_unlabeled()
     print("prepared", trainer.unlabeled_identifiers)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _distributed_trainer(arguments: Sequence[str]) -> nnUNetTrainerVQSeg:

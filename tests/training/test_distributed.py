@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from ddp_math import CASES, backward, build, build_objective, gradients, run_rank, whole_batch
 
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+
+EXIT_REFUSED = 2
 Ranks = list[dict[str, Any]]
 
 
@@ -49,3 +59,222 @@ def test_student_teacher_and_codebook_stay_identical_over_twenty_steps(ranks: Ra
         for kind in ("student", "teacher"):
             for name, value in first[kind].items():
                 assert torch.equal(trained[kind][name], value), f"{kind}: {name}"
+
+
+# From here on with nnU-Net's trainer.
+
+
+@pytest.fixture
+def _no_training_outlives_its_test() -> Iterator[None]:
+    yield
+    from real_training import kill_all
+
+    kill_all()
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_ranks_of_a_training_draw_differently_and_agree_on_everything_else(home, results, tmp_path: Path) -> None:
+    from real_training import finish, fold_folder, start_ranks, twenty_steps, write_plan
+
+    arguments = write_plan(
+        home,
+        "RanksPlans",
+        labeled_batch_size=None,
+        batch_size_range=[3, 3],
+        unlabeled_batch_size=2,
+        iterations_per_epoch=30,
+        restart_after=4,
+    )
+    processes = start_ranks(twenty_steps, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
+    assert finish(processes) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["batch_sizes"] == second["batch_sizes"] == [2, 1], "3 labelled images become 2 on each"
+    assert not set(first["seen"]) & set(second["seen"])
+    for network, state in first["state"].items():
+        for name, value in state.items():
+            assert torch.equal(second["state"][network][name], value), f"{network}: {name}"
+    assert first["sums"] == second["sums"], "curves are means over ranks"
+    assert {"loss", "gradient_norm", "confidence", "qpm_displacement"} <= first["sums"].keys()
+    for rank in (first, second):
+        assert rank["bad_steps"] == 1, "NaN on one rank skips the step on all"
+        assert rank["unchanged"]
+        assert rank["exit_code"] == EXIT_INTERRUPTED, "a signal to one rank stops all"
+    saved = torch.load(fold_folder(home, "RanksPlans") / "checkpoint_latest.pth", weights_only=True)
+    assert saved["current_epoch"] == 0
+    assert saved["vqseg"]["step"] == 22
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+@pytest.mark.parametrize("rank_0", ["is slow", "fails", "dies"])
+def test_other_ranks_wait_for_preprocessing_but_not_for_a_dead_rank(home, results, tmp_path: Path, rank_0: str) -> None:
+    from real_training import finish, prepare, start_ranks, write_plan
+
+    arguments = write_plan(home, "RanksPlans")
+    log = tmp_path / "log"
+    exit_codes = finish(start_ranks(prepare, rank_0.removeprefix("is "), *arguments, world=2, log=log), seconds=120)
+    waiting = (tmp_path / "log.1").read_text()
+    if rank_0 == "is slow":
+        assert exit_codes == [0, 0]
+        assert "Rank 1 waits for rank 0: preprocessing the unlabelled cases" in waiting
+        said = [line for rank in range(2) for line in (tmp_path / f"log.{rank}").read_text().splitlines()]
+        prepared = [line for line in said if line.startswith("prepared")]
+        assert len(prepared) == 2
+        assert len(set(prepared)) == 1
+    else:
+        assert None not in exit_codes
+        assert 0 not in exit_codes
+        assert "Rank 0 failed or ended while preprocessing the unlabelled cases; its own output says why." in waiting
+
+
+@pytest.mark.parametrize(
+    ("total", "may_grow", "world", "batch"),
+    [
+        (8, False, 1, 8),
+        (8, False, 4, 8),
+        (9, True, 4, 12),
+        (9, False, 4, None),
+        (4, True, 4, 4),
+        (3, True, 4, None),
+        (3, False, 4, None),
+    ],
+)
+@pytest.mark.slow
+def test_batches_are_split_evenly_or_refused(monkeypatch, total: int, may_grow: bool, world: int, batch) -> None:
+    from nnunetv2_vqseg.config import ConfigError
+    from nnunetv2_vqseg.training.distributed import DistributedTrainer
+
+    trainer = object.__new__(DistributedTrainer)
+    trainer.is_ddp = world > 1
+    monkeypatch.setattr(dist, "get_world_size", lambda: world)
+    if batch is None:
+        with pytest.raises(ConfigError, match=rf"{total} labelled .* over {world} processes; set vqseg.labeled_batch"):
+            trainer.even_batch(total, may_grow, "labelled", "labeled_batch_size")
+    else:
+        assert trainer.even_batch(total, may_grow, "labelled", "labeled_batch_size") == batch
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_more_processes_than_images_are_refused_with_a_sentence(home, results, tmp_path: Path) -> None:
+    from real_training import distributed_train, finish, start_ranks, write_plan
+
+    arguments = write_plan(home, "RanksPlans", unlabeled_batch_size=1)
+    exit_codes = finish(start_ranks(distributed_train, *arguments, world=2, log=tmp_path / "log"))
+    assert exit_codes == [EXIT_REFUSED, EXIT_REFUSED]
+    assert (
+        "ERROR: A batch of 1 unlabelled images cannot be split evenly over 2 processes; set "
+        "vqseg.unlabeled_batch_size in the plan to a multiple of 2, or use fewer processes.\n"
+    ) in (tmp_path / "log.0").read_text()
+
+
+def torchrun(*options: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = (), **environment: str) -> Any:
+    """A real torchrun with `-m nnunetv2_vqseg.train`, shortened."""
+    command = [sys.executable, "-m", "torch.distributed.run", *options, Path(__file__).with_name("real_training.py")]
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [*prefix, *map(str, command), *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+
+
+@pytest.mark.slow
+def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(home, results, tmp_path: Path) -> None:
+    from real_training import fold_folder, write_plan
+    from test_reliability import STEPS, assert_complete
+
+    arguments = write_plan(home, "RestartPlans", num_epochs=4)
+    folder = fold_folder(home, "RestartPlans")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_final.pth").write_bytes(b"of an earlier training")
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT="1:2:1")
+    assert process.wait(900) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert_complete(folder, 4, steps=4 * STEPS)
+    first, second = (log.read_text() for log in sorted(folder.glob("training_log_*.txt")))
+    assert ": Epoch 2 " in first
+    assert ": Epoch 3 " not in first
+    assert ": Epoch 1 " not in second, "the restart continues from the last checkpoint"
+    assert ": Epoch 2 " in second
+
+
+@pytest.mark.slow
+def test_restart_continues_only_from_checkpoints_of_this_training(tmp_path: Path, monkeypatch) -> None:
+    from nnunetv2_vqseg import train
+
+    arguments = argparse.Namespace(dataset_name_or_id="1", tr="T", p="P", configuration="2d", fold=0)
+    monkeypatch.setattr(train, "get_output_folder", lambda *_: str(tmp_path / "fold_0"))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        checkpoint = tmp_path / "fold_0" / "checkpoint_final.pth"
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        assert not train.continues_after_restart(arguments)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        assert not train.continues_after_restart(arguments), "there is none"
+        checkpoint.write_bytes(b"")
+        os.utime(checkpoint, (1, 1))
+        assert not train.continues_after_restart(arguments), "of an earlier training"
+        checkpoint.with_name("checkpoint_latest.pth").write_bytes(b"")
+        assert train.continues_after_restart(arguments)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+        assert not train.continues_after_restart(arguments), "begun anew without --c"
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces that see each other as 10.77.0.1 and 10.77.0.2 through veth0 and nothing else."""
+    names = ("vqseg-host-a", "vqseg-host-b")
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    if shutil.which("ip") is None:
+        pytest.skip("needs the command ip")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth0", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "veth0")
+            ip("-n", name, "link", "set", "veth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"may not make network namespaces: {error.stderr.decode().strip()}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_two_hosts_compute_what_two_processes_of_one_host_do(home, results, tmp_path: Path, two_hosts) -> None:
+    from real_training import distributed_train, finish, fold_folder, start_ranks, write_plan
+
+    arguments = write_plan(home, "OneHostPlans")
+    assert finish(start_ranks(distributed_train, *arguments, world=2, log=tmp_path / "one")) == [0, 0]
+    arguments = write_plan(home, "TwoHostsPlans")
+    hosts = [
+        torchrun(
+            *("--nnodes", "2", "--node-rank", str(number), "--nproc-per-node", "1", "--master-addr", "10.77.0.1"),
+            arguments=arguments,
+            log=tmp_path / name,
+            prefix=("ip", "netns", "exec", name),
+            GLOO_SOCKET_IFNAME="veth0",
+        )
+        for number, name in enumerate(two_hosts)
+    ]
+    assert [host.wait(900) for host in hosts] == [0, 0], (tmp_path / two_hosts[0]).read_text()[-3000:]
+    one, two = (
+        torch.load(fold_folder(home, plan) / "checkpoint_final.pth", weights_only=True)
+        for plan in ("OneHostPlans", "TwoHostsPlans")
+    )
+    for kind in ("student", "teacher"):
+        for name, value in one["vqseg"][kind].items():
+            assert torch.equal(two["vqseg"][kind][name], value), f"{kind}: {name}"
+    assert two["logging"]["train_losses"] == one["logging"]["train_losses"]
