@@ -200,12 +200,8 @@ class VQSegNet(nn.Module):
                 skips[-1] = torch.cat((z[:clean], F.dropout2d(z[clean:], self.dropout_rate)))
             return VQSegOutput(segmentation=self.decoder(self._deepen(skips)))
 
-        # Where the decoder reads z, the codebook only watches: its own losses must not bend z. The heads' gradient
-        # still reaches z, straight through in feature space.
-        code = self.quantizer(z.detach() if self.continuous else z)
-        quantized = code.quantized + (z - z.detach()) if self.continuous else code.quantized
-        read = z if self.continuous else quantized
-        clean_quantized = quantized[:clean]
+        code = self.quantizer(z)
+        read, quantized = (z if self.continuous else code.quantized), code.quantized
         perturbed_indices = None
         if layout.perturbed and self.perturbation is not None:
             before = code.indices[clean:]
@@ -220,7 +216,7 @@ class VQSegNet(nn.Module):
         if self.image_decoder is not None:
             reconstruction = self.image_decoder(torch.cat((quantized[: layout.labeled], quantized[clean:])))
         if self.adapter is not None:
-            adapted = self.adapter(clean_quantized, self.alignment_grid)
+            adapted = self.adapter(code.quantized[:clean], self.alignment_grid)
         skips[-1] = read
         return VQSegOutput(
             segmentation=self.decoder(self._deepen(skips)),
