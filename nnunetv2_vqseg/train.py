@@ -25,6 +25,7 @@ from nnunetv2_vqseg.config import ConfigError
 from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.training.checkpoint import newest_checkpoint
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+from nnunetv2_vqseg.training.rendezvous import join_process_group
 
 EXIT_REFUSED = 2
 """Exit code where the dataset, the plan or the options cannot be used; argparse uses it too."""
@@ -113,9 +114,9 @@ def train_distributed(args: argparse.Namespace) -> None:
     limit_threads(args.device, processes=int(os.environ["LOCAL_WORLD_SIZE"]))
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+    restarted = join_process_group("nccl" if gpu else "gloo", PATIENCE)
     try:
-        continues = args.c or (not args.val and continues_after_restart(args))
+        continues = args.c or (not args.val and has_checkpoint(args, restarted))
         trainer = get_trainer_from_args(
             args.dataset_name_or_id,
             args.configuration,
@@ -140,8 +141,8 @@ def train_distributed(args: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def continues_after_restart(args: argparse.Namespace) -> bool:
-    """Whether torchrun has restarted this training and a checkpoint of it exists; rank 0 looks for all.
+def has_checkpoint(args: argparse.Namespace, restarted: bool) -> bool:
+    """Whether a training that torchrun has restarted has a checkpoint to continue from; rank 0 looks for all.
 
     A checkpoint of an earlier training in the same folder does not count.
     """
@@ -151,7 +152,7 @@ def continues_after_restart(args: argparse.Namespace) -> bool:
         dataset = int(name) if name.isdigit() else name
         folder = Path(get_output_folder(dataset, args.tr, args.p, args.configuration, args.fold))
         started, newest = folder / STARTED, newest_checkpoint(folder)
-        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if not restarted:
             folder.mkdir(parents=True, exist_ok=True)
             started.touch()
         elif started.exists() and newest is not None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import nnunetv2_vqseg.train
 from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed
 from nnunetv2_vqseg.training.curves import EpochCurves
+from nnunetv2_vqseg.training.rendezvous import join_process_group
 from nnunetv2_vqseg.training.signals import StopRequest
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
@@ -111,7 +113,7 @@ def prepare(what_rank_0_does: str, *arguments: str) -> None:
 
 
 def _distributed_trainer(arguments: Sequence[str]) -> nnUNetTrainerVQSeg:
-    dist.init_process_group("gloo")
+    join_process_group("gloo", timedelta(minutes=5))
     args = nnunetv2_vqseg.train.parse_arguments(list(arguments))
     return get_trainer_from_args(
         args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p, device=torch.device("cpu")

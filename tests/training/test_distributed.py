@@ -202,7 +202,7 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(hom
 
 
 @pytest.mark.slow
-def test_restart_continues_only_from_checkpoints_of_this_training(tmp_path: Path, monkeypatch) -> None:
+def test_restart_continues_only_from_a_checkpoint_of_this_training(tmp_path: Path, monkeypatch) -> None:
     from nnunetv2_vqseg import train
 
     arguments = argparse.Namespace(dataset_name_or_id="1", tr="T", p="P", configuration="2d", fold=0)
@@ -210,17 +210,14 @@ def test_restart_continues_only_from_checkpoints_of_this_training(tmp_path: Path
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         checkpoint = tmp_path / "fold_0" / "checkpoint_final.pth"
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-        assert not train.continues_after_restart(arguments)
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        assert not train.continues_after_restart(arguments), "there is none"
+        assert not train.has_checkpoint(arguments, restarted=False)
+        assert not train.has_checkpoint(arguments, restarted=True), "there is none"
         checkpoint.write_bytes(b"")
         os.utime(checkpoint, (1, 1))
-        assert not train.continues_after_restart(arguments), "of an earlier training"
+        assert not train.has_checkpoint(arguments, restarted=True), "of an earlier training"
         checkpoint.with_name("checkpoint_latest.pth").write_bytes(b"")
-        assert train.continues_after_restart(arguments)
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-        assert not train.continues_after_restart(arguments), "begun anew without --c"
+        assert train.has_checkpoint(arguments, restarted=True)
+        assert not train.has_checkpoint(arguments, restarted=False), "begun anew without --c"
     finally:
         dist.destroy_process_group()
 
