@@ -263,7 +263,7 @@ def build_vqseg_net(unet: nn.Module, config: VQSegConfig, patch_size: Sequence[i
         code_dim=config.code_dim,
         normalize=config.normalize_codes,
         beta=config.commitment,
-        entropy_tokens=config.entropy_tokens,
+        entropy_tokens=config.entropy_tokens if config.weight_entropy else 0,  # the dearest term of the quantiser
         restart_after=config.restart_after,
     )
     perturbation = None

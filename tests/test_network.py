@@ -153,6 +153,12 @@ def test_dropout_perturbs_only_its_stream_and_only_in_training():
     torch.testing.assert_close(network(x)[0], network(x)[0], rtol=0, atol=0)
 
 
+def test_entropy_without_weight_is_not_computed():
+    x = torch.randn(2, 1, *PATCH)
+    assert full_network(weight_entropy=0.0).train()(x).entropy == 0
+    assert full_network(weight_entropy=0.1).train()(x).entropy != 0
+
+
 def test_stage_that_the_plan_does_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"vq_stage = 7 .* stages 0 to 3"):
         build_vqseg_net(unet(), small(vq_stage=7), PATCH, STRIDES)
