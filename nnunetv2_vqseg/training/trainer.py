@@ -117,7 +117,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             self.foundation_model.to(self.device)
         frame = "#" * 100
         loud = config.foundation_policy == "auto" and self.foundation_model is None
-        message = f"\n{frame}\nWARNING: {self.foundation_status}\n{frame}\n" if loud else self.foundation_status
+        message = f"\n{frame}\n{self.foundation_status}\n{frame}\n" if loud else self.foundation_status
         self.print_to_log_file(message)
 
     def _supervised_loss(self) -> Any:
