@@ -169,7 +169,7 @@ class VQSegConfig:
     weight_strong: float = _number(1.0, 0, 1000, "weight of the strong view's term in Eq. 9")
     weight_reconstruction: float = _number(0.1, 0, 1000, "weight of the L1 reconstruction terms in Eq. 8 and 9")
     ramp_up: float = _number(
-        0.3, 0, 1, "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once"
+        0.8, 0, 1, "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once"
     )
     temperature: float = _number(0.07, 1e-4, 100, "tau of the contrastive alignment loss (Eq. 11)")
 
