@@ -27,7 +27,7 @@ def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except RuntimeError as error:  # what torch's zip writer makes of a failed write
+    except (OSError, RuntimeError) as error:  # the latter is what torch's zip writer makes of a failed write
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(f"Could not write {target}: {cause}") from error
     finally:
