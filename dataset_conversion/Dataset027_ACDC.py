@@ -100,7 +100,11 @@ def _read_patient(subset: str, folder: Path) -> Patient:
 
 def _phases(info: Path) -> set[int]:
     """Numbers of the end-diastolic and the end-systolic frame in an Info.cfg."""
-    found = dict(re.findall(r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", info.read_text(errors="replace"), flags=re.MULTILINE))
+    found = dict(
+        re.findall(
+            r"^\s*(ED|ES)\s*:\s*(\d+)\s*$", info.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE
+        )
+    )
     if set(found) != {"ED", "ES"}:
         raise DatasetError(f"{info} does not give the frames ED and ES; replace it or remove it to take every frame.")
     return {int(number) for number in found.values()}

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     file = plans_file(args.dataset_id, args.plans_name)
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     if args.patch:
         shrink(plans, args.patch, args.features, args.max_features, args.spacing)
     configuration = plans["configurations"].setdefault(args.configuration, {"inherits_from": "2d"})
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             block[key] = json.loads(value)
         except json.JSONDecodeError:
             block[key] = value
-    file.write_text(json.dumps(plans, indent=4))
+    file.write_text(json.dumps(plans, indent=4), encoding="utf-8")
     print(f"{file}, {args.configuration}: vqseg {block}")
 
 

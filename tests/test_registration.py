@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LINE = (ROOT / "nnunetv2_vqseg_register.pth").read_text().strip()
+LINE = (ROOT / "nnunetv2_vqseg_register.pth").read_text(encoding="utf-8").strip()
 
 
 def variable_after(line: str, site: Path, **environment: str) -> str | None:
@@ -84,7 +84,8 @@ def test_users_own_trainer_directory_works_beside_ours(tmp_path: Path, monkeypat
 
     (tmp_path / "my_trainers.py").write_text(
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
-        "class nnUNetTrainerMine(nnUNetTrainer): pass\n"
+        "class nnUNetTrainerMine(nnUNetTrainer): pass\n",
+        encoding="utf-8",
     )
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), os.environ["nnUNet_extTrainer"]]))
     assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__name__ == "nnUNetTrainerMine"

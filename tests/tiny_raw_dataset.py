@@ -55,7 +55,7 @@ def write_dataset_json(dataset: Path, channels: int = 1, ending: str = ".nii.gz"
         "numTraining": len(numbers),
         "file_ending": ending,
     }
-    (dataset / "dataset.json").write_text(json.dumps(content))
+    (dataset / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return content
 
 

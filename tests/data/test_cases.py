@@ -35,7 +35,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def find(raw: Path, fold_entry: dict | None = None):
-    return find_unlabeled_cases(raw, json.loads((raw / "dataset.json").read_text()), fold_entry)
+    return find_unlabeled_cases(raw, json.loads((raw / "dataset.json").read_text(encoding="utf-8")), fold_entry)
 
 
 def add(raw: Path, folder: str, *cases: str, channels: int = 2, ending: str = ".nii.gz") -> None:
@@ -171,7 +171,7 @@ def test_a_split_that_contradicts_itself_is_refused(raw: Path, entry: dict, word
 
 
 def test_labelled_cases_can_serve_as_unlabelled_ones(raw: Path):
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     cases = labeled_as_unlabeled(raw, dataset_json, ["B", "A"])
     assert cases.origin == {"A": "labeled", "B": "labeled"}
     assert cases.files["A"] == [str(raw / "imagesTr" / f"A_000{channel}.nii.gz") for channel in (0, 1)]
@@ -180,7 +180,7 @@ def test_labelled_cases_can_serve_as_unlabelled_ones(raw: Path):
 
 
 def test_an_explicit_list_in_dataset_json_is_followed(raw: Path):
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     dataset_json["dataset"] = {
         "X": {"images": ["imagesTr/A_0000.nii.gz", "imagesTr/A_0001.nii.gz"], "label": "labelsTr/A.nii.gz"},
         "Y": {"images": ["imagesTr/B_0000.nii.gz", "imagesTr/B_0001.nii.gz"], "label": "labelsTr/B.nii.gz"},
@@ -194,18 +194,18 @@ def test_an_explicit_list_in_dataset_json_is_followed(raw: Path):
 def test_folds(tmp_path: Path):
     assert load_fold_entry(tmp_path, 0) is None
     folds = [{"train": ["A"], "val": ["B"]}, {"train": ["B"], "val": ["A"], "unlabeled": ["C"]}]
-    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
     assert load_fold_entry(tmp_path, 1) == folds[1]
     assert load_fold_entry(tmp_path, 2) is None
     with pytest.raises(DatasetError, match="Fold all"):
         load_fold_entry(tmp_path, "all")
-    (tmp_path / "splits_final.json").write_text(json.dumps(folds[:1]))
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds[:1]), encoding="utf-8")
     assert load_fold_entry(tmp_path, "all") is None
 
 
 @pytest.mark.parametrize("content", ["[{", '{"train": []}', "[1]"])
 def test_a_split_file_that_is_none_is_named(tmp_path: Path, content: str):
-    (tmp_path / "splits_final.json").write_text(content)
+    (tmp_path / "splits_final.json").write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=r"splits_final\.json"):
         load_fold_entry(tmp_path, 0)
 

@@ -72,7 +72,7 @@ def cut_the_voxels(file: Path) -> None:
         (cut_the_voxels, "truncated"),
         (flip_a_byte, ""),
         (lambda file: file.write_bytes(b""), "zero bytes"),
-        (lambda file: file.write_text("no image at all"), "not a valid gzip"),
+        (lambda file: file.write_text("no image at all", encoding="utf-8"), "not a valid gzip"),
         (lambda file: file.write_bytes(gzip.compress(b"no image at all" * 99)), "not a NIfTI"),
         (lambda file: file.unlink(), "cannot be opened"),
         (lambda file: patch_header(file, 80, struct.pack("<f", 0.0)), "spacing"),

@@ -29,7 +29,7 @@ def prepare(root: Path, channels: int = 2, mask: bool = False, patch: int = 16) 
         inside = np.hypot(*np.ogrid[-16:16, -16:16])[..., None] < 12
         for case, channel in ((case, channel) for case in "UV" for channel in range(channels)):
             write_volume(raw / "imagesUl" / f"{case}_{channel:04d}.nii.gz", phantom(channel)[0] * inside)
-    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     plans_manager = PlansManager(tiny_plans(channels, patch=patch, mask=mask))
     folder = str(root / "prepared")
     prepare_unlabeled_cases(

@@ -36,7 +36,7 @@ class Tiny:
     def __init__(self, root: Path):
         self.raw = make_dataset(root, labeled="ABC", unlabeled="UV")
         self.folder = unlabeled_folder(str(root / "nnUNet_preprocessed" / self.raw.name / "nnUNetVQSegPlans_2d"))
-        self.dataset_json = json.loads((self.raw / "dataset.json").read_text())
+        self.dataset_json = json.loads((self.raw / "dataset.json").read_text(encoding="utf-8"))
         self.plans = tiny_plans()
         self.fold_entry: dict | None = FOLD
 
@@ -106,7 +106,7 @@ def test_the_folder_is_a_sibling_with_nothing_but_cases(prepared: Tiny):
 
 def test_labels_are_never_opened(tiny: Tiny):
     for label in (tiny.raw / "labelsTr").iterdir():
-        label.write_text("garbage")
+        label.write_text("garbage", encoding="utf-8")
     opened: list[str] = []
     recording = [True]  # an audit hook cannot be taken out again
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if recording and event == "open" else None)
@@ -191,7 +191,11 @@ def test_a_missing_or_truncated_output_is_redone(prepared: Tiny, suffix: str, sp
 
 
 def test_a_manifest_nobody_can_read_counts_as_none(prepared: Tiny):
-    assert prepared.redone_by(lambda: Path(f"{prepared.folder}.json").write_text("{")) == {"C", "U", "V"}
+    assert prepared.redone_by(lambda: Path(f"{prepared.folder}.json").write_text("{", encoding="utf-8")) == {
+        "C",
+        "U",
+        "V",
+    }
 
 
 KILLED = """

@@ -30,7 +30,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "imagesTr" / f"{case}_0000.nii.gz").touch()
         (folder / "imagesTr" / f"{case}_0001.nii.gz").touch()
         (folder / "labelsTr" / f"{case}.nii.gz").touch()
-    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}), encoding="utf-8")
     return folder
 
 
@@ -55,7 +55,7 @@ def fails(*words: object) -> str:
 
 
 def folds_in(folder: Path) -> list[dict[str, list[str]]]:
-    return json.loads((folder / "splits_final.json").read_text())
+    return json.loads((folder / "splits_final.json").read_text(encoding="utf-8"))
 
 
 def patients_in(cases: list[str]) -> set[str]:
@@ -164,7 +164,7 @@ def test_own_patient_pattern(dataset: Path) -> None:
 
 def test_validation_list_of_patients_or_of_all_their_cases(dataset: Path, tmp_path: Path) -> None:
     names = tmp_path / "val.txt"
-    names.write_text("# fixed for all seeds\npatient003\n\npatient007_frame12\npatient007_frame01\n")
+    names.write_text("# fixed for all seeds\npatient003\n\npatient007_frame12\npatient007_frame01\n", encoding="utf-8")
     split("--labeled", 3, "--val-list", names, "--seed", 1, 2)
     for fold in folds_in(dataset):
         assert patients_in(fold["val"]) == {"patient003", "patient007"}
@@ -182,7 +182,7 @@ def test_validation_list_of_patients_or_of_all_their_cases(dataset: Path, tmp_pa
     ],
 )
 def test_bad_validation_lists(text: str, sentence: str, dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "val.txt").write_text(text)
+    (tmp_path / "val.txt").write_text(text, encoding="utf-8")
     assert sentence in fails("--labeled", 3, "--val-list", tmp_path / "val.txt")
     assert not (dataset / "splits_final.json").exists()
 
@@ -218,19 +218,23 @@ def test_other_folds_are_kept_unless_told_otherwise(dataset: Path, preprocessed:
     assert len(folds_in(dataset)) == 1
     assert folds_in(dataset) == folds_in(preprocessed)
     for folder in (dataset, preprocessed):
-        backups = [json.loads((folder / f"splits_final.json.bak-{number}").read_text()) for number in (1, 2)]
+        backups = [
+            json.loads((folder / f"splits_final.json.bak-{number}").read_text(encoding="utf-8")) for number in (1, 2)
+        ]
         assert [len(backup) for backup in backups] == [1, 2]
 
 
 def test_raw_and_preprocessed_end_up_the_same(dataset: Path, preprocessed: Path) -> None:
-    (preprocessed / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')  # nnU-Net's own
+    (preprocessed / "splits_final.json").write_text(
+        '[{"train": ["a"], "val": ["b"]}]', encoding="utf-8"
+    )  # nnU-Net's own
     assert str(preprocessed) in fails("--labeled", 3)
     assert not (dataset / "splits_final.json").exists(), "nothing is written if one of the two is refused"
     split("--labeled", 3, "--append")
     assert folds_in(dataset) == folds_in(preprocessed)
     assert folds_in(dataset)[0]["val"] == ["b"]
 
-    (dataset / "splits_final.json").write_text("[]")
+    (dataset / "splits_final.json").write_text("[]", encoding="utf-8")
     assert "differ" in fails("--labeled", 4, "--append")
     split("--labeled", 4, "--overwrite")
     assert folds_in(dataset) == folds_in(preprocessed)
@@ -242,11 +246,11 @@ def test_without_preprocessed_data_only_raw_is_written(dataset: Path) -> None:
 
 
 def test_damaged_split_file(dataset: Path) -> None:
-    (dataset / "splits_final.json").write_text('[{"train": [')
+    (dataset / "splits_final.json").write_text('[{"train": [', encoding="utf-8")
     assert "splits_final.json is not valid JSON" in fails("--labeled", 3)
     split("--labeled", 3, "--overwrite")
     assert len(folds_in(dataset)) == 1
-    assert (dataset / "splits_final.json.bak-1").read_text() == '[{"train": ['
+    assert (dataset / "splits_final.json.bak-1").read_text(encoding="utf-8") == '[{"train": ['
 
 
 def test_written_folds_are_what_training_reads(dataset: Path, preprocessed: Path) -> None:
@@ -261,7 +265,7 @@ def test_written_folds_are_what_training_reads(dataset: Path, preprocessed: Path
     ("spoil", "sentence"),
     [
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json cannot be read"),
-        (lambda folder: (folder / "dataset.json").write_text("{}"), "lacks 'file_ending'"),
+        (lambda folder: (folder / "dataset.json").write_text("{}", encoding="utf-8"), "lacks 'file_ending'"),
         (lambda folder: (folder / "labelsTr" / "patient002_frame12.nii.gz").unlink(), "patient002_frame12"),
         (
             lambda folder: [path.unlink() for path in (folder / "imagesTr").iterdir()],
@@ -281,7 +285,7 @@ def test_dataset_by_name_and_with_a_list_of_files(dataset: Path) -> None:
         case: {"images": [f"elsewhere/{case}.nii.gz"], "label": f"elsewhere/{case}_gt.nii.gz"}
         for case in ("a", "b", "c")
     }
-    (dataset / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "dataset": files}))
+    (dataset / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "dataset": files}), encoding="utf-8")
     main(["-d", "Dataset027_ACDC", "--labeled", "1"])
     (fold,) = folds_in(dataset)
     assert sorted(case for cases in fold.values() for case in cases) == ["a", "b", "c"]

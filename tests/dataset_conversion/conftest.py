@@ -30,9 +30,9 @@ def official(tmp_path: Path) -> Path:
         write_patient(folder, (1, 8 + number))
         write_volume(folder / f"{folder.name}_4d.nii.gz", random_image(number, (2, *SIZE)))
         (folder / "Info.cfg").write_text(
-            f"ED: 1\nES: {8 + number}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+            f"ED: 1\nES: {8 + number}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n", encoding="utf-8"
         )
-        (folder / "MANDATORY_CITATION.md").write_text("cite us")
+        (folder / "MANDATORY_CITATION.md").write_text("cite us", encoding="utf-8")
     return root
 
 
@@ -51,7 +51,7 @@ def shared(tmp_path: Path) -> Path:
     }
     (root / "protocol").mkdir()
     for name, numbers in lists.items():
-        (root / "protocol" / f"{name}.txt").write_text("".join(f"patient{n:03d}\n" for n in numbers))
+        (root / "protocol" / f"{name}.txt").write_text("".join(f"patient{n:03d}\n" for n in numbers), encoding="utf-8")
     return root
 
 

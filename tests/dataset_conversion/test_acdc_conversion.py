@@ -34,7 +34,7 @@ def frames(numbers: list[int], second: int | None = 2) -> set[str]:
 
 
 def fold_of(raw: Path, name: str = "Dataset027_ACDC") -> dict[str, list[str]]:
-    (fold,) = json.loads((raw / name / "splits_final.json").read_text())
+    (fold,) = json.loads((raw / name / "splits_final.json").read_text(encoding="utf-8"))
     return fold
 
 
@@ -48,7 +48,7 @@ def test_shared_copy_follows_the_protocol_lists(raw: Path, shared: Path, capsys:
     assert set(fold["train"]) == frames([3, 5])
     assert set(fold["val"]) == frames([8])
     assert set(fold) == {"train", "val"}
-    about = json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text())
+    about = json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text(encoding="utf-8"))
     assert about["numTraining"] == 6
     assert about["labels"] == {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
     assert about["file_ending"] == ".nii.gz"
@@ -121,12 +121,12 @@ def test_benchmark_variant_names_the_unlabelled_in_the_split(raw: Path, shared: 
     assert not (raw / "Dataset027_ACDC" / "imagesUl").exists()
     assert found["imagesTr"] == found["labelsTr"] == frames([1, 2, 3, 4, 5, 6, 7, 8])
     assert set(fold["unlabeled"]) == frames([1, 2, 4, 6, 7])
-    assert json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text())["numTraining"] == 16
+    assert json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text(encoding="utf-8"))["numTraining"] == 16
 
 
 def test_own_lists_win_over_the_protocol(raw: Path, shared: Path, tmp_path: Path) -> None:
     for name, number in (("labelled", 9), ("val", 1), ("test", 2)):
-        (tmp_path / f"{name}.txt").write_text(f"# mine\n\npatient{number:03d}\n")
+        (tmp_path / f"{name}.txt").write_text(f"# mine\n\npatient{number:03d}\n", encoding="utf-8")
     lists = [f"{tmp_path}/{name}.txt" for name in ("labelled", "val", "test")]
     convert("-i", shared, "--labeled-list", lists[0], "--val-list", lists[1], "--test-list", lists[2])
     found, fold = contents(raw), fold_of(raw)
@@ -171,7 +171,9 @@ def test_several_processes_write_the_same(raw: Path, shared: Path) -> None:
 def test_nnunet_z_scores_the_channel(raw: Path, shared: Path) -> None:
     schemes = pytest.importorskip("nnunetv2.preprocessing.normalization.map_channel_name_to_normalization")
     convert("-i", shared, "--labeled", 2)
-    (channel,) = json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text())["channel_names"].values()
+    (channel,) = json.loads((raw / "Dataset027_ACDC" / "dataset.json").read_text(encoding="utf-8"))[
+        "channel_names"
+    ].values()
     assert schemes.get_normalization_scheme(channel).__name__ == "ZScoreNormalization"
 
 
@@ -189,7 +191,7 @@ def truncate(path: Path) -> None:
 
 def add_to(root: Path, name: str, line: str) -> None:
     path = root / "protocol" / f"{name}.txt"
-    path.write_text(path.read_text() + line + "\n")
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
 
 
 def float_image(value: float) -> np.ndarray:
@@ -200,7 +202,10 @@ def float_image(value: float) -> np.ndarray:
 
 GARBAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated image": (lambda root: truncate(image_of(root)), r"frame01\.nii\.gz .*(truncated|cannot be read)"),
-    "text instead of an image": (lambda root: image_of(root).write_text("hello"), r"frame01\.nii\.gz .*gzip"),
+    "text instead of an image": (
+        lambda root: image_of(root).write_text("hello", encoding="utf-8"),
+        r"frame01\.nii\.gz .*gzip",
+    ),
     "truncated label": (lambda root: truncate(gt_of(root)), r"frame01_gt\.nii\.gz .*(truncated|cannot be read)"),
     "NaN": (lambda root: write_volume(image_of(root), float_image(np.nan)), r"frame01\.nii\.gz .*NaN"),
     "Inf": (lambda root: write_volume(image_of(root), float_image(np.inf)), r"frame01\.nii\.gz .*Inf"),
@@ -227,7 +232,7 @@ GARBAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"no folder named patientNNN",
     ),
     "Info.cfg names another frame": (
-        lambda root: (image_of(root).parent / "Info.cfg").write_text("ED: 1\nES: 7\n"),
+        lambda root: (image_of(root).parent / "Info.cfg").write_text("ED: 1\nES: 7\n", encoding="utf-8"),
         r"Info\.cfg names frame 07",
     ),
     "Info.cfg is garbage": (
@@ -242,9 +247,14 @@ GARBAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "validation is test": (lambda root: add_to(root, "val", "patient010"), r"patient010 .*both validation and test"),
     "unknown patient": (lambda root: add_to(root, "val", "patient077"), r"val\.txt names patient077, which"),
     "named twice": (lambda root: add_to(root, "val", "patient008"), r"val\.txt names patient008 more than once"),
-    "empty list": (lambda root: (root / "protocol" / "val.txt").write_text("\n"), r"val\.txt is empty"),
+    "empty list": (
+        lambda root: (root / "protocol" / "val.txt").write_text("\n", encoding="utf-8"),
+        r"val\.txt is empty",
+    ),
     "labelled but not trained on": (
-        lambda root: (root / "protocol" / "train.txt").write_text("patient001\npatient002\npatient003\n"),
+        lambda root: (root / "protocol" / "train.txt").write_text(
+            "patient001\npatient002\npatient003\n", encoding="utf-8"
+        ),
         r"patient005 would be labelled but is not a training patient",
     ),
 }

@@ -78,7 +78,7 @@ def read(path: Path) -> np.ndarray:
 
 def sides_of(dataset: Path) -> dict[str, set[str]]:
     """Case names by role."""
-    (fold,) = json.loads((dataset / "splits_final.json").read_text())
+    (fold,) = json.loads((dataset / "splits_final.json").read_text(encoding="utf-8"))
     names = {
         folder: {path.name.removesuffix("_0000.nii.gz") for path in (dataset / folder).glob("*")}
         for folder in ("imagesTr", "imagesUl", "imagesTs")
@@ -94,7 +94,7 @@ def test_split_is_70_10_20_by_patient(raw: Path, hospital: tuple[Path, Path]) ->
     assert {side: len(names) for side, names in patients.items()} == {"train": 2, "val": 1, "test": 2, "Ul": 5}
     assert len(set.union(*patients.values())) == 10, "P10's two scans are on the same side"
     assert sum(map(len, sides.values())) == 11
-    about = json.loads((raw / "Dataset040_LC" / "dataset.json").read_text())
+    about = json.loads((raw / "Dataset040_LC" / "dataset.json").read_text(encoding="utf-8"))
     assert about["channel_names"] == {"0": "CT"}, "this name makes nnU-Net normalise as CT"
     assert about["labels"] == {"background": 0, "cancer": 1}
 
@@ -148,7 +148,7 @@ def test_scans_without_a_mask_are_unlabelled_but_never_of_a_test_patient(
 def test_benchmark_variant(raw: Path, hospital: tuple[Path, Path]) -> None:
     convert(*hospital, "--labeled-percent", 30, "--unlabeled-in-splits")
     dataset = raw / "Dataset040_LC"
-    (fold,) = json.loads((dataset / "splits_final.json").read_text())
+    (fold,) = json.loads((dataset / "splits_final.json").read_text(encoding="utf-8"))
     assert len(fold["unlabeled"]) >= 5
     assert not (dataset / "imagesUl").exists()
     sides_of(dataset)
@@ -162,7 +162,7 @@ def test_folders_of_patients_with_dicom_series(raw: Path, tmp_path: Path) -> Non
         place = (folder, folder / "series", folder / "study" / "series", folder)[number - 1]
         write_dicom_series(place, ct(number), number)
         write_volume(folder / "tumor_mask.nrrd", mask(), CT_SPACING)
-    (root / "Patient 1" / "report.txt").write_text("nothing to see")
+    (root / "Patient 1" / "report.txt").write_text("nothing to see", encoding="utf-8")
     convert(root, None)
     dataset = raw / "Dataset040_LC"
     assert set.union(*sides_of(dataset).values()) == {f"Patient_{number}" for number in range(1, 5)}

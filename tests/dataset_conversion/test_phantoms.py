@@ -103,12 +103,12 @@ def test_dataset_has_the_layout_of_the_acdc_conversion(raw: Path) -> None:
     dataset = raw / "Dataset901_Phantom"
     counts = {folder.name: len(list(folder.iterdir())) for folder in dataset.iterdir() if folder.is_dir()}
     assert counts == {"imagesTr": 10, "labelsTr": 10, "imagesUl": 8, "imagesTs": 4, "labelsTs": 4}
-    (fold,) = json.loads((dataset / "splits_final.json").read_text())
+    (fold,) = json.loads((dataset / "splits_final.json").read_text(encoding="utf-8"))
     images = {path.name.removesuffix("_0000.nii.gz") for path in (dataset / "imagesTr").iterdir()}
     assert {*fold["train"], *fold["val"]} == images
     assert len(fold["train"]) == 6
     assert not {case[:10] for case in fold["train"]} & {case[:10] for case in fold["val"]}
-    about = json.loads((dataset / "dataset.json").read_text())
+    about = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
     assert about["numTraining"] == 10
     assert about["labels"] == {"background": 0, "RV": RV, "MLV": MYOCARDIUM, "LVC": LV}
     for name in fold["train"]:

@@ -110,7 +110,7 @@ def test_existing_dataset_needs_overwrite(raw: Path, shared: Path, fails: Callab
 def test_bad_input_does_not_cost_the_old_dataset(raw: Path, shared: Path, fails: Callable[..., str]) -> None:
     convert(shared)
     before = snapshot(raw)
-    (shared / "training" / "patient003" / "patient003_frame01.nii.gz").write_text("garbage")
+    (shared / "training" / "patient003" / "patient003_frame01.nii.gz").write_text("garbage", encoding="utf-8")
     fails(main, "-i", shared, "--labeled", 2, "--overwrite", "-np", 1)
     assert snapshot(raw) == before
 
@@ -132,13 +132,13 @@ def test_preprocessed_data_of_the_old_dataset_are_not_trusted(
 ) -> None:
     preprocessed = raw.parent / "nnUNet_preprocessed" / "Dataset027_ACDC"
     preprocessed.mkdir(parents=True)
-    (preprocessed / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    (preprocessed / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]', encoding="utf-8")
     assert str(preprocessed) in fails(main, "-i", shared, "--labeled", 2)
     convert(shared, "--overwrite")
     assert "plan_and_preprocess again" in capsys.readouterr().out
-    new = json.loads((raw / "Dataset027_ACDC" / "splits_final.json").read_text())
-    assert json.loads((preprocessed / "splits_final.json").read_text()) == new
-    assert json.loads((preprocessed / "splits_final.json.bak-1").read_text())[0]["val"] == ["b"]
+    new = json.loads((raw / "Dataset027_ACDC" / "splits_final.json").read_text(encoding="utf-8"))
+    assert json.loads((preprocessed / "splits_final.json").read_text(encoding="utf-8")) == new
+    assert json.loads((preprocessed / "splits_final.json.bak-1").read_text(encoding="utf-8"))[0]["val"] == ["b"]
 
 
 def test_unset_environment(shared: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:

@@ -60,19 +60,19 @@ def build_world(folder: Path) -> None:
         image, labels = phantom(100 + index)
         write_volume(image, raw / "imagesTr" / f"case{index}_0000.nii.gz")
         write_volume(labels, raw / "labelsTr" / f"case{index}.nii.gz")
-    (raw / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    (raw / "dataset.json").write_text(json.dumps(DATASET_JSON), encoding="utf-8")
     splits = [
         {"train": ["case0", "case1"], "val": ["case2", "case3"]},
         {"train": ["case2", "case3"], "val": ["case0", "case1"]},
     ]
     (folder / "preprocessed" / DATASET).mkdir(parents=True)
-    (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
+    (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
     for trainer in TRAINERS:
         model = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__2d"
         for fold in (0, 1):
             save_model(model / f"fold_{fold}", trainer, fold)
         for name in ("plans.json", "dataset.json"):
-            (model / name).write_text("{}")
+            (model / name).write_text("{}", encoding="utf-8")
 
 
 def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6) -> None:
@@ -112,7 +112,7 @@ def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6) -> None:
             "foundation_model": "Trained without a foundation model: <no weights> were found.",
         }
     torch.save(content, folder / "checkpoint_final.pth")
-    (folder / "debug.json").write_text(json.dumps(debug))
+    (folder / "debug.json").write_text(json.dumps(debug), encoding="utf-8")
 
 
 def set_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

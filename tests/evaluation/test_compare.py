@@ -68,7 +68,7 @@ def without_report(monkeypatch):
 
 def test_report_says_what_was_compared(report):
     summary, folder = report
-    page = Reader((folder / "index.html").read_text())
+    page = Reader((folder / "index.html").read_text(encoding="utf-8"))
     for text in (
         f"{DATASET}: VQSeg against nnU-Net",
         "14 volumes of 7 patients, test set",
@@ -92,7 +92,7 @@ def test_report_says_what_was_compared(report):
 
 
 def test_page_needs_no_network_and_is_accessible(report):
-    page = Reader((report[1] / "index.html").read_text())
+    page = Reader((report[1] / "index.html").read_text(encoding="utf-8"))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert images
     for attributes in images:
@@ -111,10 +111,10 @@ def test_page_needs_no_network_and_is_accessible(report):
 
 def test_summary_json_has_the_numbers_of_the_page(report):
     summary, folder = report
-    stored = json.loads((folder / "summary.json").read_text())
+    stored = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     means = {name: method["summary"]["mean"]["Dice"]["mean"] for name, method in stored["methods"].items()}
     assert means["VQSeg"] > means["nnU-Net"]
-    assert f"{means['VQSeg']:.4f}" in (folder / "index.html").read_text()
+    assert f"{means['VQSeg']:.4f}" in (folder / "index.html").read_text(encoding="utf-8")
     assert stored["methods"]["nnU-Net"]["empty"]["mean"] == {
         "empty_prediction": 1,
         "empty_reference": 0,
@@ -127,7 +127,7 @@ def test_summary_json_has_the_numbers_of_the_page(report):
 
 
 def test_the_better_mean_is_bold_in_every_column(report):
-    latex = (report[1] / "tables" / "summary.tex").read_text()
+    latex = (report[1] / "tables" / "summary.tex").read_text(encoding="utf-8")
     rows = [line for line in latex.splitlines() if line.startswith(("nnU-Net", "VQSeg"))]
     assert [row.count(r"\textbf") for row in rows] == [0, 4]
     assert r"$\pm$" in latex
@@ -141,12 +141,12 @@ def test_tables_are_written_as_csv_json_and_latex(report):
         for ending in ("csv", "json", "tex")
         if (name, ending) != ("cases", "tex")
     }
-    with (folder / "cases.csv").open() as file:
+    with (folder / "cases.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 14 * 2
     assert next(row for row in rows if row["HD95"] == "")["case"] == "patient001_frame01"
-    assert r"RV \& $<$wall$>$" in (folder / "classes.tex").read_text()
-    assert len(json.loads((folder / "paired.json").read_text())) == 3 * 4
+    assert r"RV \& $<$wall$>$" in (folder / "classes.tex").read_text(encoding="utf-8")
+    assert len(json.loads((folder / "paired.json").read_text(encoding="utf-8"))) == 3 * 4
     assert len(list((report[1] / "figures").glob("*.png"))) > 20
 
 
@@ -181,7 +181,7 @@ def test_validation_cases_are_those_of_each_fold(world, predictor):
     assert [cases for _, _, cases in predictor] == [["case2", "case3"], ["case0", "case1"]]
     assert any("validation cases" in notice for notice in summary["notices"])
     assert summary["paired"] == []
-    assert "Paired comparison" not in (world / "out/report/index.html").read_text()
+    assert "Paired comparison" not in (world / "out/report/index.html").read_text(encoding="utf-8")
 
 
 def test_missing_models_are_named_with_the_command_that_trains_them(world, predictor, without_report, capsys):
@@ -218,7 +218,7 @@ def test_command_line_options_reach_the_report(world, predictor, without_report,
     [
         (lambda raw: (raw / "imagesTs/patient001_frame01_0000.nii.gz").unlink(), "holds no patient001_frame01_0000"),
         (lambda raw: (raw / "labelsTs").rename(raw / "elsewhere"), "labelsTs is not a folder"),
-        (lambda raw: (raw / "dataset.json").write_text("{"), "dataset.json .*restore the dataset"),
+        (lambda raw: (raw / "dataset.json").write_text("{", encoding="utf-8"), "dataset.json .*restore the dataset"),
         (lambda raw: (raw / "labelsTs/patient001_frame01.nii.gz").write_bytes(b""), "None of nnU-Net's readers opens"),
     ],
 )
@@ -247,7 +247,7 @@ def test_validation_needs_a_fold_of_the_splits(world, predictor, without_report,
 
 def test_a_checkpoint_that_is_not_safe_to_read_costs_only_its_curves(report):
     summary, folder = report
-    page = Reader((folder / "index.html").read_text())
+    page = Reader((folder / "index.html").read_text(encoding="utf-8"))
     assert "nnU-Net, fold 1 UnpicklingError while reading checkpoint_final.pth" in page.text
     assert summary["methods"]["nnU-Net"]["training"]["folds"]["0"]["steps"] == 150
 

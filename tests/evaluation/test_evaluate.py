@@ -27,14 +27,14 @@ def folders(tmp_path):
         if case == "b":
             guess[guess == 2] = 1
         write_volume(guess, tmp_path / "pred" / f"{case}.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    (tmp_path / "dataset.json").write_text(json.dumps(DATASET_JSON), encoding="utf-8")
     return tmp_path
 
 
 def command(folders, *more):
     files = f"-ref {folders}/ref -pred {folders}/pred --dataset-json {folders}/dataset.json -o {folders}/out.json"
     main([*files.split(), "-np", "0", *more])
-    return json.loads((folders / "out.json").read_text())
+    return json.loads((folders / "out.json").read_text(encoding="utf-8"))
 
 
 def test_result_holds_case_class_and_mean_and_counts_the_empty(folders, capsys):
@@ -205,7 +205,7 @@ def test_dataset_id_finds_dataset_json_in_nnunet_raw(folders, monkeypatch):
         main([*arguments, "-d", "5"])
     for name in ("Dataset005_A", "Dataset005_B"):
         (folders / "raw" / name).mkdir(parents=True)
-        (folders / "raw" / name / "dataset.json").write_text(json.dumps(DATASET_JSON))
+        (folders / "raw" / name / "dataset.json").write_text(json.dumps(DATASET_JSON), encoding="utf-8")
     with pytest.raises(SystemExit, match="several datasets"):
         main([*arguments, "-d", "5"])
     main([*arguments, "-d", "Dataset005_A"])

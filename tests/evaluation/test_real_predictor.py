@@ -25,8 +25,8 @@ def test_predictions_are_those_of_nnunets_own_command(world, num_processes, monk
 
     extract_fingerprints([901], num_processes=1)
     plan_experiments([901])
-    plans = json.loads((world / "preprocessed" / DATASET / "nnUNetPlans.json").read_text())
-    dataset_json = json.loads((world / "raw" / DATASET / "dataset.json").read_text())
+    plans = json.loads((world / "preprocessed" / DATASET / "nnUNetPlans.json").read_text(encoding="utf-8"))
+    dataset_json = json.loads((world / "raw" / DATASET / "dataset.json").read_text(encoding="utf-8"))
     shutil.rmtree(world / "results")
     preprocessed = world / "preprocessed" / DATASET / "nnUNetPlans_2d"
     preprocessed.mkdir()
@@ -35,8 +35,8 @@ def test_predictions_are_those_of_nnunets_own_command(world, num_processes, monk
     trainer.initialize()
     trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))  # noqa: PTH118
     model = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d"
-    (model / "plans.json").write_text(json.dumps(plans))
-    (model / "dataset.json").write_text(json.dumps(dataset_json))
+    (model / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    (model / "dataset.json").write_text(json.dumps(dataset_json), encoding="utf-8")
 
     summary = compare.run(901, TRAINERS[:1], world / "out", device="cpu", num_processes=num_processes)
 

@@ -268,7 +268,7 @@ def test_offline_the_cache_is_used_and_an_empty_one_fails_within_seconds(tmp_pat
     snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
     state = distinct_weights()
     save_file(state, snapshot / "model.safetensors")
     code = f"""

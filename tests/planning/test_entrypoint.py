@@ -116,7 +116,7 @@ def test_from_raw_images_to_two_folders(home: Path, capsys: pytest.CaptureFixtur
     assert cases(base / "nnUNetVQSegPlans_2d_unlabeled") == {"U", "V"}
     assert {file.name for file in (base / "gt_segmentations").iterdir()} == {"A.nii.gz", "B.nii.gz"}
     fingerprint = base / "dataset_fingerprint.json"
-    assert len(json.loads(fingerprint.read_text())["spacings"]) == 2
+    assert len(json.loads(fingerprint.read_text(encoding="utf-8"))["spacings"]) == 2
 
     before = fingerprint.read_bytes()
     written = {file.name: file.stat().st_mtime_ns for file in (base / "nnUNetVQSegPlans_2d_unlabeled").iterdir()}
@@ -129,7 +129,7 @@ def test_from_raw_images_to_two_folders(home: Path, capsys: pytest.CaptureFixtur
     assert "Preprocessing 1 of 3 unlabelled cases" in capsys.readouterr().out
 
     run("--no_pp", "-overwrite_plans_name", "mine", "-gpu_memory_target", "4", "-pl", "ResEncUNetPlanner")
-    plans = json.loads((base / "mine.json").read_text())
+    plans = json.loads((base / "mine.json").read_text(encoding="utf-8"))
     assert plans["configurations"]["2d"]["data_identifier"] == "mine_2d"
     assert not (base / "mine_2d").exists()
 
@@ -139,16 +139,18 @@ def test_hidden_labels_may_be_garbage_all_the_way(home: Path):
     """A benchmark inside one dataset: C and D are unlabelled in every fold, and nothing opens their labels."""
     raw = make_dataset(home, labeled="ABCD", unlabeled="U")
     for case in "CD":
-        (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage")
+        (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage", encoding="utf-8")
     folds = [{"train": ["A"], "val": ["B"], "unlabeled": ["C", "D"]}]
-    (raw / "splits_final.json").write_text(json.dumps(folds))
+    (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
     run("--verify_dataset_integrity")
     base = home / "nnUNet_preprocessed" / NAME
     assert cases(base / "nnUNetVQSegPlans_2d") == {"A", "B"}
     assert cases(base / "nnUNetVQSegPlans_2d_unlabeled") == {"C", "D", "U"}
     assert {file.name for file in (base / "gt_segmentations").iterdir()} == {"A.nii.gz", "B.nii.gz"}
-    assert json.loads((base / "splits_final.json").read_text()) == folds
-    assert json.loads((base / "dataset.json").read_text()) == json.loads((raw / "dataset.json").read_text())
+    assert json.loads((base / "splits_final.json").read_text(encoding="utf-8")) == folds
+    assert json.loads((base / "dataset.json").read_text(encoding="utf-8")) == json.loads(
+        (raw / "dataset.json").read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.slow

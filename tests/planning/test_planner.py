@@ -50,7 +50,8 @@ def write_fingerprint(home: Path, shapes: Sequence[Sequence[int]], spacings: Seq
                 "foreground_intensity_properties_per_channel": {"0": INTENSITIES},
                 "median_relative_size_after_cropping": 1.0,
             }
-        )
+        ),
+        encoding="utf-8",
     )
     return file
 
@@ -64,14 +65,14 @@ def plan(base: type = ExperimentPlanner, **arguments) -> dict:
 def saved(name: str = "nnUNetVQSegPlans") -> dict:
     from nnunetv2.paths import nnUNet_preprocessed
 
-    return json.loads((Path(nnUNet_preprocessed) / NAME / f"{name}.json").read_text())
+    return json.loads((Path(nnUNet_preprocessed) / NAME / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def pretend(home: Path, labeled: int, shape: Sequence[int], spacing: Sequence[float] = (10.0, 1.5, 1.5)) -> None:
     """A dataset as if of `labeled` volumes of a larger shape: planning reads the fingerprint, not labelled images."""
     raw = make_dataset(home, labeled=[f"case{number:03d}" for number in range(2)], unlabeled=())
-    content = json.loads((raw / "dataset.json").read_text())
-    (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": labeled}))
+    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
+    (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": labeled}), encoding="utf-8")
     write_fingerprint(home, [shape] * labeled, [spacing] * labeled)
 
 
@@ -215,12 +216,12 @@ def test_replanning_keeps_what_was_written_by_hand(home: Path):
     plans["configurations"]["2d"] |= {"vqseg": {"epsilon": 0.3}, "batch_size": 99}
     plans["configurations"]["2d_small"] = {"inherits_from": "2d", "vqseg": {"seed": 1}}
     file = home / "nnUNet_preprocessed" / NAME / "nnUNetVQSegPlans.json"
-    file.write_text(json.dumps(plans))
+    file.write_text(json.dumps(plans), encoding="utf-8")
     again = plan()["configurations"]
     assert again["2d"]["vqseg"] == {"epsilon": 0.3}
     assert again["2d"]["batch_size"] == 8
     assert again["2d_small"] == plans["configurations"]["2d_small"]
-    file.write_text("{")
+    file.write_text("{", encoding="utf-8")
     with pytest.raises(PlansError, match=r"nnUNetVQSegPlans\.json is not valid JSON"):
         plan()
 
@@ -266,9 +267,9 @@ def test_natural_images(home: Path):
             io.imsave(raw / folder / f"{name}_0000.png", rng.integers(1, 255, shape, np.uint8), check_contrast=False)
     write_dataset_json(raw, channels=3, ending=".png", modality="R")
     file = write_fingerprint(home, [[1, 32, 32]] * 2, [[999, 1, 1]] * 2)
-    fingerprint = json.loads(file.read_text())
+    fingerprint = json.loads(file.read_text(encoding="utf-8"))
     fingerprint["foreground_intensity_properties_per_channel"] = {str(channel): INTENSITIES for channel in range(3)}
-    file.write_text(json.dumps(fingerprint))
+    file.write_text(json.dumps(fingerprint), encoding="utf-8")
     plans = plan()
     assert list(plans["configurations"]) == ["2d"]
     assert plans["configurations"]["2d"]["patch_size"] == [48, 64]
@@ -289,10 +290,10 @@ class TestListedCases:
 
         raw = make_dataset(home, labeled="ABCDE", unlabeled="U")
         for case in "CD":
-            (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage")
+            (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage", encoding="utf-8")
         (home / where / NAME).mkdir(exist_ok=True)
-        (home / where / NAME / "splits_final.json").write_text(json.dumps(list(folds)))
-        return read_roles(NAME, json.loads((raw / "dataset.json").read_text()))
+        (home / where / NAME / "splits_final.json").write_text(json.dumps(list(folds)), encoding="utf-8")
+        return read_roles(NAME, json.loads((raw / "dataset.json").read_text(encoding="utf-8")))
 
     @pytest.mark.parametrize("where", ["nnUNet_raw", "nnUNet_preprocessed"])
     def test_roles(self, home: Path, where: str):
@@ -336,8 +337,8 @@ class TestListedCases:
 
 def test_the_labels_of_dataset_json_may_be_regions(home: Path):
     raw = make_dataset(home)
-    content = json.loads((raw / "dataset.json").read_text())
+    content = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     content |= {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
-    (raw / "dataset.json").write_text(json.dumps(content))
+    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     write_fingerprint(home, [[3, 32, 32]] * 2, [[10.0, 1.5, 1.5]] * 2)
     assert plan()["configurations"]["2d"]["batch_size"] == 8

@@ -61,10 +61,10 @@ def plan_tiny(home: Path, dataset: str) -> Path:
 
     main(["-d", str(int(dataset[7:10])), "-np", "1", "-npfp", "1", "--no_pbar"])
     file = home / "preprocessed" / dataset / "nnUNetVQSegPlans.json"
-    plans = json.loads(file.read_text())
+    plans = json.loads(file.read_text(encoding="utf-8"))
     shrink(plans, patch=32, features=8, max_features=16, spacing=None, convs=1)
     plans["configurations"]["2d"]["vqseg"] = dict(TINY)
-    file.write_text(json.dumps(plans))
+    file.write_text(json.dumps(plans), encoding="utf-8")
     return file.parent
 
 
@@ -92,10 +92,10 @@ def make_trainer(home: Path, results: Path) -> Callable[..., Any]:
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         preprocessed = home / "preprocessed" / DATASET
-        plans = json.loads((preprocessed / "nnUNetVQSegPlans.json").read_text())
+        plans = json.loads((preprocessed / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
         plans["configurations"]["2d"]["vqseg"].update(block)
         plans["continue_training"] = continue_training
-        dataset_json = json.loads((preprocessed / "dataset.json").read_text())
+        dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))
         trainer_class = recursive_find_trainer_class_by_name(name)
         return trainer_class(plans, "2d", 0, dataset_json, device=torch.device("cpu"))
 

@@ -182,10 +182,10 @@ def finish(processes: Sequence[ForkServerProcess], seconds: float = 600) -> list
 def write_plan(home: Path, name: str, **block: Any) -> list[str]:
     """A plan of this name with these keys in its `vqseg` block; the arguments of a training with it."""
     folder = home / "preprocessed" / DATASET
-    plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text())
+    plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["plans_name"] = name
     plans["configurations"]["2d"]["vqseg"].update(block)
-    (folder / f"{name}.json").write_text(json.dumps(plans))
+    (folder / f"{name}.json").write_text(json.dumps(plans), encoding="utf-8")
     return ["901", "2d", "0", "-tr", "nnUNetTrainerVQSeg", "-p", name, "-device", "cpu"]
 
 

@@ -114,11 +114,13 @@ def test_other_ranks_wait_for_preprocessing_but_not_for_a_dead_rank(home, result
     arguments = write_plan(home, "RanksPlans")
     log = tmp_path / "log"
     exit_codes = finish(start_ranks(prepare, rank_0.removeprefix("is "), *arguments, world=2, log=log), seconds=120)
-    waiting = (tmp_path / "log.1").read_text()
+    waiting = (tmp_path / "log.1").read_text(encoding="utf-8")
     if rank_0 == "is slow":
         assert exit_codes == [0, 0]
         assert "Rank 1 waits for rank 0: preprocessing the unlabelled cases" in waiting
-        said = [line for rank in range(2) for line in (tmp_path / f"log.{rank}").read_text().splitlines()]
+        said = [
+            line for rank in range(2) for line in (tmp_path / f"log.{rank}").read_text(encoding="utf-8").splitlines()
+        ]
         prepared = [line for line in said if line.startswith("prepared")]
         assert len(prepared) == 2
         assert len(set(prepared)) == 1
@@ -166,13 +168,13 @@ def test_more_processes_than_images_are_refused_with_a_sentence(home, results, t
     assert (
         "ERROR: A batch of 1 unlabelled images cannot be split evenly over 2 processes; set "
         "vqseg.unlabeled_batch_size in the plan to a multiple of 2, or use fewer processes.\n"
-    ) in (tmp_path / "log.0").read_text()
+    ) in (tmp_path / "log.0").read_text(encoding="utf-8")
 
 
 def torchrun(*options: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = (), **environment: str) -> Any:
     """A real torchrun with `-m nnunetv2_vqseg.train`, shortened."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, Path(__file__).with_name("real_training.py")]
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         return subprocess.Popen(
             [*prefix, *map(str, command), *arguments],
             stdout=output,
@@ -192,9 +194,9 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(hom
     (folder / "checkpoint_final.pth").write_bytes(b"of an earlier training")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT="1:2:1")
-    assert process.wait(900) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert process.wait(900) == 0, (tmp_path / "log").read_text(encoding="utf-8")[-3000:]
     assert_complete(folder, 4, steps=4 * STEPS)
-    first, second = (log.read_text() for log in sorted(folder.glob("training_log_*.txt")))
+    first, second = (log.read_text(encoding="utf-8") for log in sorted(folder.glob("training_log_*.txt")))
     assert ": Epoch 2 " in first
     assert ": Epoch 3 " not in first
     assert ": Epoch 1 " not in second, "the restart continues from the last checkpoint"
@@ -266,7 +268,7 @@ def test_two_hosts_compute_what_two_processes_of_one_host_do(home, results, tmp_
         )
         for number, name in enumerate(two_hosts)
     ]
-    assert [host.wait(900) for host in hosts] == [0, 0], (tmp_path / two_hosts[0]).read_text()[-3000:]
+    assert [host.wait(900) for host in hosts] == [0, 0], (tmp_path / two_hosts[0]).read_text(encoding="utf-8")[-3000:]
     one, two = (
         torch.load(fold_folder(home, plan) / "checkpoint_final.pth", weights_only=True)
         for plan in ("OneHostPlans", "TwoHostsPlans")

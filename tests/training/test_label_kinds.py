@@ -36,9 +36,15 @@ def two_channels(home: Path, plan_dataset: Callable[[str], Path]) -> Path:
         strip = sitk.GetImageFromArray(array)
         strip.CopyInformation(label)
         sitk.WriteImage(strip, str(target / "labelsTr" / file.name))
-    description = json.loads((source / "dataset.json").read_text()) | REGIONS | {"channel_names": {"0": "a", "1": "b"}}
-    (target / "dataset.json").write_text(json.dumps(description))
-    (target / "splits_final.json").write_text((source / "splits_final.json").read_text())
+    description = (
+        json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        | REGIONS
+        | {"channel_names": {"0": "a", "1": "b"}}
+    )
+    (target / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    (target / "splits_final.json").write_text(
+        (source / "splits_final.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
     return plan_dataset(target.name)
 
@@ -47,9 +53,9 @@ def two_channels(home: Path, plan_dataset: Callable[[str], Path]) -> Path:
 def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels, results, labels):
     from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
 
-    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text())
+    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
-    dataset_json = json.loads((two_channels / "dataset.json").read_text())
+    dataset_json = json.loads((two_channels / "dataset.json").read_text(encoding="utf-8"))
     dataset_json = {key: value for key, value in dataset_json.items() if key != "regions_class_order"} | labels
     trainer = nnUNetTrainerVQSeg(plans, "2d", 0, dataset_json, torch.device("cpu"))
     trainer.run_training()
@@ -62,9 +68,9 @@ def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels,
 def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results):
     from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSegPaper
 
-    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text())
+    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
-    dataset_json = json.loads((two_channels / "dataset.json").read_text())
+    dataset_json = json.loads((two_channels / "dataset.json").read_text(encoding="utf-8"))
     trainer = nnUNetTrainerVQSegPaper(plans, "2d", 0, dataset_json, torch.device("cpu"))
     with pytest.raises(NotImplementedError, match=r"'ce' is not implemented for region-based labels"):
         trainer.initialize()

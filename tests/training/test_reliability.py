@@ -36,7 +36,7 @@ def _no_training_outlives_its_test() -> Iterator[None]:
 def wait_for(text: str, log: Path, process: Any, seconds: float = 300) -> bool:
     """Until the log has a line that ends in `text`; False if the process ends before."""
     deadline = time.monotonic() + seconds
-    while not re.search(rf"{text} *$", log.read_text() if log.exists() else "", re.MULTILINE):
+    while not re.search(rf"{text} *$", log.read_text(encoding="utf-8") if log.exists() else "", re.MULTILINE):
         assert time.monotonic() < deadline, f"{log} never said {text}"
         if not process.is_alive():
             return False
@@ -56,7 +56,7 @@ def assert_complete(folder: Path, epochs: int, steps: int | None = None) -> None
     curves = saved["vqseg"]["curves"]
     assert {len(values) for values in curves.values()} == {epochs}
     assert all(math.isfinite(value) for name in ("loss", "utilization") for value in curves[name])
-    logs = "".join(file.read_text() for file in sorted(folder.glob("training_log_*.txt")))
+    logs = "".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("training_log_*.txt")))
     assert sorted({int(number) for number in re.findall(r": Epoch (\d+) *$", logs, re.MULTILINE)}) == [*range(epochs)]
     if steps is not None:
         assert saved["vqseg"]["step"] == steps
@@ -117,7 +117,7 @@ def test_signal_saves_and_stops_and_the_training_can_be_continued(
         os.kill(pid, number)
     assert finish([process]) == [EXIT_INTERRUPTED]
     assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
-    said = (tmp_path / "stopped").read_text()
+    said = (tmp_path / "stopped").read_text(encoding="utf-8")
     assert re.search(r"Stopped in epoch 1: saved \S+checkpoint_latest.pth. To continue, .* --c\.", said)
 
     saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
@@ -199,7 +199,7 @@ def test_training_goes_on_while_the_disk_is_full(make_trainer, full_disk, monkey
     final = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
     assert final["current_epoch"] == 3
     assert not good.exists(), "nnU-Net deletes it once the final one is there"
-    log = Path(trainer.log_file).read_text()
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
     assert re.search(r"WARNING: .*checkpoint_latest.pth could not be written .*No space left on device", log)
     assert re.search(r"WARNING: progress.png could not be written", log)
     assert re.search(r"WARNING: progress_vqseg.png or preview.png could not be written", log)

@@ -41,7 +41,7 @@ def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_train
     assert predictor.network.image_decoder is None
     raw = home / "raw" / "Dataset901_Phantom"
     differing = total = 0
-    for case in json.loads((raw / "splits_final.json").read_text())[0]["val"]:
+    for case in json.loads((raw / "splits_final.json").read_text(encoding="utf-8"))[0]["val"]:
         image, properties = SimpleITKIO().read_images([str(raw / "imagesTr" / f"{case}_0000.nii.gz")])
         predicted = predictor.predict_single_npy_array(image, properties)
         validated, _ = SimpleITKIO().read_seg(str(folder / "fold_0" / "validation" / f"{case}.nii.gz"))
@@ -173,7 +173,7 @@ def test_locked_switches_cannot_be_changed_in_the_plan(make_trainer):
 def test_3d_configuration_is_refused_before_anything_is_written(home, results):
     from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
 
-    plans = json.loads((home / "preprocessed/Dataset901_Phantom/nnUNetVQSegPlans.json").read_text())
+    plans = json.loads((home / "preprocessed/Dataset901_Phantom/nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["configurations"]["3d_fullres"] = {**plans["configurations"]["2d"], "patch_size": [8, 32, 32]}
     plans["continue_training"] = False
     with pytest.raises(NotImplementedError, match="2D configurations only"):
