@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from conftest import DATASET, TRAINERS, build_world, enter_world
+from comparison_world import DATASET, TRAINERS, build_world, enter_world
 
 from nnunetv2_vqseg.evaluation import compare, tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError

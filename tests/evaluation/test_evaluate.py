@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import DATASET_JSON, fake_prediction, phantom, write_volume
+from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volume
 
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.evaluate import evaluate_folder, main

@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from conftest import DATASET, TRAINERS
+from comparison_world import DATASET, TRAINERS
 
 from nnunetv2_vqseg.evaluation import compare
 
