@@ -89,8 +89,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train_alone(args: argparse.Namespace) -> None:
-    """What `nnUNetv2_train` does."""
+    """What `nnUNetv2_train` does, but for `OMP_NUM_THREADS`, which that ignores on CPUs."""
     limit_threads(args.device, processes=1)
+    if args.device == "cpu" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        # More threads than free cores wait for each other: two trainings on two cores took four times as long.
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     run_training(
         args.dataset_name_or_id,
         args.configuration,

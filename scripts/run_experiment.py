@@ -169,10 +169,11 @@ def add_configurations(trainings: Sequence[Training]) -> None:
 
 
 def train(training: Training, device: str, log: Path) -> None:
-    """`nnUNetv2_train`, continued if it was stopped; commit and wall time are kept beside the checkpoint."""
+    """As `nnUNetv2_train`, with the profile's number of threads; continued if it was stopped; commit and wall time are kept beside the checkpoint."""
     if training.done:
         return
-    command = ["nnUNetv2_train", training.dataset, training.configuration, "0", "-tr", training.run.trainer]
+    command = [sys.executable, "-m", "nnunetv2_vqseg.train", training.dataset, training.configuration, "0"]
+    command += ["-tr", training.run.trainer]
     command += ["-p", training.run.plans, "-device", device]
     if any(training.fold.glob("checkpoint_*.pth")):
         command.append("--c")

@@ -1,0 +1,201 @@
+"""Which encoder stage can be quantised: replace its features in a trained stock model and read validation Dice.
+
+    python scripts/probes/stages.py -d 503 -tr nnUNetTrainerSupervised -p nnUNetVQSegPlans -c 2d -o probe.json
+
+Nothing is trained. At one encoder stage after another the features are replaced by the nearest of K k-means centres
+(also as a sum of several residual codebooks), by random ones of these centres, by zeros, and by what calibrated QPM
+makes of them, z + c_j - c_i. A good stage for VQ-Seg loses much with random codes, so that the decoder depends on it,
+and little with k-means codes; a stage that loses little with zeros is bypassed by the skip connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
+from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.modules.lookup import nearest_codes
+from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
+
+Replace = Callable[[Tensor], Tensor]
+TOKENS = 40_000  # a stage, for k-means
+
+
+def as_tokens(z: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B * H * W, C)."""
+    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def as_features(tokens: Tensor, z: Tensor) -> Tensor:
+    """(B * H * W, C) -> (B, C, H, W) like z."""
+    batch, _, height, width = z.shape
+    return tokens.view(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def fit(tokens: Tensor, num_codes: int, seed: int) -> Tensor:
+    """k-means centres (K, C)."""
+    kmeans = MiniBatchKMeans(num_codes, batch_size=4096, n_init=1, max_iter=20, random_state=seed)
+    return torch.from_numpy(kmeans.fit(tokens.numpy()).cluster_centers_).float()
+
+
+def quantize(books: Sequence[Tensor]) -> Replace:
+    """Sum of the nearest centres of one or several residual codebooks."""
+
+    def replace(z: Tensor) -> Tensor:
+        rest = as_tokens(z)
+        total = torch.zeros_like(rest)
+        for book in books:
+            chosen = book[nearest_codes(rest, book)]
+            total, rest = total + chosen, rest - chosen
+        return as_features(total, z)
+
+    return replace
+
+
+def random_codes(book: Tensor) -> Replace:
+    """Any centre for any token."""
+    return lambda z: as_features(book[torch.randint(len(book), (z.shape[0] * z.shape[2] * z.shape[3],))], z)
+
+
+def perturb(book: Tensor, epsilon: float, keep_z: bool) -> Replace:
+    """Calibrated QPM: q + c_j - c_i, or z + c_j - c_i."""
+    module = QuantizedPerturbation(epsilon)
+    module.prepare(book)
+
+    def replace(z: Tensor) -> Tensor:
+        tokens = as_tokens(z)
+        before = nearest_codes(tokens, book)
+        after = module(before, book)
+        return as_features(book[after] + (tokens - book[before] if keep_z else 0.0), z)
+
+    return replace
+
+
+def slices(folder: Path, cases: Sequence[str], count: int, patch: Sequence[int], seed: int) -> Tensor:
+    """`count` central crops (N, C, H, W) of slices of some preprocessed cases."""
+    dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
+    generator = np.random.default_rng(seed)
+    crops = []
+    for case in generator.choice(list(cases), count):
+        data = np.asarray(dataset.load_case(case)[0])
+        image = torch.from_numpy(data[:, generator.integers(data.shape[1])]).float()
+        pad = [max(0, size - length) for size, length in zip(patch, image.shape[1:], strict=True)]
+        image = torch.nn.functional.pad(image, (0, pad[1], 0, pad[0]))
+        top, left = ((length - size) // 2 for size, length in zip(patch, image.shape[1:], strict=True))
+        crops.append(image[:, top : top + patch[0], left : left + patch[1]])
+    return torch.stack(crops)
+
+
+@torch.no_grad()
+def collect(network: Any, images: Tensor, seed: int) -> list[Tensor]:
+    """Tokens (TOKENS, C) of every encoder stage."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs: list[list[Tensor]] = [[] for _ in network.encoder.stages]
+    hooks = [
+        stage.register_forward_hook(lambda _m, _i, output, kept=kept: kept.append(as_tokens(output)))
+        for stage, kept in zip(network.encoder.stages, outputs, strict=True)
+    ]
+    for batch in images.split(8):
+        network(batch)
+    for hook in hooks:
+        hook.remove()
+    tokens = [torch.cat(kept) for kept in outputs]
+    return [some[torch.randperm(len(some), generator=generator)[:TOKENS]] for some in tokens]
+
+
+def validation_dice(predictor: Any, folder: Path, cases: Sequence[str]) -> float:
+    """Mean over volumes, then classes, of Dice on the preprocessed grid, without mirroring."""
+    dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
+    dice: list[list[float]] = []
+    for case in cases:
+        data, seg, _, _ = dataset.load_case(case)
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.asarray(data)).float())
+        prediction, reference = logits.argmax(0).numpy(), np.asarray(seg[0])
+        row = []
+        for label in range(1, logits.shape[0]):
+            total = (prediction == label).sum() + (reference == label).sum()
+            row.append(2 * ((prediction == label) & (reference == label)).sum() / total if total else np.nan)
+        dice.append(row)
+    return float(np.nanmean(np.array(dice), axis=0).mean())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-d", required=True, help="dataset name or id")
+    parser.add_argument("-tr", default="nnUNetTrainerSupervised")
+    parser.add_argument("-p", default="nnUNetVQSegPlans")
+    parser.add_argument("-c", default="2d")
+    parser.add_argument("-f", default="0")
+    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
+    parser.add_argument("--codes", type=int, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--books", type=int, nargs="+", default=[2, 4], help="residual codebooks of 512 codes")
+    parser.add_argument("--slices", type=int, default=200, help="training slices for k-means (default: 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    name = maybe_convert_to_dataset_name(int(args.d) if args.d.isdigit() else args.d)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    predictor = nnUNetPredictor(
+        tile_step_size=1, use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"),
+        allow_tqdm=False,
+    )  # fmt: skip
+    model = nnunet_folder("nnUNet_results") / name / f"{args.tr}__{args.p}__{args.c}"
+    predictor.initialize_from_trained_model_folder(str(model), (int(args.f),), "checkpoint_final.pth")
+    network = predictor.network
+    network.load_state_dict(predictor.list_of_parameters[0])
+    network.eval()
+    folder = preprocessed / predictor.configuration_manager.data_identifier
+    fold = read_json(preprocessed / "splits_final.json", "train first", kind=list)[int(args.f)]
+    unlabeled = Path(f"{folder}_unlabeled")
+    shelf = unlabeled if unlabeled.is_dir() else folder
+    shelf_cases = infer_dataset_class(str(shelf)).get_identifiers(str(shelf))
+    torch.manual_seed(args.seed)
+    images = slices(shelf, shelf_cases, args.slices, predictor.configuration_manager.patch_size, args.seed)
+    tokens = collect(network, images, args.seed)
+
+    result: dict[str, Any] = {"unchanged": validation_dice(predictor, folder, fold["val"]), "stages": []}
+    print(f"unchanged: {result['unchanged']:.3f}", flush=True)
+    for index, (stage, samples) in enumerate(zip(network.encoder.stages, tokens, strict=True)):
+        books = {count: fit(samples, count, args.seed) for count in sorted({*args.codes, 512})}
+        residual = [books[512]]
+        while len(residual) < max(args.books, default=1):
+            left = samples.clone()
+            for book in residual:
+                left -= book[nearest_codes(left, book)]
+            residual.append(fit(left, 512, args.seed))
+        largest = books[max(args.codes)]
+        settings: dict[str, Replace] = {"zeros": torch.zeros_like, "random codes": random_codes(largest)}
+        settings |= {f"k-means {count}": quantize([books[count]]) for count in args.codes}
+        settings |= {f"{count} residual books of 512": quantize(residual[:count]) for count in args.books}
+        settings |= {
+            "QPM 0.7 on q": perturb(largest, 0.7, keep_z=False),
+            "QPM 0.7 on z": perturb(largest, 0.7, keep_z=True),
+        }
+        row: dict[str, Any] = {"stage": index, "channels": samples.shape[1], "dice": {}}
+        row["unexplained_variance"] = {
+            f"k-means {count}": float((samples - books[count][nearest_codes(samples, books[count])]).square().sum()
+                                      / (samples - samples.mean(0)).square().sum())
+            for count in args.codes
+        }  # fmt: skip
+        for label, replace in settings.items():
+            hook = stage.register_forward_hook(lambda _m, _i, output, replace=replace: replace(output))
+            row["dice"][label] = validation_dice(predictor, folder, fold["val"])
+            hook.remove()
+            print(f"stage {index}, {label}: {row['dice'][label]:.3f}", flush=True)
+        result["stages"].append(row)
+        write_json(result, args.o)
+
+
+if __name__ == "__main__":
+    main()
