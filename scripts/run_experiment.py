@@ -169,7 +169,10 @@ def add_configurations(trainings: Sequence[Training]) -> None:
 
 
 def train(training: Training, device: str, log: Path) -> None:
-    """As `nnUNetv2_train`, with the profile's number of threads; continued if it was stopped; commit and wall time are kept beside the checkpoint."""
+    """As `nnUNetv2_train`, with the profile's number of threads; continued if it was stopped.
+
+    Commit and wall time are kept beside the checkpoint.
+    """
     if training.done:
         return
     command = [sys.executable, "-m", "nnunetv2_vqseg.train", training.dataset, training.configuration, "0"]
