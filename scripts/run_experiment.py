@@ -233,19 +233,26 @@ def _with_nan(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dic
 
 
 def table(
-    runs: Sequence[Run], finished: Mapping[Run, list[Training]], split: str, device: str, num_processes: int
+    runs: Sequence[Run],
+    finished: Mapping[Run, list[Training]],
+    columns: Sequence[str],
+    split: str,
+    device: str,
+    num_processes: int,
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Rows of the page and the same as JSON; the first run with as many labels is the baseline of the tests."""
-    lines = [
-        "| labelled | method | Dice | RV | Myo | LV | HD95 | against the first | images a step | minutes | seeds "
-        "| commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Rows of the page and the same as JSON; the first run with as many labels is the baseline of the tests.
+
+    Args:
+        columns: names of our curves whose last values, mean over seeds, are shown too.
+    """
+    titles = ["labelled", "method", "Dice", "RV", "Myo", "LV", "HD95", "against the first", "images a step", *columns]
+    titles += ["minutes", "seeds", "commit"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     rows, baselines = [], {}
     for run in runs:
         trainings = finished[run]
         if not trainings:
-            lines.append(f"| {run.labeled} | {run.name} | not run | | | | | | | | | |")
+            lines.append(f"| {run.labeled} | {run.name} | not run " + "| " * (len(titles) - 3) + "|")
             continue
         raw = Path(os.environ["nnUNet_raw"]) / trainings[0].dataset
         classes = classes_from_dataset_json(read_json(raw / "dataset.json", "convert the dataset again"))
@@ -259,14 +266,18 @@ def table(
         commits = list(dict.fromkeys(commit[:7] for note in notes for commit in note["commits"] if commit))
         summary = analysis["summary"]
         first = test["difference"] == 0 and analysis["patients"][MEAN]["Dice"] is baseline
-        lines.append(
-            f"| {run.labeled} | {run.name} | {_mean_sd(summary[MEAN]['Dice'], 3)} | "
-            + " | ".join(f"{summary[key]['Dice']['mean']:.3f}" for key in classes.keys)
-            + f" | {_mean_sd(summary[MEAN]['HD95'], 1)} | "
-            + ("" if first else f"{test['difference']:+.3f} (p = {test['p_wilcoxon']:.2g})")
-            + f" | {_images(records[0])} | {sum(minutes) / len(minutes):.0f} | "
-            + f"{', '.join(str(training.seed) for training in trainings)} | {', '.join(commits)} |"
-        )
+        last = {
+            name: [record.vqseg_curves[name][-1] for record in records if name in record.vqseg_curves]
+            for name in columns
+        }
+        cells = [run.labeled, run.name, _mean_sd(summary[MEAN]["Dice"], 3)]
+        cells += [f"{summary[key]['Dice']['mean']:.3f}" for key in classes.keys]
+        cells += [_mean_sd(summary[MEAN]["HD95"], 1)]
+        cells += ["" if first else f"{test['difference']:+.3f} (p = {test['p_wilcoxon']:.2g})", _images(records[0])]
+        cells += [f"{sum(values) / len(values):.4g}" if values else "" for values in last.values()]
+        cells += [f"{sum(minutes) / len(minutes):.0f}", ", ".join(str(training.seed) for training in trainings)]
+        cells += [", ".join(commits)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
         rows.append(
             {
                 "name": run.name,
@@ -278,6 +289,7 @@ def table(
                 "empty": analysis["empty"],
                 "patients": analysis["patients"],
                 "test_against_first": test,
+                "last_values": last,
                 "minutes": minutes,
                 "commits": commits,
             }
@@ -352,7 +364,7 @@ def run_experiment(args: argparse.Namespace) -> None:
         (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("nnUNet_def_n_proc", "2")
     os.environ.update(profile["environment"])
-    seeds = args.seeds or profile["seeds"]
+    seeds = args.seeds or experiment.get("seeds", profile["seeds"])
     trainings = {run: trainings_of(run, profile, seeds) for run in runs}
     if not args.report_only:
         for run in runs:
@@ -375,7 +387,7 @@ def run_experiment(args: argparse.Namespace) -> None:
     parts: list[str] = []
     content: dict[str, Any] = {"experiment": args.experiment, "profile": args.profile}
     for split in ("val", "test") if args.test else ("val",):
-        lines, rows = table(runs, finished, split, profile["device"], 2)
+        lines, rows = table(runs, finished, experiment.get("columns", []), split, profile["device"], 2)
         parts += [f"**{'Validation' if split == 'val' else 'Test'} patients**", "", *lines, ""]
         content[split] = rows
     results = ROOT / "docs" / "results"

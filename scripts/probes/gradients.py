@@ -1,6 +1,6 @@
 """What each loss term does to the features z, and how stable the teacher's codes are, in a training's first epochs.
 
-    python scripts/probes/gradients.py 503 2d -tr nnUNetTrainerVQSegQPMDB -p nnUNetVQSegPlans --epochs 3 -o probe.json
+    python scripts/probes/gradients.py 503 2d -tr nnUNetTrainerVQSegQPMDB --epochs 3 -o probe.json
 
 Every `--every` steps the gradient of each weighted term at the output of the quantised stage is taken: its norm over
 the norm of the supervised term's, and the cosine between both in the parameters of the encoder up to that stage. At the
@@ -10,16 +10,15 @@ before. The training goes to a temporary folder.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.run.run_training import get_trainer_from_args
+from in_process import started_training, train_epochs, training_parser
 from torch import Tensor
 
 from nnunetv2_vqseg.evaluation.json_files import write_json
@@ -52,13 +51,14 @@ class GradientProbe:
     def _measure(self, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, dict[str, float]]:
         norms, directions = {}, {}
         for name, (weight, term) in terms.items():
-            wanted = [self._z, *self._parameters]
-            at_z, *at_parameters = torch.autograd.grad(weight * term, wanted, retain_graph=True, allow_unused=True)
+            at_z, *at_parameters = torch.autograd.grad(
+                weight * term, [self._z, *self._parameters], retain_graph=True, allow_unused=True
+            )
             norms[name] = 0.0 if at_z is None else float(at_z.norm())
             directions[name] = torch.cat(
                 [
-                    (torch.zeros_like(p) if g is None else g).flatten()
-                    for p, g in zip(self._parameters, at_parameters, strict=True)
+                    (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+                    for parameter, gradient in zip(self._parameters, at_parameters, strict=True)
                 ]
             )
         reference = directions["supervised"]
@@ -83,54 +83,31 @@ def teacher_codes(trainer: nnUNetTrainerVQSeg, images: Tensor) -> Tensor | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("dataset")
-    parser.add_argument("configuration")
-    parser.add_argument("-f", default=0, type=int)
-    parser.add_argument("-tr", default="nnUNetTrainerVQSegQPMDB")
-    parser.add_argument("-p", default="nnUNetVQSegPlans")
-    parser.add_argument("-device", default="cpu")
+    parser = training_parser(__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--every", type=int, default=10, metavar="STEPS")
     parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
     args = parser.parse_args(argv)
-
-    trainer = get_trainer_from_args(
-        args.dataset, args.configuration, args.f, args.tr, args.p, device=torch.device(args.device)
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer.output_folder = scratch
-        trainer.output_folder_base = scratch
-        trainer.log_file = str(Path(scratch) / "log.txt")
-        trainer.on_train_start()
+    with started_training(args) as trainer:
         probe = GradientProbe(trainer, args.every)
         assert trainer._preview is not None
         images = trainer._preview.images.to(trainer.device)
-        codes, flips = teacher_codes(trainer, images), []
-        for _ in range(args.epochs):
-            trainer.on_train_epoch_start()
-            losses = [
-                trainer.train_step(next(trainer.dataloader_train)) for _ in range(trainer.num_iterations_per_epoch)
-            ]
-            print(
-                f"epoch {trainer.current_epoch}: loss {np.mean([float(loss['loss']) for loss in losses]):.3f}",
-                flush=True,
-            )
-            trainer.current_epoch += 1
-            if codes is not None:
-                now = teacher_codes(trainer, images)
-                flips.append(float((now != codes).float().mean()))
-                codes = now
+        codes = [teacher_codes(trainer, images)]
+        train_epochs(trainer, args.epochs, lambda: codes.append(teacher_codes(trainer, images)))
+    flips = [
+        float((after != before).float().mean())
+        for before, after in pairwise(codes)
+        if before is not None and after is not None
+    ]
     means: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in probe.rows:
         for name, values in row["terms"].items():
             for key, value in values.items():
                 means[name][key].append(value)
     print(f"{'term':26s}{'|grad z| / supervised':>24s}{'cosine':>10s}")
-    for name, values in means.items():
-        print(
-            f"{name:26s}{np.mean(values['relative_to_supervised']):24.3f}{np.mean(values['cosine_to_supervised']):10.3f}"
-        )
+    for name, series in means.items():
+        ratio, cosine = np.mean(series["relative_to_supervised"]), np.mean(series["cosine_to_supervised"])
+        print(f"{name:26s}{ratio:24.3f}{cosine:10.3f}")
     if flips:
         print("share of the teacher's codes that changed, epoch by epoch:", ", ".join(f"{flip:.2f}" for flip in flips))
     write_json({"steps": probe.rows, "teacher_code_flips": flips}, args.o)
