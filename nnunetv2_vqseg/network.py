@@ -162,7 +162,7 @@ class VQSegNet(nn.Module):
             code = self.quantizer(skips[-1])
             skips[-1] = skips[-1] if self.continuous else code.quantized
             if self.perturbation is not None:
-                after = self.perturbation(code.indices, self.quantizer.codes())
+                after = self.perturbation(code.indices, code.codes)
                 skips[-1] = skips[-1] + self.quantizer.displacement(code.indices, after)
         if self.dropout_rate:
             skips[-1] = F.dropout2d(skips[-1], self.dropout_rate)
@@ -205,7 +205,7 @@ class VQSegNet(nn.Module):
         perturbed_indices = None
         if layout.perturbed and self.perturbation is not None:
             before = code.indices[clean:]
-            perturbed_indices = self.perturbation(before, self.quantizer.codes())
+            perturbed_indices = self.perturbation(before, code.codes)
             move = self.quantizer.displacement(before, perturbed_indices).to(read.dtype)
             read = torch.cat((read[:clean], read[clean:] + move))
             quantized = torch.cat((quantized[:clean], quantized[clean:] + move))
@@ -224,7 +224,7 @@ class VQSegNet(nn.Module):
             adapted=adapted,
             indices=code.indices,
             perturbed_indices=perturbed_indices,
-            tokens=self.quantizer.tokens(z).detach(),
+            tokens=code.tokens,
             vq_loss=code.loss,
             entropy=code.entropy,
             feature_loss=_relative_error(code.quantized, z) if self.continuous else None,

@@ -27,12 +27,16 @@ class QuantizerOutput(NamedTuple):
     `indices`: (B, H, W) int64 codes (Eq. 2).
     `loss`: scalar L_vq.
     `entropy`: scalar entropy regulariser, zero when not training or switched off.
+    `tokens`: (B*H*W, d) what was looked up, without gradient.
+    `codes`: (K, d) the mapped book it was looked up in, without gradient.
     """
 
     quantized: Tensor
     indices: Tensor
     loss: Tensor
     entropy: Tensor
+    tokens: Tensor
+    codes: Tensor
 
 
 class VectorQuantizer(nn.Module):
@@ -142,6 +146,8 @@ class VectorQuantizer(nn.Module):
             indices=indices.view(grid),
             loss=loss,
             entropy=entropy,
+            tokens=tokens.detach(),
+            codes=codes.detach(),
         )
 
     def tokens(self, z: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def test_stays_finite_where_no_token_comes_near_a_code() -> None:
     assert torch.isfinite(tokens.grad).all()
 
 
-def test_memory_grows_with_a_chunk_only(trace, monkeypatch) -> None:
+def test_no_tensor_is_larger_than_a_chunk(trace, monkeypatch) -> None:
     monkeypatch.setattr(entropy, "_CPU_ELEMENTS", 10_000)
     tokens, codes = torch.randn(500, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=True)
     with trace() as recorded:

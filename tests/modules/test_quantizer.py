@@ -35,8 +35,8 @@ def plain_codes(quantizer: VectorQuantizer) -> Tensor:
     return codes / codes.norm(dim=1, keepdim=True) if quantizer.normalize else codes
 
 
-def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eq. 2, straight-through, L_vq and entropy as written down, with every matrix in full."""
+def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, ...]:
+    """Eq. 2, straight-through, L_vq and entropy as written down, with every matrix in full; tokens and codes."""
     batch, _, height, width = z.shape
     t = quantizer.project_in(z).permute(0, 2, 3, 1).flatten(0, 2)
     if quantizer.normalize:
@@ -53,7 +53,7 @@ def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, Tensor
     entropy = torch.special.entr(p).sum(dim=1).mean() - torch.special.entr(p.mean(dim=0)).sum()
     straight_through = t + (c - t).detach()
     features = quantizer.project_out(straight_through.view(batch, height, width, -1).permute(0, 3, 1, 2))
-    return features, indices.view(batch, height, width), loss, entropy
+    return features, indices.view(batch, height, width), loss, entropy, t.detach(), codes.detach()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
