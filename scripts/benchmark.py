@@ -16,15 +16,16 @@ from pathlib import Path
 
 COMMANDS = {
     "modules": "lookup, entropy term and QPM against a plain version",
+    "step": "a training step, part by part, against stock nnU-Net's",
 }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from benchmarks import modules
+    from benchmarks import modules, step
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in {"modules": modules}.items():
+    for name, module in {"modules": modules, "step": step}.items():
         command = commands.add_parser(name, help=COMMANDS[name])
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
         command.add_argument("--repeats", type=int, default=5, metavar="N", help="measured rounds (default: 5)")

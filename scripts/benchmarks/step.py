@@ -1,0 +1,210 @@
+"""`step`: one training step of stock nnU-Net and of VQ-Seg on the same plan, and where its time goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks import workbench
+from benchmarks.measure import clock, compare, peak_memory
+from benchmarks.output import Row, print_table
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nnU-Net": (workbench.STOCK, {}),
+    "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
+    "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
+    "VQ-Seg + DINOv2": ("nnUNetTrainerVQSeg", {"foundation": True}),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    workbench.add_arguments(parser)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument(
+        "--train-first",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="steps before measuring, over which rebuilds of QPM's table are counted (default: 0)",
+    )
+
+
+def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
+    with workbench.workbench(args, device) as bench:
+        trainers = {name: _start(bench, name) for name in args.variants}
+        steps = {name: lambda trainer=trainer: _step(trainer) for name, trainer in trainers.items()}
+        tables = [_train_first(name, trainer, args.train_first) for name, trainer in trainers.items()]
+        seconds = compare(steps, device, args.repeats, args.seconds)
+        memory = {name: peak_memory(step, device) for name, step in steps.items()}
+        totals = [_total(name, trainers[name], seconds[name], memory[name]) for name in steps]
+        stock = totals[0]["ms_per_image"]
+        totals = [{**row, "of_first": row["ms_per_image"] / stock} for row in totals]
+        parts = [_parts(name, trainer, device, args.repeats) for name, trainer in trainers.items()]
+        for trainer in trainers.values():
+            _stop_loaders(trainer)
+    print_table(totals, "One step; images are those that pass the student")
+    print_table(parts, "Milliseconds of its parts")
+    counted = [row for row in tables if row]
+    if counted:
+        print_table(counted, "QPM's neighbour table")
+    return {"totals": totals, "parts": parts, "tables": counted}
+
+
+def _start(bench: workbench.Workbench, name: str) -> Any:
+    trainer, block = VARIANTS[name]
+    if block.get("foundation"):
+        block = workbench.foundation_weights(Path(os.environ["nnUNet_results"]).parent)
+    return bench.started_trainer(trainer, **block)
+
+
+def _step(trainer: Any) -> None:
+    trainer.train_step(next(trainer.dataloader_train))
+
+
+def _train_first(name: str, trainer: Any, steps: int) -> Row:
+    """How often QPM's table had to be brought up to date in so many steps, if there is one."""
+    perturbation = getattr(getattr(trainer, "vqseg_network", None), "perturbation", None)
+    changes = []
+    if perturbation is not None:
+        prepare = perturbation.prepare
+        perturbation.prepare = lambda codes: changes.append(prepare(codes))
+    for number in range(steps):
+        if number and number % trainer.num_iterations_per_epoch == 0:
+            with workbench.silence():
+                trainer.on_train_epoch_start()
+        _step(trainer)
+    if perturbation is None or not steps:
+        return {}
+    del perturbation.prepare
+    return {"variant": name, "steps": steps, "with_change": sum(changes)}
+
+
+def _total(name: str, trainer: Any, seconds: float, memory: int) -> Row:
+    images = trainer.batch_size
+    if hasattr(trainer, "objective"):
+        streams = int(trainer.config.strong_view) + int(trainer.objective.needs_weak_stream)
+        images += streams * trainer.unlabeled_batch_size
+    return {
+        "variant": name,
+        "images": images,
+        "ms": seconds * 1e3,
+        "images_per_s": images / seconds,
+        "ms_per_image": seconds * 1e3 / images,
+        "peak_MB": memory / 1e6,
+        "MB_per_image": memory / 1e6 / images,
+    }
+
+
+def _parts(name: str, trainer: Any, device: torch.device, repeats: int) -> Row:
+    """Mean milliseconds of each part of a step, apart from the parts inside it; sums up to the step.
+
+    A GPU is waited for at every boundary, so that the sum exceeds the step as it usually runs.
+    """
+    watch = Stopwatch(device)
+    with _instrumented(trainer, watch):
+        for _ in range(repeats):
+            watch.timed("rest", _step)(trainer)
+    total = sum(watch.seconds.values())
+    row: Row = {"variant": name}
+    row |= {part: 1e3 * watch.seconds.get(part, 0.0) / repeats for part in PARTS}
+    return {**row, "sum": 1e3 * total / repeats}
+
+
+PARTS = (
+    "loading",
+    "views",
+    "teacher",
+    "foundation model",
+    "QPM table",
+    "student forward",
+    "losses",
+    "backward",
+    "optimiser",
+    "EMA",
+    "codebook",
+    "rest",
+)
+
+
+class Stopwatch:
+    """Adds up the time spent in each named part, without that of parts called from within."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time going to `part`."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            started = clock(self.device)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                elapsed = clock(self.device) - started
+                self.seconds[part] = self.seconds.get(part, 0.0) + elapsed - self._inner.pop()
+                self._inner[-1] += elapsed
+
+        return run
+
+
+class _TimedLoader:
+    def __init__(self, loader: Any, watch: Stopwatch) -> None:
+        self._next = watch.timed("loading", loader.__next__)
+
+    def __next__(self) -> Any:
+        return self._next()
+
+
+@contextmanager
+def _instrumented(trainer: Any, watch: Stopwatch) -> Iterator[None]:
+    """A trainer whose step reports to the stopwatch, by the names that its parts have there."""
+    places: list[tuple[Any, str, Any]] = [
+        (trainer, "dataloader_train", _TimedLoader(trainer.dataloader_train, watch)),
+        (trainer.network, "forward", watch.timed("student forward", trainer.network.forward)),
+        (trainer.optimizer, "step", watch.timed("optimiser", trainer.optimizer.step)),
+        (torch.nn.utils, "clip_grad_norm_", watch.timed("optimiser", torch.nn.utils.clip_grad_norm_)),
+        (torch.Tensor, "backward", watch.timed("backward", torch.Tensor.backward)),
+    ]
+    if hasattr(trainer, "objective"):
+        from nnunetv2_vqseg.training import trainer as module
+
+        methods = {
+            "_teacher_views": "views",
+            "_alignment_target": "foundation model",
+            "_prepare_perturbation": "QPM table",
+            "_update_codebook": "codebook",
+        }
+        places += [(trainer, name, watch.timed(part, getattr(trainer, name))) for name, part in methods.items()]
+        places += [
+            (trainer, "dataloader_unlabeled", _TimedLoader(trainer.dataloader_unlabeled, watch)),
+            (trainer.teacher, "forward", watch.timed("teacher", trainer.teacher.forward)),
+            (trainer.objective, "terms", watch.timed("losses", trainer.objective.terms)),
+            (module, "update_teacher", watch.timed("EMA", module.update_teacher)),
+        ]
+    else:
+        places.append((trainer, "loss", watch.timed("losses", trainer.loss)))
+    patches = [patch.object(owner, name, replacement) for owner, name, replacement in places]
+    for each in patches:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in reversed(patches):
+            each.stop()
+
+
+def _stop_loaders(trainer: Any) -> None:
+    for name in ("dataloader_train", "dataloader_val", "dataloader_unlabeled"):
+        finish = getattr(getattr(trainer, name, None), "_finish", None)
+        if finish is not None:
+            finish()
