@@ -286,8 +286,12 @@ def build_vqseg_net(unet: nn.Module, config: VQSegConfig, patch_size: Sequence[i
 
 
 def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides) -> ImageDecoder:
-    """D_i for the network's quantised stage: from its token grid back to the image."""
-    steps = [(int(h), int(w)) for h, w in strides[: network.stage + 1]][::-1]
+    """D_i for the network's quantised stage: from its token grid back to the image.
+
+    Strides of 1, such as a plan's first, are no step: they would put another convolution at full resolution, and twice
+    the width at every other.
+    """
+    steps = [(int(h), int(w)) for h, w in strides[: network.stage + 1] if h * w > 1][::-1]
     return ImageDecoder(network.encoder.output_channels[network.stage], num_channels, steps)
 
 

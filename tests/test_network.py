@@ -142,6 +142,18 @@ def test_training_output_has_the_documented_shapes():
     assert output.tokens.shape == (6 * 64, 16)
 
 
+def test_image_decoder_has_one_convolution_a_resolution():
+    network = full_network()
+    steps = [module for module in network.image_decoder.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert [step.stride for step in steps] == [(2, 2), (2, 2)]  # stage 2, whose first stride of 1 is no step
+    sizes = []
+    for module in network.image_decoder.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    network.reconstruct(torch.randn(1, 1, *PATCH))
+    assert sizes == [(64, 8, 8), (32, 16, 16), (16, 32, 32)]
+
+
 def test_dropout_perturbs_only_its_stream_and_only_in_training():
     config = small(quantize=False, perturbation="dropout", reconstruct=False, foundation_policy="off", dropout_rate=0.9)
     network = build_vqseg_net(unet(), config, PATCH, STRIDES)
