@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +15,7 @@ import torch
 from benchmarks import workbench
 from benchmarks.measure import clock, compare, peak_memory
 from benchmarks.output import Row, print_table
+from nnunetv2_vqseg.modules import quantizer
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nnU-Net": (workbench.STOCK, {}),
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
         trainers = {name: _start(bench, name) for name in args.variants}
         steps = {name: lambda trainer=trainer: _step(trainer) for name, trainer in trainers.items()}
-        tables = [_train_first(name, trainer, args.train_first) for name, trainer in trainers.items()]
+        tables = [_train_first(name, trainer, args.train_first, device) for name, trainer in trainers.items()]
         seconds = compare(steps, device, args.repeats, args.seconds)
         memory = {name: peak_memory(step, device) for name, step in steps.items()}
         totals = [_total(name, trainers[name], seconds[name], memory[name]) for name in steps]
@@ -68,22 +69,41 @@ def _step(trainer: Any) -> None:
     trainer.train_step(next(trainer.dataloader_train))
 
 
-def _train_first(name: str, trainer: Any, steps: int) -> Row:
-    """How often QPM's table had to be brought up to date in so many steps, if there is one."""
-    perturbation = getattr(getattr(trainer, "vqseg_network", None), "perturbation", None)
-    changes = []
-    if perturbation is not None:
-        prepare = perturbation.prepare
-        perturbation.prepare = lambda codes: changes.append(prepare(codes))
-    for number in range(steps):
-        if number and number % trainer.num_iterations_per_epoch == 0:
-            with workbench.silence():
-                trainer.on_train_epoch_start()
-        _step(trainer)
+def _train_first(name: str, trainer: Any, steps: int, device: torch.device) -> Row:
+    """What QPM costs beside the lookup while codes move as they do in training, rebuilds of its table included."""
+    watch = Stopwatch(device)
+    calls = {"_build": 0, "_replace_rows": 0}
+    with ExitStack() as stack:
+        perturbation = getattr(getattr(trainer, "vqseg_network", None), "perturbation", None)
+        if perturbation is not None:
+            lookup = watch.timed("lookup", quantizer.nearest_codes)
+            stack.enter_context(patch.object(quantizer, "nearest_codes", lookup))
+            for method in ("prepare", "forward"):
+                timed = watch.timed(f"QPM {method}", getattr(perturbation, method))
+                stack.enter_context(patch.object(perturbation, method, timed))
+            for method in calls:
+                stack.enter_context(patch.object(perturbation, method, _counted(perturbation, method, calls)))
+        for number in range(steps):
+            if number and number % trainer.num_iterations_per_epoch == 0:
+                with workbench.silence():
+                    trainer.on_train_epoch_start()
+            _step(trainer)
     if perturbation is None or not steps:
         return {}
-    del perturbation.prepare
-    return {"variant": name, "steps": steps, "with_change": sum(changes)}
+    # The teacher does not look codes up where its decoder reads z.
+    row: Row = {"variant": name, "steps": steps, "rebuilt": calls["_build"], "rows_replaced": calls["_replace_rows"]}
+    row |= {f"{part}_ms": 1e3 * seconds / steps for part, seconds in watch.seconds.items()}
+    return {**row, "QPM_of_lookup": (row["QPM prepare_ms"] + row["QPM forward_ms"]) / row["lookup_ms"]}
+
+
+def _counted(owner: Any, method: str, calls: dict[str, int]) -> Callable[..., Any]:
+    function = getattr(owner, method)
+
+    def run(*args: Any) -> Any:
+        calls[method] += 1
+        return function(*args)
+
+    return run
 
 
 def _total(name: str, trainer: Any, seconds: float, memory: int) -> Row:
