@@ -17,15 +17,19 @@ from pathlib import Path
 COMMANDS = {
     "modules": "lookup, entropy term and QPM against a plain version",
     "step": "a training step, part by part, against stock nnU-Net's",
+    "predict": "a volume, against stock nnU-Net's network",
+    "loading": "both data pipelines alone, against stock nnU-Net's",
+    "scaling": "how time and memory grow with codes, tokens, batch and patch",
 }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from benchmarks import modules, step
+    from benchmarks import loading, modules, predict, scaling, step
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in {"modules": modules, "step": step}.items():
+    modules_of = {"modules": modules, "step": step, "predict": predict, "loading": loading, "scaling": scaling}
+    for name, module in modules_of.items():
         command = commands.add_parser(name, help=COMMANDS[name])
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
         command.add_argument("--repeats", type=int, default=5, metavar="N", help="measured rounds (default: 5)")

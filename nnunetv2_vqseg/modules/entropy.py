@@ -10,6 +10,8 @@ from nnunetv2_vqseg.modules.collectives import mean_over_processes
 # Assignments of one chunk of tokens: 4 MB in float32, larger ones leave a CPU's cache; 32 MB to fill a GPU.
 _CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**23
+# Up to so many assignments (64 MB) are kept for the second pass; computing them again takes half as long again.
+_KEPT_ELEMENTS = 2**24
 
 
 def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tensor, ddp: bool = False) -> Tensor:
@@ -18,9 +20,9 @@ def assignment_entropy(tokens: Tensor, codes: Tensor, temperature: float | Tenso
     With p_n = softmax(-|x_n - c|^2 / temperature) and p their mean, this is -mean_n KL(p_n || p): minus the information
     (in nats) that a token's position carries about its code. Low when every token is sure and all codes are used.
 
-    The gradient is written down instead of recorded, d/d logit_nk = p_nk (log p_k / p_nk + KL_n) / N, so that of what
-    grows with N x K only the p_nk are kept, for the length of this call: 33 MB for 512 tokens and 16,384 codes. It can
-    be differentiated once.
+    The gradient is written down instead of recorded, d/d logit_nk = p_nk (log p_k / p_nk + KL_n) / N, so that memory
+    grows with N + K, apart from one chunk of tokens x K and, for small N x K, the p_nk for the length of this call. It
+    can be differentiated once.
 
     Args:
         tokens: (N, d), N > 0.
@@ -49,11 +51,13 @@ def _value_and_gradients(
     slope = codes.T * (2.0 / temperature)
     offset = -codes.square().sum(dim=1) / temperature
 
+    def assign(some_tokens: Tensor) -> Tensor:
+        return torch.addmm(offset, some_tokens, slope).softmax(dim=1)
+
+    kept = [assign(some_tokens) for some_tokens in chunks] if count * len(codes) <= _KEPT_ELEMENTS else None
     mean = torch.zeros_like(offset)
-    assignments = []
-    for some_tokens in chunks:
-        assignments.append(torch.addmm(offset, some_tokens, slope).softmax(dim=1))
-        mean += assignments[-1].sum(dim=0)
+    for number, some_tokens in enumerate(chunks):
+        mean += (assign(some_tokens) if kept is None else kept[number]).sum(dim=0)
     mean = mean_over_processes(mean / count) if ddp else mean / count
     tiny = torch.finfo(mean.dtype).tiny
     log_mean = mean.clamp_min(tiny).log()
@@ -61,7 +65,8 @@ def _value_and_gradients(
     value = offset.new_zeros(())
     gradient_tokens = []
     gradient_slope, gradient_offset = torch.zeros_like(codes), torch.zeros_like(offset)
-    for some_tokens, p in zip(chunks, assignments, strict=True):
+    for number, some_tokens in enumerate(chunks):
+        p = assign(some_tokens) if kept is None else kept[number]
         gradient_logits = (log_mean - p.clamp_min(tiny).log_()).mul_(p)
         divergence = -gradient_logits.sum(dim=1, keepdim=True)
         value -= divergence.sum() / count

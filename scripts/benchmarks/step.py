@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
         totals = [{**row, "of_first": row["ms_per_image"] / stock} for row in totals]
         parts = [_parts(name, trainer, device, args.repeats) for name, trainer in trainers.items()]
         for trainer in trainers.values():
-            _stop_loaders(trainer)
+            workbench.stop_loaders(trainer)
     print_table(totals, "One step; images are those that pass the student")
     print_table(parts, "Milliseconds of its parts")
     counted = [row for row in tables if row]
@@ -221,10 +221,3 @@ def _instrumented(trainer: Any, watch: Stopwatch) -> Iterator[None]:
     finally:
         for each in reversed(patches):
             each.stop()
-
-
-def _stop_loaders(trainer: Any) -> None:
-    for name in ("dataloader_train", "dataloader_val", "dataloader_unlabeled"):
-        finish = getattr(getattr(trainer, name, None), "_finish", None)
-        if finish is not None:
-            finish()

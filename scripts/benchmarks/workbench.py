@@ -123,6 +123,14 @@ def make_phantoms(
     file.write_text(json.dumps(plans), encoding="utf-8")
 
 
+def stop_loaders(trainer: Any) -> None:
+    """End the workers of a trainer's loaders, where it has any."""
+    for name in ("dataloader_train", "dataloader_val", "dataloader_unlabeled"):
+        finish = getattr(getattr(trainer, name, None), "_finish", None)
+        if finish is not None:
+            finish()
+
+
 def foundation_weights(folder: Path) -> dict[str, Any]:
     """Keys of the `vqseg` block for alignment with a model of DINOv2's size; what it computes costs the same."""
     import timm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from nnunetv2_vqseg.modules import entropy
@@ -16,8 +17,10 @@ def plain(tokens: torch.Tensor, codes: torch.Tensor, temperature: float) -> torc
     return -(p * p.log()).sum(dim=1).mean() + (mean * mean.log()).sum()
 
 
-def test_value_and_gradients_equal_autograd_of_the_definition(monkeypatch) -> None:
+@pytest.mark.parametrize("kept", [0, 2**24])
+def test_value_and_gradients_equal_autograd_of_the_definition(kept: int, monkeypatch) -> None:
     monkeypatch.setattr(entropy, "_CPU_ELEMENTS", 100)
+    monkeypatch.setattr(entropy, "_KEPT_ELEMENTS", kept)
     torch.manual_seed(0)
     inputs = [torch.randn(13, 5, dtype=torch.float64), torch.randn(30, 5, dtype=torch.float64)]
     ours = [tensor.clone().requires_grad_() for tensor in inputs]

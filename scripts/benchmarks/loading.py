@@ -1,0 +1,50 @@
+"""`loading`: the labelled and unlabelled pipelines alone, against stock nnU-Net's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import workbench
+from benchmarks.measure import compare
+from benchmarks.output import Row, print_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    workbench.add_arguments(parser)
+
+
+def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
+    with workbench.workbench(args, device) as bench:
+        stock, ours = bench.trainer(workbench.STOCK), bench.trainer("nnUNetTrainerVQSeg")
+        with workbench.silence():
+            ours._prepare_unlabeled()
+            for trainer in (stock, ours):
+                trainer.initialize()
+                trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+        workers = os.environ.get("nnUNet_n_proc_DA", "nnU-Net's default")
+        sources: dict[str, tuple[int, Callable[[], Any]]] = {
+            "nnU-Net": (stock.batch_size, lambda: next(stock.dataloader_train)),
+            "VQ-Seg, labelled": (ours.batch_size, lambda: next(ours.dataloader_train)),
+            "VQ-Seg, unlabelled": (ours.unlabeled_batch_size, lambda: next(ours.dataloader_unlabeled)),
+            "VQ-Seg, both": (
+                ours.batch_size + ours.unlabeled_batch_size,
+                lambda: (next(ours.dataloader_train), next(ours.dataloader_unlabeled)),
+            ),
+        }
+        # Workers run ahead by some batches; enough rounds, and what they have in store counts little.
+        rounds = args.repeats * (1 if workers == "0" else 10)
+        seconds = compare({name: draw for name, (_, draw) in sources.items()}, device, rounds, args.seconds)
+        for trainer in (stock, ours):
+            workbench.stop_loaders(trainer)
+    rows: list[Row] = []
+    for name, (images, _) in sources.items():
+        milliseconds = seconds[name] * 1e3
+        rows.append({"loader": name, "images": images, "ms": milliseconds, "ms_per_image": milliseconds / images})
+    rows = [{**row, "of_first": row["ms_per_image"] / rows[0]["ms_per_image"]} for row in rows]
+    print_table(rows, f"One batch, {workers} workers")
+    return {"loading": rows}
