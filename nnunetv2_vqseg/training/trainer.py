@@ -188,11 +188,11 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """One iteration: views, teacher, student, losses, step (METHOD of the README)."""
+        self._prepare_perturbation()  # waits for the device, which has nothing to do yet
         views, statistics = self._teacher_views(batch)
         images, layout = views.batch(with_weak=self.objective.needs_weak_stream)
         alignment_target = self._alignment_target(images[: layout.labeled + layout.strong])
         progress = self.step / (self.num_epochs * self.num_iterations_per_epoch)
-        self._prepare_perturbation()
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():

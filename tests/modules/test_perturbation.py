@@ -177,7 +177,7 @@ def test_sampling_compiles_into_one_graph(codes: Tensor) -> None:
     torch.manual_seed(1)
     assert torch.equal(compiled(indices, codes), expected)
     # A rebuilt table is read without compiling again.
-    assert perturbation.prepare(codes + 3.0)
+    assert perturbation.prepare(3.0 * codes)
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled(indices, codes)
 
@@ -209,20 +209,33 @@ def table_of(perturbation: QuantizedPerturbation) -> tuple[Tensor, Tensor]:
     return moves.scatter_(1, table.neighbors.long(), table_probabilities(table)), table.neighbors
 
 
-def spacing(codes: Tensor) -> float:
-    return torch.cdist(codes, codes).fill_diagonal_(torch.inf).amin(dim=1).mean().item()
-
-
-def test_small_drift_leaves_the_table_and_large_drift_rebuilds_it(codes: Tensor) -> None:
-    perturbation = qpm(max_displacement=0.1)
-    step = torch.zeros(3)
-    step[0] = spacing(codes)
+def test_small_strain_leaves_the_table_and_large_strain_rebuilds_it(codes: Tensor) -> None:
+    perturbation = qpm(max_strain=0.1)
     assert perturbation.prepare(codes)
     assert not perturbation.prepare(codes)
-    assert not perturbation.prepare(codes + 0.09 * step)
+    assert not perturbation.prepare(1.09 * codes)
     # Measured from the table's codes, not from the last call's.
-    assert perturbation.prepare(codes + 0.11 * step)
-    assert not perturbation.prepare(codes + 0.2 * step)
+    assert perturbation.prepare(1.11 * codes)
+    assert not perturbation.prepare(1.2 * codes)
+
+
+def test_codes_that_move_together_need_no_new_table(codes: Tensor) -> None:
+    perturbation = qpm()
+    perturbation.prepare(codes)
+    assert not perturbation.prepare(codes + 100.0)
+    turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.15, 0.0], [-0.15, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert not perturbation.prepare(100.0 + codes @ turn)
+
+
+def test_a_code_that_jumps_while_all_drift_is_found_once(codes: Tensor) -> None:
+    perturbation = qpm()
+    perturbation.prepare(codes)
+    moved = codes + 100.0
+    moved[5] = moved[150] + 0.01
+    assert perturbation.prepare(moved)
+    assert table_of(perturbation)[0][5, 150] > 0
+    for drift in (1.0, 10.0, 100.0):
+        assert not perturbation.prepare(moved + drift)
 
 
 def test_a_jumped_code_gets_a_row_and_leaves_the_lists(codes: Tensor) -> None:
@@ -253,7 +266,7 @@ def test_a_jumped_code_gets_a_row_and_leaves_the_lists(codes: Tensor) -> None:
 
 
 def test_many_jumps_rebuild_the_whole_table(codes: Tensor) -> None:
-    perturbation = qpm(max_displacement=0.1)
+    perturbation = qpm(max_strain=0.1)
     perturbation.prepare(codes)
     moved = codes.clone()
     for code in range(21):
@@ -283,7 +296,7 @@ def test_even_the_lowest_draw_never_finds_a_code_that_jumped(codes: Tensor, monk
 
 def test_a_row_whose_neighbors_all_jumped_is_rebuilt() -> None:
     codes = torch.randn(200, 3)
-    perturbation = qpm(1.0, num_neighbors=2, perplexity=1.5, max_displacement=0.5)
+    perturbation = qpm(1.0, num_neighbors=2, perplexity=1.5, max_strain=0.5)
     perturbation.prepare(codes)
     gone = table_of(perturbation)[1][7].long()
     moved = codes.clone()
@@ -322,7 +335,7 @@ def test_the_table_is_no_state_and_stays_behind_when_copied(codes: Tensor) -> No
         ({"perplexity": 0.5}, "perplexity"),
         ({"perplexity": 256.0}, "perplexity"),
         ({"mode": "exact"}, "mode"),
-        ({"max_displacement": -1.0}, "max_displacement"),
+        ({"max_strain": -1.0}, "max_strain"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict, message: str) -> None:
