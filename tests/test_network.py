@@ -179,3 +179,59 @@ def test_stage_that_the_plan_does_not_have_is_refused():
 def test_architecture_without_encoder_and_decoder_is_refused():
     with pytest.raises(NotImplementedError, match="PlainConvUNet and ResidualEncoderUNet"):
         build_vqseg_net(nn.Linear(2, 2), small(), PATCH, STRIDES)
+
+
+# torch.compile, nnU-Net's default on CUDA
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("kind", "decoder_input"), [(PlainConvUNet, "continuous"), (ResidualEncoderUNet, "quantized")])
+def test_student_compiles_into_one_graph(kind, decoder_input, autocast):
+    network = full_network(kind, decoder_input=decoder_input).train()
+    if autocast:
+        network.adapter = None  # the CPU cannot resize bfloat16 with antialiasing
+    network.perturbation.prepare(network.quantizer.codes().detach())
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output = compiled(torch.randn(6, 1, *PATCH), BatchLayout(2, 2, 2))
+    assert output.perturbed_indices.shape == (2, 8, 8)
+
+
+def test_compiled_training_equals_eager_and_compiles_once():
+    """Steps that move weights, restart codes and rebuild QPM's table, and a validation in between."""
+    network = full_network(restart_after=1).train()
+    eager = deepcopy(network)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    layout = BatchLayout(2, 2, 2)
+    for number in range(4):
+        x = torch.randn(6, 1, *PATCH)
+        first_epoch = number < 2
+        with torch.compiler.set_stance("default" if first_epoch else "fail_on_recompile"):
+            outputs = [training_step(call, module, x, layout) for call, module in ((compiled, network), (eager, eager))]
+        ours, expected = outputs
+        assert torch.equal(ours.indices, expected.indices)
+        assert torch.equal(ours.perturbed_indices, expected.perturbed_indices)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+        with torch.no_grad(), torch.compiler.set_stance("default" if number == 0 else "fail_on_recompile"):
+            network.eval()
+            compiled(x[:2])
+            network.train()
+    for mine, theirs in zip(network.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def training_step(call: nn.Module, network: nn.Module, x: torch.Tensor, layout: BatchLayout) -> VQSegOutput:
+    """Forward of `call`, which is `network` or its compiled version, backward, step and the codebook's bookkeeping."""
+    torch.manual_seed(0)
+    network.perturbation.discard_table()
+    network.perturbation.prepare(network.quantizer.codes().detach())
+    output = call(x, layout)
+    network.zero_grad()
+    terms = [*output.segmentation, output.reconstruction, output.adapted]
+    loss = sum(term.square().mean() for term in terms) + output.vq_loss + output.entropy + output.feature_loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.sub_(parameter.grad, alpha=0.01)
+    assert network.quantizer.observe(output.indices, output.tokens) > 0
+    return output
