@@ -1,0 +1,119 @@
+"""A process that trains again and again and writes down what it holds meanwhile and afterwards.
+
+    python soak_training.py RECORD LONG_PLAN SHORT_PLAN [--quick]    # as test_soak.py starts it
+
+First a training to its end, measured at the start of every epoch; then short ones that end in every way a training can
+end. The last is ended by Ctrl-C and takes the process with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+from resources import children, open_files, resident_kib, shared_memory, threads
+
+from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+
+
+def make_trainer(plan: str) -> nnUNetTrainerVQSeg:
+    return get_trainer_from_args("901", "2d", 0, "nnUNetTrainerVQSeg", plan, device=torch.device("cpu"))
+
+
+def holdings() -> dict[str, Any]:
+    """What this process and its children hold now."""
+    own = os.getpid()
+    workers = children(own)
+    return {
+        "main_kib": resident_kib(own),
+        "workers": workers,
+        "worker_kib": [resident_kib(worker) for worker in workers],
+        "threads": threads(own),
+        "python_threads": [thread.name for thread in threading.enumerate()],
+        "files": [file for file in open_files(own) if not file.startswith("/dev/shm/")],
+        "shared_memory": sorted({name for pid in (own, *workers) for name in shared_memory(pid)}),
+    }
+
+
+def write_down(record: Path, **line: Any) -> None:
+    with record.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def train_measured(record: Path, plan: str, quick: bool) -> None:
+    """A whole training with its plots, and with its final validation unless in a hurry.
+
+    nnU-Net's progress.png leaves 60 MB of cyclic garbage an epoch, which Python collects every third epoch or so. In a
+    hurry it is collected before each measurement; over many epochs the measurements show the memory as it is.
+    """
+    trainer = make_trainer(plan)
+    begin = trainer.on_epoch_start
+
+    def measure_and_begin() -> None:
+        if quick:
+            gc.collect()
+        write_down(record, epoch=trainer.current_epoch, step=trainer.step, **holdings())
+        begin()
+
+    trainer.on_epoch_start = measure_and_begin
+    trainer.run_training()
+    if not quick:
+        trainer.perform_actual_validation()
+
+
+def press_ctrl_c() -> None:
+    """As a terminal does: to the training and to its workers."""
+    os.killpg(os.getpgrp(), signal.SIGINT)
+
+
+def fail() -> None:
+    raise ZeroDivisionError
+
+
+def train_until(happens: Callable[[], None] | None, plan: str) -> str:
+    """A training in whose second step something happens; returns how it ended."""
+    trainer = make_trainer(plan)
+    step = trainer.train_step
+
+    def train_step(batch: dict) -> dict:
+        if happens is not None and trainer.step == 1:
+            happens()
+        return step(batch)
+
+    trainer.train_step = train_step
+    try:
+        trainer.run_training()
+    except (ZeroDivisionError, KeyboardInterrupt) as error:
+        return type(error).__name__
+    return "end"
+
+
+def main(record: Path, long_plan: str, short_plan: str, *options: str) -> None:
+    torch.set_num_threads(1)
+    train_measured(record, long_plan, quick="--quick" in options)
+    gc.collect()
+    write_down(record, ending="end of the first", **holdings())
+    for happens in (None, fail, press_ctrl_c):
+        ending = train_until(happens, short_plan)
+        gc.collect()
+        write_down(record, ending=ending, **holdings())
+    train_until_killed_by_ctrl_c(short_plan)
+
+
+def train_until_killed_by_ctrl_c(plan: str) -> None:
+    trainer = make_trainer(plan)
+    trainer.on_validation_epoch_start = press_ctrl_c
+    trainer.run_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
