@@ -270,7 +270,10 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             RuntimeError: naming the term that went bad and the checkpoint to go back to.
         """
         finite = bool(np.isfinite(values["gradient_norm"]))
-        overflow_of_amp = self.grad_scaler is not None and np.isfinite(values["loss"])
+        # AMP finds its scale by overflowing now and then; where even a scale below 1 does, it is not AMP's doing.
+        overflow_of_amp = (
+            self.grad_scaler is not None and np.isfinite(values["loss"]) and self.grad_scaler.get_scale() >= 1
+        )
         if finite or overflow_of_amp:
             self.bad_steps = 0 if finite else self.bad_steps
             return finite

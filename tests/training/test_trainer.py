@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,15 +56,24 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 
     monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
-    whole = make_trainer(num_epochs=4, save_every=2)
-    whole.run_training()
+    # Codes are restarted, and the scale of the loss grows, before and after the interruption.
+    plan = {"num_epochs": 4, "save_every": 2, "num_codes": 512, "restart_after": 2}
 
-    first = make_trainer(num_epochs=4, save_every=2)
-    first.num_epochs = 4
+    def make(continue_training: bool = False):
+        trainer = make_trainer(continue_training=continue_training, **plan)
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=5)
+        return trainer
+
+    whole = make()
+    whole.run_training()
+    Path(f"{whole.output_folder}/checkpoint_final.pth").rename(f"{whole.output_folder}/whole.pth")
+
+    first = make()
     first.on_train_start()
     stop_after(first, epochs=2)
+    assert first.grad_scaler.state_dict() == whole.grad_scaler.state_dict() | {"scale": 4.0, "_growth_tracker": 1}
 
-    resumed = make_trainer(continue_training=True, num_epochs=4, save_every=2)
+    resumed = make(continue_training=True)
     resumed.load_checkpoint(f"{first.output_folder}/checkpoint_latest.pth")
     assert resumed.current_epoch == 2
     resumed.run_training()
@@ -71,14 +81,31 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
     assert same(whole.vqseg_network.state_dict(), resumed.vqseg_network.state_dict())
     assert same(whole.teacher.state_dict(), resumed.teacher.state_dict())
     assert whole.step == resumed.step == 12
-    for mine, theirs in zip(
-        whole.optimizer.state_dict()["state"].values(), resumed.optimizer.state_dict()["state"].values(), strict=True
-    ):
-        assert torch.equal(mine["momentum_buffer"], theirs["momentum_buffer"])
+    mine, theirs = (trainer.optimizer.state_dict() for trainer in (whole, resumed))
+    assert mine["param_groups"] == theirs["param_groups"]
+    assert mine["state"].keys() == theirs["state"].keys() != set()
+    assert all(same(mine["state"][index], theirs["state"][index]) for index in mine["state"])
+    assert whole.grad_scaler.state_dict() == resumed.grad_scaler.state_dict()
+    assert whole.grad_scaler.get_scale() == 8.0
     assert whole.curves.history.keys() == resumed.curves.history.keys()
     for name, values in whole.curves.history.items():
         assert values == pytest.approx(resumed.curves.history[name], rel=0, abs=0, nan_ok=True), name
     assert whole.logger.get_value("train_losses", None) == resumed.logger.get_value("train_losses", None)
+
+    mine, theirs = (
+        torch.load(f"{trainer.output_folder}/{name}.pth", weights_only=True)["vqseg"]
+        for trainer, name in ((whole, "whole"), (resumed, "checkpoint_final"))
+    )
+    assert torch.equal(mine["quantizer"]["steps_since_use"], theirs["quantizer"]["steps_since_use"])
+    for name in ("python", "torch", "numpy"):
+        assert equal(mine["random_states"][name], theirs["random_states"][name]), name
+
+
+def equal(first, second) -> bool:
+    """Of nested tuples of numbers and tensors."""
+    if isinstance(first, tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def stop_after(trainer, epochs: int) -> None:
@@ -193,6 +220,22 @@ def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(m
     assert same(before, trainer.vqseg_network.state_dict())
     with pytest.raises(RuntimeError, match="supervised was not finite for 2 steps in a row"):
         trainer.train_step(batch)
+
+
+def test_gradient_that_stays_infinite_at_any_scale_of_amp_stops_training_too(make_trainer):
+    trainer = make_trainer(max_bad_steps=2, num_epochs=1)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    batch = next(trainer.dataloader_train)
+    for counted in (0, 0, 1):  # 4 to 2 and 2 to 1 are AMP's own search for a scale
+        assert math.isfinite(trainer.train_step(batch)["loss"])
+        assert trainer.bad_steps == counted
+    with pytest.raises(RuntimeError, match="gradient_norm was not finite for 2 steps in a row"):
+        trainer.train_step(batch)
+    assert same(before, trainer.vqseg_network.state_dict())
 
 
 def test_trainers_can_be_pickled_as_classes():
