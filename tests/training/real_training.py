@@ -5,6 +5,7 @@ Importing nnU-Net takes 10 s: a fork server imports this module once, and every 
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.run import run_training
 from nnunetv2.run.run_training import get_trainer_from_args, run_training_entry
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -47,6 +49,17 @@ def nnunet_train(*arguments: str) -> None:
 def distributed_train(*arguments: str) -> None:
     """`-m nnunetv2_vqseg.train`, as torchrun starts it."""
     nnunetv2_vqseg.train.main(list(arguments))
+
+
+def nnunet_ddp(*arguments: str) -> None:
+    """A process of `nnUNetv2_train ... -num_gpus N`, with gloo and a CPU in place of NCCL and a GPU."""
+    args = nnunetv2_vqseg.train.parse_arguments(list(arguments))
+    rank, world = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE"))
+    run_training.setup_ddp = lambda rank, world: dist.init_process_group("gloo", rank=rank, world_size=world)
+    run_training.get_trainer_from_args = functools.partial(get_trainer_from_args, device=torch.device("cpu"))
+    torch.cuda.set_device = lambda device: None
+    plan = (args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p)
+    run_training.run_ddp(rank, *plan, False, args.c, args.val, None, args.npz, args.val_best, world)
 
 
 def twenty_steps(folder: str, *arguments: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,6 +203,48 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(hom
     assert ": Epoch 3 " not in first
     assert ": Epoch 1 " not in second, "the restart continues from the last checkpoint"
     assert ": Epoch 2 " in second
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(home, results, tmp_path: Path) -> None:
+    from real_training import finish, fold_folder, nnunet_train, start, write_plan
+    from test_reliability import assert_complete, wait_for
+
+    arguments = write_plan(home, "AskedPlans", num_epochs=3, iterations_per_epoch=20)
+    log = tmp_path / "log"
+    process = torchrun("--standalone", "--nproc-per-node", "2", arguments=arguments, log=log)
+    try:
+        assert wait_for(": Epoch 1", log, SimpleNamespace(is_alive=lambda: process.poll() is None))
+        process.terminate()  # torchrun passes it on to the ranks
+        assert process.wait(300) != 0
+    finally:
+        process.kill()
+    said = log.read_text(encoding="utf-8")
+    assert re.search(r"Stopped in epoch 1: saved \S+checkpoint_latest.pth. To continue, .* --c\.", said), said[-3000:]
+    folder = fold_folder(home, "AskedPlans")
+    saved = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    assert (saved["current_epoch"], saved["vqseg"]["step"] > 20) == (1, True)
+    assert finish([start(nnunet_train, *arguments, "--c", log=tmp_path / "continued")]) == [0]
+    assert_complete(folder, 3)
+
+
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path) -> None:
+    from real_training import distributed_train, finish, fold_folder, nnunet_ddp, start_ranks, write_plan
+
+    final = []
+    for target, plan in ((nnunet_ddp, "NumGpusPlans"), (distributed_train, "TorchrunPlans")):
+        arguments = write_plan(home, plan)
+        exit_codes = finish(start_ranks(target, *arguments, world=2, log=tmp_path / plan))
+        assert exit_codes == [0, 0], (tmp_path / f"{plan}.0").read_text(encoding="utf-8")[-3000:]
+        final.append(torch.load(fold_folder(home, plan) / "checkpoint_final.pth", weights_only=True))
+    one, other = final
+    assert one["vqseg"]["runtime"]["processes"] == other["vqseg"]["runtime"]["processes"] == 2
+    for kind in ("student", "teacher"):
+        for name, value in one["vqseg"][kind].items():
+            assert torch.equal(other["vqseg"][kind][name], value), f"{kind}: {name}"
 
 
 @pytest.mark.slow
