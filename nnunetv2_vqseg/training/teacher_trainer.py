@@ -115,7 +115,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
                 save_atomically(content, filename)
                 return True
             except OSError as error:
-                problem = f"{filename} could not be written ({error}); the last good checkpoint is untouched."
+                problem = f"{error}; the last good checkpoint is untouched."
                 if Path(filename).name != "checkpoint_final.pth":
                     self.print_to_log_file(
                         f"WARNING: {problem} Training goes on; free disk space or make the folder writable."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -160,7 +162,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool
     def install(fails: Callable[[str], bool]) -> None:
         def save(content: dict[str, Any], filename: str) -> None:
             if fails(Path(filename).name):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(f"Could not write {filename}: {os.strerror(errno.ENOSPC)}")
             save_atomically(content, filename)
 
         monkeypatch.setattr(teacher_trainer, "save_atomically", save)
@@ -200,9 +202,50 @@ def test_training_goes_on_while_the_disk_is_full(make_trainer, full_disk, monkey
     assert final["current_epoch"] == 3
     assert not good.exists(), "nnU-Net deletes it once the final one is there"
     log = Path(trainer.log_file).read_text(encoding="utf-8")
-    assert re.search(r"WARNING: .*checkpoint_latest.pth could not be written .*No space left on device", log)
+    assert re.search(r"WARNING: Could not write \S+checkpoint_latest.pth: No space left on device; the last good", log)
     assert re.search(r"WARNING: progress.png could not be written", log)
     assert re.search(r"WARNING: progress_vqseg.png or preview.png could not be written", log)
+
+
+@pytest.fixture
+def small_disk(home: Path, results: Path) -> Iterator[Path]:
+    """A file system of 16 MB in place of the results folder."""
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", results], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("may not mount a file system")
+    yield results
+    subprocess.run(["umount", "--lazy", results], check=True)
+
+
+def test_training_survives_a_file_system_without_a_free_byte(
+    small_disk: Path, make_trainer, monkeypatch, capsys
+) -> None:
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+
+    monkeypatch.setattr(nnUNetTrainer, "sleep", lambda seconds: None)  # between tries to write a line of the log
+    trainer = make_trainer(num_epochs=3)
+    latest, filler = Path(trainer.output_folder) / "checkpoint_latest.pth", small_disk / "filler"
+    saved_before: list[int] = []
+    begin = trainer.on_train_epoch_start
+
+    def fill_or_free_and_begin() -> None:
+        if trainer.current_epoch == 1:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            assert shutil.disk_usage(small_disk).free == 0
+        if trainer.current_epoch == 2:
+            filler.unlink()
+        saved_before.append(torch.load(latest, weights_only=True)["current_epoch"] if latest.exists() else 0)
+        begin()
+
+    monkeypatch.setattr(trainer, "on_train_epoch_start", fill_or_free_and_begin)
+    trainer.run_training()
+    assert saved_before == [0, 1, 1], "epoch 1 finds no room, the checkpoint of epoch 0 stays good"
+    final = torch.load(latest.with_name("checkpoint_final.pth"), weights_only=True)
+    assert (final["current_epoch"], final["vqseg"]["step"]) == (3, 3 * STEPS)
+    assert "No space left on device; the last good checkpoint is untouched" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("space_returns", [True, False])
@@ -226,7 +269,7 @@ def test_final_checkpoint_waits_for_space_and_latest_stays_until_then(
         trainer.run_training()
         assert torch.load(folder / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 2
         return
-    with pytest.raises(OSError, match=r"checkpoint_final.pth could not be written .*continue with --c"):
+    with pytest.raises(OSError, match=r"^Could not write \S+checkpoint_final.pth: .*continue with --c"):
         trainer.run_training()
     assert not (folder / "checkpoint_final.pth").exists()
     assert torch.load(folder / "checkpoint_latest.pth", weights_only=True)["current_epoch"] == 1
