@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.training.checkpoint import read_checkpoint
 
 # What nnU-Net's checkpoints hold beside tensors and plain values.
 NUMPY_SCALARS = [
@@ -22,13 +23,13 @@ def load_pretrained_weights(trainer: nnUNetTrainer, filename: str) -> None:
     """As nnU-Net's function of that name, which loads onto `cuda:<global rank>`: everything but `.seg_layers.`.
 
     Raises:
-        RuntimeError: the file lacks one of the network's keys, or has it in another shape.
+        RuntimeError: the file lacks one of the network's keys or has it in another shape, is damaged, or holds code.
     """
     if not trainer.was_initialized:
         trainer.initialize()
     network: Any = unwrap(trainer.network)
     with torch.serialization.safe_globals(NUMPY_SCALARS):
-        pretrained = torch.load(filename, map_location=trainer.device, weights_only=True)["network_weights"]
+        pretrained = read_checkpoint(filename, trainer.device)["network_weights"]
     weights = network.state_dict()
     for key, value in weights.items():
         if ".seg_layers." in key:

@@ -8,12 +8,14 @@ end. The last is ended by Ctrl-C and takes the process with it.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from resources import children, open_files, resident_kib, shared_memory, threads
 
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+
+SECONDS = 45 * 60
 
 
 def make_trainer(plan: str) -> nnUNetTrainerVQSeg:
@@ -52,20 +56,25 @@ def write_down(record: Path, **line: Any) -> None:
 def train_measured(record: Path, plan: str, quick: bool) -> None:
     """A whole training with its plots, and with its final validation unless in a hurry.
 
+    After 45 minutes it is asked to stop, as by a cluster.
+
     nnU-Net's progress.png leaves 60 MB of cyclic garbage an epoch, which Python collects every third epoch or so. In a
     hurry it is collected before each measurement; over many epochs the measurements show the memory as it is.
     """
     trainer = make_trainer(plan)
-    begin = trainer.on_epoch_start
+    begin, time_is_up = trainer.on_epoch_start, time.monotonic() + SECONDS
 
     def measure_and_begin() -> None:
+        if time.monotonic() > time_is_up:
+            os.kill(os.getpid(), signal.SIGTERM)
         if quick:
             gc.collect()
         write_down(record, epoch=trainer.current_epoch, step=trainer.step, **holdings())
         begin()
 
     trainer.on_epoch_start = measure_and_begin
-    trainer.run_training()
+    with contextlib.suppress(SystemExit):
+        trainer.run_training()
     if not quick:
         trainer.perform_actual_validation()
 
@@ -99,6 +108,7 @@ def train_until(happens: Callable[[], None] | None, plan: str) -> str:
 
 def main(record: Path, long_plan: str, short_plan: str, *options: str) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore Ctrl-C
     train_measured(record, long_plan, quick="--quick" in options)
     gc.collect()
     write_down(record, ending="end of the first", **holdings())

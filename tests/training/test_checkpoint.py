@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_vqseg.training.checkpoint import newest_checkpoint, remove_leftovers, save_atomically
+from nnunetv2_vqseg.training.checkpoint import newest_checkpoint, read_checkpoint, remove_leftovers, save_atomically
 
 
 @contextmanager
@@ -60,6 +60,26 @@ def test_folder_that_cannot_be_written_leaves_the_old_checkpoint(
         with pytest.raises(OSError, match="Read-only"):
             save_atomically(content(2.0), file)
     assert torch.load(file, weights_only=True)["weights"][0] == 1.0
+
+
+class Code:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    file, trace = tmp_path / "checkpoint_latest.pth", tmp_path / "trace"
+    torch.save({"network_weights": {}, "current_epoch": Code(trace)}, file)
+    with pytest.raises(RuntimeError, match=r"checkpoint_latest.pth cannot be read .* written by other software"):
+        read_checkpoint(file, "cpu")
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # as nnU-Net does
+    assert trace.exists(), "or the test proves nothing"
 
 
 def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path: Path) -> None:
