@@ -29,7 +29,8 @@ def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
         temporary.replace(target)
     except (OSError, RuntimeError) as error:  # the latter is what torch's zip writer makes of a failed write
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"Could not write {target}: {cause}") from error
+        reason = getattr(cause, "strerror", None) or cause
+        raise OSError(f"Could not write {target}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

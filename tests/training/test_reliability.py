@@ -102,7 +102,16 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed.stdout.split()]
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGUSR1, 1),
+        (signal.SIGTERM, 0),
+        # A child of -num_gpus gets it when its parent dies; the trainings of these tests are children too.
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.soak),
+    ],
+)
 def test_signal_saves_and_stops_and_the_training_can_be_continued(
     home, results, tmp_path, number: signal.Signals, workers: int
 ) -> None:
@@ -218,8 +227,11 @@ def small_disk(home: Path, results: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", results], check=True)
 
 
-def test_training_survives_a_file_system_without_a_free_byte(
-    small_disk: Path, make_trainer, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "reason", ["No space left on device", pytest.param("Read-only file system", marks=pytest.mark.soak)]
+)
+def test_training_survives_a_file_system_that_takes_nothing(
+    small_disk: Path, make_trainer, monkeypatch, capsys, reason: str
 ) -> None:
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
@@ -229,23 +241,31 @@ def test_training_survives_a_file_system_without_a_free_byte(
     saved_before: list[int] = []
     begin = trainer.on_train_epoch_start
 
-    def fill_or_free_and_begin() -> None:
+    def remount(option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", small_disk], check=True)
+
+    def fill() -> None:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert shutil.disk_usage(small_disk).free == 0
+
+    full = reason.startswith("No space")
+
+    def spoil_or_mend_and_begin() -> None:
         if trainer.current_epoch == 1:
-            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-            assert shutil.disk_usage(small_disk).free == 0
+            fill() if full else remount("ro")
         if trainer.current_epoch == 2:
-            filler.unlink()
+            filler.unlink() if full else remount("rw")
         saved_before.append(torch.load(latest, weights_only=True)["current_epoch"] if latest.exists() else 0)
         begin()
 
-    monkeypatch.setattr(trainer, "on_train_epoch_start", fill_or_free_and_begin)
+    monkeypatch.setattr(trainer, "on_train_epoch_start", spoil_or_mend_and_begin)
     trainer.run_training()
-    assert saved_before == [0, 1, 1], "epoch 1 finds no room, the checkpoint of epoch 0 stays good"
+    assert saved_before == [0, 1, 1], "epoch 1 cannot be saved, the checkpoint of epoch 0 stays good"
     final = torch.load(latest.with_name("checkpoint_final.pth"), weights_only=True)
     assert (final["current_epoch"], final["vqseg"]["step"]) == (3, 3 * STEPS)
-    assert "No space left on device; the last good checkpoint is untouched" in capsys.readouterr().out
+    assert f"{reason}; the last good checkpoint is untouched" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("space_returns", [True, False])
