@@ -248,6 +248,27 @@ def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_step_sends_the_gradients_once_and_little_else(make_trainer, monkeypatch, tmp_path: Path) -> None:
+    from count_traffic import count  # of scripts/
+
+    for name in ("all_reduce", "broadcast", "all_gather"):
+        monkeypatch.setattr(dist, name, getattr(dist, name))  # put back what `count` replaces
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        trainer = make_trainer()
+        trainer.initialize()
+        traffic = count(trainer)
+    finally:
+        dist.destroy_process_group()
+    gradients = 4 * sum(parameter.numel() for parameter in trainer.network.parameters())
+    assert traffic.pop(("all_reduce", "trainer.py, _backward_and_step", gradients)) == 1
+    codes = trainer.config.num_codes
+    assert traffic.pop(("all_reduce", "entropy.py, _value_and_gradients", 4 * codes)) == 1
+    assert traffic.pop(("all_reduce", "quantizer.py, observe", codes)) == 1
+    assert sum(size * calls for (_, _, size), calls in traffic.items()) < 1024
+
+
+@pytest.mark.slow
 def test_restart_continues_only_from_a_checkpoint_of_this_training(tmp_path: Path, monkeypatch) -> None:
     from nnunetv2_vqseg import train
 
