@@ -2,7 +2,7 @@
 
     python scripts/count_traffic.py -d 27 -p nnUNetVQSegPlans
 
-Runs one real step on random images, on the CPU and in a process group of one, and writes down the size of every
+Runs real steps on random images, on the CPU and in a process group of one, and writes down the size of every
 collective on the way: it depends on the plan, not on the number of processes. Figures in docs/scaling.md.
 """
 
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunetv2_vqseg.training import trainer as trainer_module
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
+STEPS = 2  # DDP puts gradients into its buckets after the first
 LABELED, UNLABELED = 2, 1  # images; what is sent does not depend on them
 
 Traffic = Counter[tuple[str, str, int]]
@@ -50,9 +51,8 @@ def main() -> None:
         dist.destroy_process_group()
     parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
     print(f"\n{parameters:,} parameters, a checkpoint of {saved / 1e6:.0f} MB")
-    print(
-        f"{flops.get_total_flops() / 1e9:.0f} GFLOP a step with {LABELED} labelled and {UNLABELED} unlabelled image\n"
-    )
+    operations = flops.get_total_flops() / STEPS / 1e9
+    print(f"{operations:.0f} GFLOP a step with {LABELED} labelled and {UNLABELED} unlabelled image\n")
     print("| collective | called in | calls | bytes |\n|---|---|---|---|")
     for (operation, caller, size), calls in sorted(traffic.items(), key=lambda item: -item[0][2] * item[1]):
         print(f"| {operation} | `{caller}` | {calls} | {size * calls:,} |")
@@ -69,7 +69,7 @@ def build(args: argparse.Namespace, folder: str) -> nnUNetTrainerVQSeg:
 
 
 def count(trainer: nnUNetTrainerVQSeg) -> Traffic:
-    """One step; (collective, function that calls it, bytes) -> number of calls."""
+    """The last of some steps; (collective, function that calls it, bytes) -> number of calls."""
     traffic: Traffic = Counter()
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +89,9 @@ def count(trainer: nnUNetTrainerVQSeg) -> Traffic:
     target = [torch.randint(2, (LABELED, 1, int(height * h), int(width * w))) for h, w in scales]
     trainer.dataloader_unlabeled = itertools.repeat({"data": unlabeled})
     trainer.network.train()
-    trainer.train_step({"data": labeled, "target": target})
+    for _ in range(STEPS):
+        traffic.clear()
+        trainer.train_step({"data": labeled, "target": target})
     return traffic
 
 
