@@ -77,6 +77,8 @@ def train_measured(record: Path, plan: str, quick: bool) -> None:
         trainer.run_training()
     if not quick:
         trainer.perform_actual_validation()
+    gc.collect()
+    write_down(record, ending="end of the long one", **holdings())
 
 
 def press_ctrl_c() -> None:
@@ -88,8 +90,8 @@ def fail() -> None:
     raise ZeroDivisionError
 
 
-def train_until(happens: Callable[[], None] | None, plan: str) -> str:
-    """A training in whose second step something happens; returns how it ended."""
+def train_until(happens: Callable[[], None] | None, plan: str, record: Path) -> None:
+    """A training in whose second step something happens, and what is held while the trainer is still there."""
     trainer = make_trainer(plan)
     step = trainer.train_step
 
@@ -99,28 +101,22 @@ def train_until(happens: Callable[[], None] | None, plan: str) -> str:
         return step(batch)
 
     trainer.train_step = train_step
+    ending = "end"
     try:
         trainer.run_training()
     except (ZeroDivisionError, KeyboardInterrupt) as error:
-        return type(error).__name__
-    return "end"
+        ending = type(error).__name__
+    gc.collect()
+    write_down(record, ending=ending, **holdings())
 
 
 def main(record: Path, long_plan: str, short_plan: str, *options: str) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore Ctrl-C
     train_measured(record, long_plan, quick="--quick" in options)
-    gc.collect()
-    write_down(record, ending="end of the first", **holdings())
     for happens in (None, fail, press_ctrl_c):
-        ending = train_until(happens, short_plan)
-        gc.collect()
-        write_down(record, ending=ending, **holdings())
-    train_until_killed_by_ctrl_c(short_plan)
-
-
-def train_until_killed_by_ctrl_c(plan: str) -> None:
-    trainer = make_trainer(plan)
+        train_until(happens, short_plan, record)
+    trainer = make_trainer(short_plan)
     trainer.on_validation_epoch_start = press_ctrl_c
     trainer.run_training()
 
