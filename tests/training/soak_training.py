@@ -54,7 +54,7 @@ def write_down(record: Path, **line: Any) -> None:
 
 
 def train_measured(record: Path, plan: str, quick: bool) -> None:
-    """A whole training with its plots, and with its final validation unless in a hurry.
+    """A whole training with its plots.
 
     After 45 minutes it is asked to stop, as by a cluster.
 
@@ -75,8 +75,6 @@ def train_measured(record: Path, plan: str, quick: bool) -> None:
     trainer.on_epoch_start = measure_and_begin
     with contextlib.suppress(SystemExit):
         trainer.run_training()
-    if not quick:
-        trainer.perform_actual_validation()
     gc.collect()
     write_down(record, ending="end of the long one", **holdings())
 
@@ -113,10 +111,15 @@ def train_until(happens: Callable[[], None] | None, plan: str, record: Path) -> 
 def main(record: Path, long_plan: str, short_plan: str, *options: str) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore Ctrl-C
-    train_measured(record, long_plan, quick="--quick" in options)
+    quick = "--quick" in options
+    train_measured(record, long_plan, quick)
     for happens in (None, fail, press_ctrl_c):
         train_until(happens, short_plan, record)
     trainer = make_trainer(short_plan)
+    trainer.initialize()
+    if not quick:
+        # Starts a process of Python's own, multiprocessing.resource_tracker, that stays to the end of this one.
+        trainer.perform_actual_validation()
     trainer.on_validation_epoch_start = press_ctrl_c
     trainer.run_training()
 

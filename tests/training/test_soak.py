@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,10 +62,15 @@ def soak(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Te
         )
         try:
             exit_code = process.wait()
+            patience = 60
+            while session(process.pid) and patience:  # Python's resource tracker ends a moment after its process
+                time.sleep(1)
+                patience -= 1
         finally:
             left = session(process.pid)
             for pid in left:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
     yield Soak(
         [line for line in lines if "epoch" in line],
