@@ -16,7 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3 * 3600),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 
 class Soak(NamedTuple):
