@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import Fold, parse_amount, read_list, seeded_order, some
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
@@ -215,6 +215,7 @@ def make_cases(patients: dict[str, Patient], split: Split, unlabeled_in_splits: 
     return cases, fold
 
 
+@explained_disk_errors()
 def convert(args: argparse.Namespace) -> None:
     """Write `nnUNet_raw/DatasetXXX_ACDC`; raises `DatasetError`."""
     root = args.input / "database" if (args.input / "database" / "training").is_dir() else args.input

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,
@@ -155,6 +155,7 @@ def assign(
     return cases, fold
 
 
+@explained_disk_errors()
 def convert(scans: dict[str, Scan], name: str, args: argparse.Namespace, **about: str) -> None:
     """Write `nnUNet_raw/DatasetXXX_name`; raises `DatasetError`."""
     cases, fold = assign(scans, args.patient_regex, args.seed, args.labeled_percent, args.unlabeled_in_splits)

@@ -68,7 +68,7 @@ def prepare_case(
     """
     sources = [describe_source(file) for file in files]
     image = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
-    _check_spacing(files[0], image.spacing, plans_manager, configuration_manager)
+    check_spacing(files[0], image.spacing, plans_manager, configuration_manager)
     warnings = image.warnings
     del image
     # Reads the files once more, because a preprocessor of the user's may do that in its own way.
@@ -108,12 +108,20 @@ def prepare_case(
     return Entry(sources=sources, outputs=outputs), warnings
 
 
-def _check_spacing(
+def check_spacing(
     file: str,
     spacing: Sequence[float],
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
 ) -> None:
+    """Refuse a spacing from which resampling to the plan's would fill the memory, or leave nothing.
+
+    Args:
+        spacing: in mm per axis, as nnU-Net's readers give it.
+
+    Raises:
+        DatasetError: naming the file.
+    """
     transposed = [spacing[axis] for axis in plans_manager.transpose_forward]
     target = configuration_manager.spacing
     # A 2D plan leaves the slices where they are.

@@ -161,9 +161,19 @@ def training_cases(raw: Path, dataset_json: dict) -> dict[str, TrainingCase]:
     }
 
 
+def case_pattern(ending: str) -> re.Pattern[str]:
+    """Case and channel number in a file's name."""
+    return re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+
+
+def segmentation_name_message(file: str | Path, case: str) -> str:
+    """The sentence for a case whose preprocessed files nnU-Net would not find."""
+    return f"{file}: nnU-Net takes names ending in _seg for segmentations; rename the case {case}."
+
+
 def _images_in_folder(folder: Path, ending: str, strict: bool = True) -> dict[str, list[str]]:
     """Case -> channel files in order; `strict` refuses whatever is not named CASE_0000.ending, CASE_0001.ending, ..."""
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    pattern = case_pattern(ending)
     found: dict[str, dict[int, str]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith("."):  # .DS_Store, ._CASE_0000.nii.gz
@@ -171,6 +181,8 @@ def _images_in_folder(folder: Path, ending: str, strict: bool = True) -> dict[st
         match = pattern.fullmatch(path.name)
         if match and not path.is_dir():
             found.setdefault(match.group(1), {})[int(match.group(2))] = str(path)
+        elif strict and path.is_dir():
+            raise DatasetError(f"{path} is a folder; put its images into {folder.name} itself or move it out of it.")
         elif strict and not path.name.lower().endswith(SIDE_FILES):
             raise DatasetError(
                 f"{path} is not named CASE_0000{ending} (case, channel number of four digits, the dataset's file "
@@ -184,9 +196,7 @@ def _images_in_folder(folder: Path, ending: str, strict: bool = True) -> dict[st
                     f"{_numbers(range(len(channels)))}; add or rename its files."
                 )
             if case.endswith("_seg"):
-                raise DatasetError(
-                    f"{channels[0]}: nnU-Net takes names ending in _seg for segmentations; rename the case {case}."
-                )
+                raise DatasetError(segmentation_name_message(channels[0], case))
     return {case: [channels[number] for number in sorted(channels)] for case, channels in found.items()}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError
+from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.nifti import check_nifti, spacing_message
 from nnunetv2_vqseg.data.parallel import for_each_case
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 
 class CaseImage(NamedTuple):
-    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32, spacing in mm per axis X, Y, Z."""
+    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32, spacing in mm per axis X, Y, Z.
+
+    `placement` says where the grid lies, as far as the reader knows: SimpleITK's origin and direction or nibabel's
+    affine.
+    """
 
     data: np.ndarray
     spacing: tuple[float, float, float]
+    placement: np.ndarray
     warnings: list[str]
 
 
@@ -78,9 +83,8 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
         except MemoryError:
             raise
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise DatasetError(
-                f"{file} cannot be read as an image of this dataset ({reason[0].strip()}); {REPLACE}."
+                f"{file} cannot be read as an image of this dataset ({reason_of(error)}); {REPLACE}."
             ) from error
         _check_values(file, image, image_properties["spacing"])
         images.append(image)
@@ -99,11 +103,14 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
     if any(constant):
         warnings.append(f"Channel {constant.index(True)} of the case {case} is empty ({files[0]}).")
     spacing = cast("tuple[float, float, float]", tuple(float(size) for size in properties[0]["spacing"]))
-    return CaseImage(np.vstack(images), spacing, warnings)
+    return CaseImage(np.vstack(images), spacing, placement(properties[0]), warnings)
 
 
-def check_file(file: str | Path) -> None:
-    """Refuse a file that is missing, of zero bytes or, where it is NIfTI, in a way that its reader would hide.
+def check_file(file: str | Path, remedy: str = REPLACE) -> None:
+    """Refuse a file that is missing, of zero bytes or, where it is NIfTI, damaged in a way that its reader would hide.
+
+    Args:
+        remedy: what to do about a file that cannot be used, the end of the sentence.
 
     Raises:
         DatasetError: it is.
@@ -114,9 +121,9 @@ def check_file(file: str | Path) -> None:
     except OSError as error:
         raise DatasetError(f"{path} cannot be opened ({error.strerror}); restore it or remove the case.") from error
     if size == 0:
-        raise DatasetError(f"{path} has zero bytes; {REPLACE}.")
+        raise DatasetError(f"{path} has zero bytes; {remedy}.")
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(path)
+        check_nifti(path, remedy)
 
 
 def _check_values(file: str, image: np.ndarray, spacing: Sequence[float]) -> None:
@@ -140,21 +147,22 @@ def _compare_channels(files: Sequence[str], images: Sequence[np.ndarray], proper
             )
         if not np.allclose(other["spacing"], properties[0]["spacing"]):
             raise DatasetError(
-                f"{file} has the spacing {_plain(other['spacing'])} mm, but {files[0]} has "
-                f"{_plain(properties[0]['spacing'])}; resample one channel to the other's grid."
+                f"{file} has the spacing {plain(other['spacing'])} mm, but {files[0]} has "
+                f"{plain(properties[0]['spacing'])}; resample one channel to the other's grid."
             )
-        if not np.allclose(_placement(other), _placement(properties[0]), atol=1e-4):
+        if not np.allclose(placement(other), placement(properties[0]), atol=1e-4):
             warnings.append(f"{file} and {files[0]} differ in origin or direction; check that the channels overlap.")
     return warnings
 
 
-def _placement(properties: dict) -> np.ndarray:
-    """Where the grid lies, as far as the reader knows: SimpleITK's origin and direction or nibabel's affine."""
+def placement(properties: dict) -> np.ndarray:
+    """`CaseImage.placement`, from what a reader returns beside the voxels."""
     itk = properties.get("sitk_stuff")
     if itk:
         return np.concatenate([np.ravel(itk["origin"]), np.ravel(itk["direction"])])
     return np.ravel(properties.get("nibabel_stuff", {}).get("original_affine", ()))
 
 
-def _plain(spacing: Sequence[float]) -> tuple[float, ...]:
+def plain(spacing: Sequence[float]) -> tuple[float, ...]:
+    """A spacing as it is written in a message."""
     return tuple(round(float(step), 6) for step in spacing)

@@ -16,14 +16,17 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError
+from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 
 CHUNK_BYTES = 1 << 22
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
 
 
-def check_nifti(path: Path) -> None:
+def check_nifti(path: Path, remedy: str = REPLACE) -> None:
     """Read a .nii or .nii.gz file to its end, without keeping it in memory.
+
+    Args:
+        remedy: what to do about a file that cannot be used, the end of the sentence.
 
     Raises:
         DatasetError: it is no NIfTI file, truncated or damaged, or it has NaN, Inf or complex voxels or no spacing.
@@ -31,15 +34,15 @@ def check_nifti(path: Path) -> None:
     compressed = path.name.lower().endswith(".gz")
     try:
         with cast("IO[bytes]", gzip.open(path, "rb") if compressed else path.open("rb")) as stream:
-            _check_stream(path, stream)
+            _check_stream(path, stream, remedy)
     except EOFError:
-        raise DatasetError(f"{path} is truncated: its compressed data end early; {REPLACE}.") from None
+        raise DatasetError(f"{path} is truncated: its compressed data end early; {remedy}.") from None
     except gzip.BadGzipFile as error:
-        raise DatasetError(f"{path} is not a valid gzip file ({error}); {REPLACE}.") from None
+        raise DatasetError(f"{path} is not a valid gzip file ({error}); {remedy}.") from None
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # zlib.error, which is no OSError, and input/output errors
-        raise DatasetError(f"{path} cannot be read ({error}); {REPLACE}.") from error
+        raise DatasetError(f"{path} cannot be read ({reason_of(error)}); {remedy}.") from error
 
 
 def spacing_message(file: str | Path, spacing: Sequence[float]) -> str:
@@ -48,8 +51,8 @@ def spacing_message(file: str | Path, spacing: Sequence[float]) -> str:
     return f"{file} has a spacing of ({steps}) mm, which is not positive everywhere; correct its header."
 
 
-def _check_stream(path: Path, stream: IO[bytes]) -> None:
-    header = _parse_header(path, stream.read(HEADER_BYTES))
+def _check_stream(path: Path, stream: IO[bytes], remedy: str) -> None:
+    header = _parse_header(path, stream.read(HEADER_BYTES), remedy)
     dimensions = [int(extent) for extent in header["dim"][1 : int(header["dim"][0]) + 1]]
     spacing = [float(step) for step in header["pixdim"][1 : min(len(dimensions), 3) + 1]]
     if not all(math.isfinite(step) and step != 0 for step in spacing):
@@ -69,14 +72,14 @@ def _check_stream(path: Path, stream: IO[bytes]) -> None:
             kind = "NaN" if np.isnan(values).any() else "Inf"
             raise DatasetError(f"{path} holds {kind} values; replace them by numbers or remove the case.")
     if missing:
-        raise DatasetError(f"{path} is truncated: {total - missing} of {total} bytes are there; {REPLACE}.")
+        raise DatasetError(f"{path} is truncated: {total - missing} of {total} bytes are there; {remedy}.")
     while stream.read(CHUNK_BYTES):  # up to the checksum at the end of a compressed file
         pass
 
 
-def _parse_header(path: Path, head: bytes) -> Nifti1Header | Nifti2Header:
+def _parse_header(path: Path, head: bytes, remedy: str) -> Nifti1Header | Nifti2Header:
     for header_class in (Nifti1Header, Nifti2Header):
         size = int(header_class.sizeof_hdr)
         if len(head) >= size and size in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
             return header_class(head[:size], check=False)
-    raise DatasetError(f"{path} is not a NIfTI file; {REPLACE}.")
+    raise DatasetError(f"{path} is not a NIfTI file; {remedy}.")

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.cases import case_pattern
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
+from nnunetv2_vqseg.data.json_files import read_json
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,
@@ -101,17 +102,15 @@ def training_cases(dataset: Path) -> list[str]:
     Raises:
         DatasetError: `dataset.json` or `imagesTr` is unusable, or a case has no label.
     """
-    try:
-        description = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))
-        ending = description["file_ending"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{dataset / 'dataset.json'} cannot be read or lacks 'file_ending' ({error!r}).") from None
-    if "dataset" in description:
+    file, images = dataset / "dataset.json", dataset / "imagesTr"
+    description = read_json(file, "restore it or correct it")
+    ending = description.get("file_ending") if isinstance(description, dict) else None
+    if not isinstance(ending, str):
+        raise DatasetError(f'{file} lacks \'file_ending\'; write for example "file_ending": ".nii.gz" into it.')
+    if isinstance(description.get("dataset"), dict):
         return sorted(description["dataset"])
-    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
-    images = dataset / "imagesTr"
     names = [path.name for path in images.iterdir()] if images.is_dir() else []
-    cases = sorted({match.group(1) for match in map(pattern.fullmatch, names) if match})
+    cases = sorted({match.group(1) for match in map(case_pattern(ending).fullmatch, names) if match})
     if not cases:
         raise DatasetError(f"{images} has no file named CASE_0000{ending}; nnU-Net needs its images there.")
     bare = [case for case in cases if not (dataset / "labelsTr" / f"{case}{ending}").is_file()]
@@ -190,7 +189,8 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `nnUNetv2_vqseg_split`."""
     try:
-        run(_build_parser().parse_args(argv))
+        with explained_disk_errors():
+            run(_build_parser().parse_args(argv))
     except DatasetError as error:
         raise SystemExit(f"Error: {error}") from None
 

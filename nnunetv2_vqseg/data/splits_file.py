@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.json_files import read_json
 
 SPLITS_FILE = "splits_final.json"
 
@@ -17,20 +17,30 @@ def load_splits(*folders: str | Path) -> list[dict]:
     """The content of the first `splits_final.json` found in the folders; an empty list where there is none.
 
     Raises:
-        DatasetError: the file is not a list of folds.
+        DatasetError: the file is not a list of folds, each with lists of case names.
     """
     for folder in folders:
         file = Path(folder) / SPLITS_FILE
         if not file.is_file():
             continue
-        try:
-            splits = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DatasetError(f"{file} is not valid JSON ({error}); correct it or delete it.") from None
+        splits = read_json(file, "correct it or delete it")
         if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
             raise DatasetError(f'{file} is not a list of folds such as {{"train": [...], "val": [...]}}; correct it.')
+        for number, fold in enumerate(splits):
+            _check_lists(file, number, fold)
         return splits
     return []
+
+
+def _check_lists(file: Path, number: int, fold: Mapping[str, Any]) -> None:
+    optional = ["unlabeled"] if fold.get("unlabeled") is not None else []
+    for key in ("train", "val", *optional):
+        cases = fold.get(key)
+        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+            raise DatasetError(
+                f'{file} has no list of case names under "{key}" in fold {number}; write for example "{key}": '
+                f'["CASE_1", "CASE_2"].'
+            )
 
 
 def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | str) -> dict | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import nnunetv2
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_vqseg.data.cases import DatasetError, UnlabeledCases, check_images, no_unlabeled_cases_message
+from nnunetv2_vqseg.data.case_preprocessing import check_spacing
+from nnunetv2_vqseg.data.cases import DatasetError, check_images, no_unlabeled_cases_message
+from nnunetv2_vqseg.data.dataset_json import load_dataset_json
+from nnunetv2_vqseg.data.errors import explained_disk_errors
+from nnunetv2_vqseg.data.labeled_cases import CheckedCase, check_labeled_cases, check_training_names
 from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
+from nnunetv2_vqseg.data.readers import find_reader
 from nnunetv2_vqseg.planning import labeled
 from nnunetv2_vqseg.planning.planner import PLANS_NAME, vqseg_planner
 from nnunetv2_vqseg.planning.plans import PlansError
@@ -24,6 +29,7 @@ from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_fo
 CONFIGURATION = "2d"
 
 
+@explained_disk_errors()
 def plan_and_preprocess_dataset(
     dataset_id: int,
     planner_class: type[ExperimentPlanner] = ExperimentPlanner,
@@ -54,13 +60,21 @@ def plan_and_preprocess_dataset(
         DatasetError: images, names or splits that cannot be used.
         PlansError: a plan that cannot be made.
     """
-    dataset_name = str(convert_id_to_dataset_name(dataset_id))
-    dataset_json = _load_dataset_json(dataset_name)
+    dataset_name = _find_dataset(dataset_id)
+    dataset_json = load_dataset_json(raw_folder(dataset_name) / "dataset.json")
+    check_training_names(raw_folder(dataset_name), dataset_json)
     roles = read_roles(dataset_name, dataset_json)
     for warning in roles.unlabeled.warnings:
         print(f"WARNING: {warning}")
     if not roles.unlabeled.files:
         print(f"WARNING: {no_unlabeled_cases_message(raw_folder(dataset_name))}")
+    if dataset_json["numTraining"] != len(roles.training):
+        print(
+            f"WARNING: {raw_folder(dataset_name) / 'dataset.json'} says numTraining {dataset_json['numTraining']}, but "
+            f"there are {len(roles.training)} labelled cases; correct it."
+        )
+    _require_writable(dataset_name)
+    checked = _check_labeled(dataset_name, dataset_json, roles, num_processes_fingerprint, show_progress)
 
     print("Fingerprint extraction...")
     if verify_dataset_integrity:
@@ -90,7 +104,16 @@ def plan_and_preprocess_dataset(
     planner.plan_experiment()
     if preprocess:
         print("Preprocessing...")
-        _preprocess(dataset_name, dataset_json, roles, planner.plans_identifier, num_processes, verbose, show_progress)
+        _preprocess(
+            dataset_name,
+            dataset_json,
+            roles,
+            checked,
+            planner.plans_identifier,
+            num_processes,
+            verbose,
+            show_progress,
+        )
     return planner.plans_identifier
 
 
@@ -108,45 +131,79 @@ def find_class(name: str) -> Any:
     return found
 
 
-def _load_dataset_json(dataset_name: str) -> dict:
-    file = raw_folder(dataset_name) / "dataset.json"
+def _find_dataset(dataset_id: int) -> str:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return str(convert_id_to_dataset_name(dataset_id))
+    except RuntimeError as error:
+        raise DatasetError(
+            f"There is not exactly one dataset with the ID {dataset_id} in {nnUNet_raw}; nnU-Net wants one folder such "
+            f"as Dataset{dataset_id:03d}_NAME, of the same name in its three folders."
+        ) from error
+
+
+def _require_writable(dataset_name: str) -> None:
+    """Find out now, and not after nnU-Net has deleted what it was about to replace."""
+    base = preprocessed_folder(dataset_name)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=base):
+            pass
     except OSError as error:
-        raise DatasetError(f"{file} cannot be read ({error.strerror}); nnU-Net needs one for each dataset.") from None
-    except ValueError as error:
-        raise DatasetError(f"{file} is not valid JSON ({error}); correct it.") from None
+        raise DatasetError(
+            f"{base} cannot be written to ({error.strerror}); make it writable or make room, and start again."
+        ) from error
+
+
+def _check_labeled(
+    dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processes: int, show_progress: bool
+) -> dict[str, CheckedCase]:
+    """Read all labelled images and labels that may be opened; there are few where there are unlabelled ones."""
+    folder = raw_folder(dataset_name) / "imagesTr"
+    if not roles.training:
+        raise DatasetError(
+            f"{folder} has no file named CASE_0000{dataset_json['file_ending']}; nnU-Net needs its labelled images "
+            f"there."
+        )
+    if not roles.visible:
+        raise DatasetError(
+            f'splits_final.json lists every case of {folder} under "unlabeled" and none under "train" or "val"; leave '
+            f"some labelled."
+        )
+    images = [file for entry in roles.visible.values() for file in entry["images"]]
+    reader = find_reader(dataset_json, images)
+    checked = check_labeled_cases(roles.visible, dataset_json, reader, num_processes, show_progress)
+    for case in checked.values():
+        for warning in case.warnings:
+            print(f"WARNING: {warning}")
+    return checked
 
 
 def _verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processes: int, show_progress: bool) -> None:
-    """nnU-Net's check and ours, which finds what SimpleITK hides; labelled images first."""
+    """nnU-Net's check, which is ours on labelled cases in other words, and ours on the unlabelled images."""
     labeled.verify(dataset_name, dataset_json, roles, num_processes)
-    images = {case: entry["images"] for case, entry in roles.visible.items()}
-    reader = determine_reader_writer_from_dataset_json(dataset_json, next(iter(images.values()))[0])
-    groups = {
-        "Checking labelled images": UnlabeledCases(images, dict.fromkeys(images, "labeled")),
-        "Checking unlabelled images": roles.unlabeled,
-    }
-    for description, cases in groups.items():
-        for warning in check_images(cases, dataset_json, reader, num_processes, show_progress, description):
-            print(f"WARNING: {warning}")
+    reader = find_reader(dataset_json, [entry["images"][0] for entry in roles.visible.values()])
+    for warning in check_images(roles.unlabeled, dataset_json, reader, num_processes, show_progress):
+        print(f"WARNING: {warning}")
 
 
 def _preprocess(
     dataset_name: str,
     dataset_json: dict,
     roles: CaseRoles,
+    checked: dict[str, CheckedCase],
     plans_identifier: str,
     num_processes: int,
     verbose: bool,
     show_progress: bool,
 ) -> None:
-    labeled.preprocess(
-        dataset_name, dataset_json, roles, plans_identifier, CONFIGURATION, num_processes, verbose, show_progress
-    )
     base = preprocessed_folder(dataset_name)
     plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
     configuration_manager = plans_manager.get_configuration(CONFIGURATION)
+    for case, found in checked.items():
+        check_spacing(roles.training[case]["images"][0], found.spacing, plans_manager, configuration_manager)
+    labeled.preprocess(
+        dataset_name, dataset_json, roles, plans_identifier, CONFIGURATION, num_processes, verbose, show_progress
+    )
     if roles.unlabeled.files:
         prepare_unlabeled_cases(
             roles.unlabeled,

@@ -18,7 +18,8 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_vqseg.data.cases import TrainingCase
+from nnunetv2_vqseg.data.cases import DatasetError, TrainingCase
+from nnunetv2_vqseg.data.json_files import read_json
 from nnunetv2_vqseg.data.parallel import for_each_case
 from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder
 
@@ -30,15 +31,22 @@ def verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processe
     """nnU-Net's `--verify_dataset_integrity` on all cases whose labels may be opened.
 
     Raises:
-        RuntimeError, AssertionError, FileNotFoundError: as nnU-Net does.
+        DatasetError: with what nnU-Net says.
     """
-    if not roles.hidden:
-        verify_dataset_integrity(str(raw_folder(dataset_name)), num_processes)
-        return
     with tempfile.TemporaryDirectory() as view:
-        visible = {**dataset_json, "dataset": roles.visible, "numTraining": len(roles.visible)}
-        (Path(view) / "dataset.json").write_text(json.dumps(visible), encoding="utf-8")
-        verify_dataset_integrity(view, num_processes)
+        folder = str(raw_folder(dataset_name))
+        if roles.hidden:
+            folder = view
+            visible = {**dataset_json, "dataset": roles.visible, "numTraining": len(roles.visible)}
+            (Path(view) / "dataset.json").write_text(json.dumps(visible), encoding="utf-8")
+        try:
+            verify_dataset_integrity(folder, num_processes)
+        except (RuntimeError, AssertionError) as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise DatasetError(
+                f"nnU-Net's integrity check refuses {raw_folder(dataset_name)} ({said}); correct the dataset, or leave "
+                f"--verify_dataset_integrity out."
+            ) from error
 
 
 def extract_fingerprint(
@@ -50,11 +58,25 @@ def extract_fingerprint(
     verbose: bool,
     show_progress: bool,
 ) -> None:
-    """Write nnU-Net's `dataset_fingerprint.json` unless it is there."""
+    """Write nnU-Net's `dataset_fingerprint.json` unless it is there.
+
+    Raises:
+        DatasetError: what is there is no fingerprint.
+    """
+    file = preprocessed_folder(dataset_name) / "dataset_fingerprint.json"
+    if file.is_file() and not clean:
+        _check_fingerprint(file)
     extractor = extractor_class(dataset_name, num_processes, verbose=verbose)
     extractor.show_progress_bar = show_progress
     extractor.dataset = {case: extractor.dataset[case] for case in roles.visible}
     extractor.run(overwrite_existing=clean)
+
+
+def _check_fingerprint(file: Path) -> None:
+    content = read_json(file, "add --clean to write it anew")
+    keys = ("spacings", "shapes_after_crop", "foreground_intensity_properties_per_channel")
+    if not isinstance(content, dict) or not all(content.get(key) for key in keys):
+        raise DatasetError(f"{file} is no fingerprint of this version of nnU-Net; add --clean to write it anew.")
 
 
 def labeled_fingerprint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -13,7 +12,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2_vqseg.data.cases import number_of_channels
 from nnunetv2_vqseg.planning.geometry import read_geometry
 from nnunetv2_vqseg.planning.labeled import labeled_fingerprint
-from nnunetv2_vqseg.planning.plans import PlansError, keep_vqseg_blocks
+from nnunetv2_vqseg.planning.plans import PlansError, keep_vqseg_blocks, load_plans
 from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, read_roles
 
 PLANS_NAME = "nnUNetVQSegPlans"
@@ -168,11 +167,7 @@ class VQSegPlannerMixin(ExperimentPlanner):
         plans["experiment_planner_used"] = self.base_planner_name()
         file = preprocessed_folder(self.dataset_name) / f"{self.plans_identifier}.json"
         if file.is_file():
-            try:
-                old_plans = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise PlansError(f"{file} is not valid JSON ({error}); correct or delete it.") from None
-            for name in keep_vqseg_blocks(plans, old_plans):
+            for name in keep_vqseg_blocks(plans, load_plans(file)):
                 print(f"The vqseg block of the configuration {name} is kept: {plans['configurations'][name]['vqseg']}")
         super().save_plans(plans)
 
