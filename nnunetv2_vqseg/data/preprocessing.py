@@ -71,6 +71,7 @@ def prepare_unlabeled_cases(
                 manifest = Manifest(folder)
                 outdated = _outdated(manifest, cases, settings)
                 _update_origins(manifest, cases)
+                before = {case: manifest.cases[case] for case in outdated if case in manifest.cases}
                 for case in outdated:
                     manifest.cases[case] = Entry(origin=cases.origin[case])
                 manifest.save()
@@ -90,7 +91,7 @@ def prepare_unlabeled_cases(
                         )
                         for case in outdated
                     }
-                    _run(manifest, jobs, settings, num_processes, log, show_progress)
+                    _run(manifest, jobs, before, settings, num_processes, log, show_progress)
                     with suppress(OSError):
                         scratch.rmdir()
         except OSError as error:
@@ -175,6 +176,7 @@ def _update_origins(manifest: Manifest, cases: UnlabeledCases) -> bool:
 def _run(
     manifest: Manifest,
     jobs: Mapping[str, tuple],
+    before: Mapping[str, Entry],
     settings: str,
     num_processes: int,
     log: Callable[[str], None],
@@ -199,5 +201,11 @@ def _run(
 
     try:
         for_each_case(prepare_case, jobs, num_processes, "Preprocessing unlabelled cases", show_progress, on_result)
+    except DatasetError:
+        # Raised before a file of the case was touched: what is there still is what it was.
+        for case in jobs:
+            if "outputs" not in manifest.cases[case]:
+                manifest.cases.update({case: before[case]} if case in before else {})
+        raise
     finally:
         manifest.save()
