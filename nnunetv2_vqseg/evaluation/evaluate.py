@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from nnunetv2_vqseg.data.dataset_json import check_label_values
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.evaluation import datasets
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
@@ -46,10 +48,16 @@ def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> di
     """`score_labels` for one pair of files.
 
     Raises:
-        EvaluationError: if a file cannot be read or the two do not lie on the same grid.
+        EvaluationError: if a file cannot be read or has labels that dataset.json does not declare, or if the two do not
+            lie on the same grid.
     """
     truth, guess = read_labels(reference, settings.reader), read_labels(prediction, settings.reader)
     check_same_grid(guess, truth)
+    try:
+        for labels in (truth, guess):
+            check_label_values(labels.file, labels.voxels, settings.classes.values)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
     return score_labels(
         guess.voxels,
         truth.voxels,
@@ -181,11 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise EvaluationError(f"-o {args.o} is not the name of a .json file; give one.")
         file = args.dataset_json or datasets.raw_folder(args.d) / "dataset.json"
         dataset_json = read_json(file, "point -d or --dataset-json to a nnU-Net dataset")
-        result = evaluate_folder(
-            args.ref, args.pred, dataset_json, args.units, args.empty_convention, args.np, args.chill
-        )
-        write_json(result, args.o)
-    except EvaluationError as error:
+        with explained_disk_errors():
+            result = evaluate_folder(
+                args.ref, args.pred, dataset_json, args.units, args.empty_convention, args.np, args.chill
+            )
+            write_json(result, args.o)
+    except (DatasetError, EvaluationError) as error:
         raise SystemExit(f"Error: {error}") from error
     _print_summary(result)
 

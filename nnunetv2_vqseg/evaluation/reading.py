@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+from nnunetv2_vqseg.data.errors import DatasetError, reason_of
+from nnunetv2_vqseg.data.images import check_file
+from nnunetv2_vqseg.data.readers import find_reader
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 
 Reader = type[BaseReaderWriter]
+REMEDY = "write it again, or delete it if it is a prediction"
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,9 @@ def reader_for(dataset_json: dict[str, Any], example: Path) -> Reader:
         EvaluationError: if no reader opens `example`.
     """
     try:
-        # nnU-Net prints a traceback for each reader that fails
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return determine_reader_writer_from_dataset_json(dataset_json, str(example), verbose=False)
-    except RuntimeError as error:
-        raise EvaluationError(
-            f"None of nnU-Net's readers opens {example}; check that the file is complete and that "
-            f'"file_ending" in dataset.json is right.'
-        ) from error
+        return find_reader(dataset_json, [example])
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def read_labels(file: Path, reader: Reader) -> Volume:
@@ -95,15 +93,14 @@ def _read(file: Path, reader: Reader, labels: bool) -> Volume:
     if not file.is_file():
         raise EvaluationError(f"{file} does not exist; put it there or leave its case out.")
     try:
+        check_file(file, REMEDY)
         # the readers print what they think of several channels' geometry
         with contextlib.redirect_stdout(io.StringIO()):
             voxels, properties = reader().read_seg(str(file)) if labels else reader().read_images((str(file),))
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
     except Exception as error:  # each format's library raises its own kind
-        reason = str(error).strip().splitlines()
-        raise EvaluationError(
-            f"Cannot read {file} ({reason[-1] if reason else type(error).__name__}); it may be incomplete: "
-            f"write it again, or delete it if it is a prediction."
-        ) from error
+        raise EvaluationError(f"{file} cannot be read ({reason_of(error)}); it may be incomplete: {REMEDY}.") from error
     if labels and voxels.shape[0] != 1:
         raise EvaluationError(f"{file} has {voxels.shape[0]} channels, but a label map has one; write it with one.")
     return Volume(

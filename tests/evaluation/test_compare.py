@@ -232,7 +232,7 @@ def test_a_half_written_prediction_is_named(world, predictor, without_report):
     compare.run(901, TRAINERS[:1], world / "out", device="cpu")
     file = next((world / "out").rglob("patient002_frame01.nii.gz"))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(EvaluationError, match=r"Cannot read .*patient002_frame01.*delete it if it is a prediction"):
+    with pytest.raises(EvaluationError, match=r"patient002_frame01.* is truncated.*delete it if it is a prediction"):
         compare.run(901, TRAINERS[:1], world / "out", device="cpu")
 
 
