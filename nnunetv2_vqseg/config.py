@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -224,7 +225,9 @@ class VQSegConfig:
         for item in fields(self):
             value = getattr(self, item.name)
             if not item.metadata["check"](value):
-                raise ConfigError(f"vqseg.{item.name} = {value!r} is not valid; it must be {item.metadata['valid']}.")
+                raise ConfigError(
+                    f"vqseg.{item.name} = {reprlib.repr(value)} is not valid; it must be {item.metadata['valid']}."
+                )
             if isinstance(value, list):
                 object.__setattr__(self, item.name, tuple(value))
         if self.perturbation == "qpm" and not self.quantize:
@@ -291,9 +294,9 @@ class VQSegConfig:
         for key, value in block.items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else ""
+                hint = f" (did you mean '{close[0]}'?)" if close else ""
                 raise ConfigError(
-                    f"Unknown key '{key}' in the plan's vqseg block.{hint} Valid keys: {', '.join(known)}."
+                    f"Unknown key {key!r} in the plan's vqseg block{hint}; valid keys are {', '.join(known)}."
                 )
             if key in locked and value != getattr(self, key):
                 raise ConfigError(

@@ -16,13 +16,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from torch.backends import cudnn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.data.dataset_json import load_dataset_json
 from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.planning.plans import PlansError, load_plans
 from nnunetv2_vqseg.training.checkpoint import newest_checkpoint
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 from nnunetv2_vqseg.training.rendezvous import join_process_group
@@ -41,11 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as `nnUNetv2_train` does, alone or as one of torchrun's processes."""
     args = parse_arguments(arguments)
     try:
+        require_readable_plan(args)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             train_distributed(args)
         else:
             train_alone(args)
-    except (ConfigError, DatasetError, NotImplementedError) as error:
+    except (ConfigError, DatasetError, PlansError, NotImplementedError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
 
@@ -86,6 +91,28 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if args.device == "mps" and "TORCHELASTIC_RUN_ID" in os.environ:
         parser.error("torchrun works with -device cuda and -device cpu only.")
     return args
+
+
+def require_readable_plan(args: argparse.Namespace) -> None:
+    """Say in a sentence what `nnUNetv2_train` says in a traceback, before it opens the plan.
+
+    Raises:
+        DatasetError, PlansError: a path variable is not set, or dataset, plan or dataset.json cannot be read.
+    """
+    for path in (nnUNet_preprocessed, nnUNet_results):
+        if not path.is_set():
+            raise DatasetError(
+                f"The environment variable {path.env_var_name} is not set; see nnU-Net's setting_up_paths.md."
+            )
+    try:
+        folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(args.dataset_name_or_id)
+    except (RuntimeError, ValueError) as error:
+        raise DatasetError(
+            f"There is not exactly one dataset {args.dataset_name_or_id} in {nnUNet_preprocessed}; give the number or "
+            f"the full name of one that was preprocessed."
+        ) from error
+    load_plans(folder / f"{args.p}.json")
+    load_dataset_json(folder / "dataset.json")
 
 
 def train_alone(args: argparse.Namespace) -> None:

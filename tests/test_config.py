@@ -25,7 +25,7 @@ def test_every_field_says_what_it_means_and_what_is_valid():
 
 
 def test_unknown_key_is_refused_with_the_valid_ones_and_a_guess():
-    with pytest.raises(ConfigError, match=r"'epsilom'.*Did you mean 'epsilon'.*num_codes"):
+    with pytest.raises(ConfigError, match=r"'epsilom'.*did you mean 'epsilon'.*num_codes"):
         VQSegConfig.default().override({"epsilom": 0.5})
 
 

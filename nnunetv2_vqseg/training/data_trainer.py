@@ -17,11 +17,25 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.data.cases import UnlabeledCases, find_unlabeled_cases, labeled_as_unlabeled
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.cases import (
+    UnlabeledCases,
+    find_unlabeled_cases,
+    labeled_as_unlabeled,
+    load_splits,
+    number_of_channels,
+)
+from nnunetv2_vqseg.data.dataset_json import check_dataset_json
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.preprocessed_cases import (
+    check_preprocessed_cases,
+    check_split,
+    preprocessed_cases,
+    require_enough_cases,
+)
 from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.splits_file import load_fold_entry
+from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans, try_plans
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.distributed import DistributedTrainer
 
@@ -51,12 +65,16 @@ class UnlabeledDataTrainer(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
     ) -> None:
-        require_2d(plans, configuration)
         block = resolve_vqseg_block(plans, configuration)
         self.config = self.default_config().override(block, self.locked)
+        check_plans(plans, configuration)
+        require_2d(plans, configuration)
+        check_dataset_json(dataset_json, "dataset.json")
+        try_plans(plans, configuration, number_of_channels(dataset_json))
         if block:  # nnU-Net's inherits_from would drop a parent's keys
             plans["configurations"][configuration]["vqseg"] = block
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with explained_disk_errors():
+            super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
@@ -64,6 +82,56 @@ class UnlabeledDataTrainer(DistributedTrainer):
         self.initial_lr = self.config.initial_lr
         self.labeled_batch_size, self.unlabeled_batch_size = self._batch_sizes()
         self.configuration_manager.configuration["batch_size"] = self.labeled_batch_size
+
+    def initialize(self) -> None:
+        """nnU-Net's, where the planned network can be built and labelled cases are there.
+
+        Raises:
+            PlansError: the network cannot be built.
+            DatasetError: no labelled case is preprocessed.
+        """
+        channels, heads = number_of_channels(self.dataset_json), self.label_manager.num_segmentation_heads
+        plan = (self.plans_manager, self.configuration_manager)
+        check_network(
+            self.plans_manager.plans,
+            self.configuration_name,
+            self.configuration_manager.patch_size,
+            channels,
+            lambda: self.build_network_architecture(*plan, channels, heads, True),
+        )
+        preprocessed_cases(self.preprocessed_dataset_folder)
+        super().initialize()
+
+    def on_train_start(self) -> None:
+        """nnU-Net's, once the labelled cases are known to be usable and the unlabelled ones are preprocessed.
+
+        Raises:
+            DatasetError: a case cannot be used, or a file cannot be read or written.
+        """
+        self.rank_0_first("checking the labelled cases", self._check_labeled, lambda: None)
+        if self.config.use_unlabeled:
+            self._prepare_unlabeled()
+        with explained_disk_errors():
+            super().on_train_start()
+
+    def _check_labeled(self) -> None:
+        train, val = self.do_split()
+        check_preprocessed_cases(self.preprocessed_dataset_folder, {*train, *val}, self.dataset_json)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, and every case that it names is there.
+
+        Raises:
+            DatasetError: a name that is not, an empty list, or too few cases for nnU-Net to make up a split.
+        """
+        base = self.preprocessed_dataset_folder_base
+        known = preprocessed_cases(self.preprocessed_dataset_folder)
+        if self.fold != "all" and not load_splits(base):
+            require_enough_cases(base, known)
+        with explained_disk_errors():
+            train, val = super().do_split()
+        check_split(base, self.fold, {"train": train, "val": val}, known)
+        return train, val
 
     def _batch_sizes(self) -> tuple[int, int]:
         """Labelled and unlabelled images a step, all ranks together."""
@@ -100,6 +168,7 @@ class UnlabeledDataTrainer(DistributedTrainer):
         )
         self.print_to_log_file(f"{len(self.unlabeled_identifiers)} unlabelled cases from {folder}.")
 
+    @explained_disk_errors()
     def _prepared_by_this_rank(self, folder: str) -> list[str]:
         cases = self._unlabeled_cases()
         if cases is None:

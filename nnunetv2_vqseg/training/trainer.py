@@ -148,8 +148,6 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         self.print_to_log_file(f"nnunetv2_vqseg {__version__}, {type(self).__name__}:\n{self.config.describe()}")
         if self.local_rank == 0:
             remove_leftovers(self.output_folder)
-        if self.config.use_unlabeled:
-            self._prepare_unlabeled()
         super().on_train_start()
         if self.step == 0:
             self._initialize_codebook()
