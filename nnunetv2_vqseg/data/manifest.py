@@ -52,7 +52,9 @@ class Manifest:
         with suppress(OSError, ValueError):
             content = json.loads(self.file.read_text(encoding="utf-8"))
             if isinstance(content, dict) and content.get("version") == VERSION:
-                self.cases = content["cases"]
+                cases = content.get("cases")
+                entries = cases.items() if isinstance(cases, dict) else ()
+                self.cases = {case: entry for case, entry in entries if _is_entry(entry)}
 
     def save(self) -> None:
         """Replace the file as a whole: readers see the old or the new one."""
@@ -134,6 +136,17 @@ def _acquire(descriptor: int, log: Callable[[str], None]) -> bool:
             return False
 
 
+def _is_entry(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    sources, outputs = value.get("sources", []), value.get("outputs", {})
+    return (
+        isinstance(outputs, dict)
+        and isinstance(sources, list)
+        and all(isinstance(source, dict) and set(source) == {"size", "mtime_ns", "content"} for source in sources)
+    )
+
+
 def _is_same_file(file: Path, source: Source) -> bool:
     try:
         status = file.stat()
@@ -155,5 +168,5 @@ def _content_hash(file: Path) -> str:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # the latter where this is no name for a file
         return -1

@@ -54,6 +54,8 @@ def spacing_message(file: str | Path, spacing: Sequence[float]) -> str:
 def _check_stream(path: Path, stream: IO[bytes], remedy: str) -> None:
     header = _parse_header(path, stream.read(HEADER_BYTES), remedy)
     dimensions = [int(extent) for extent in header["dim"][1 : int(header["dim"][0]) + 1]]
+    if not dimensions or min(dimensions) < 1:
+        raise DatasetError(f"{path} holds no voxel (its dimensions are {dimensions}); {remedy}.")
     spacing = [float(step) for step in header["pixdim"][1 : min(len(dimensions), 3) + 1]]
     if not all(math.isfinite(step) and step != 0 for step in spacing):
         raise DatasetError(spacing_message(path, spacing))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
@@ -40,9 +40,7 @@ def read_geometry(
     Raises:
         DatasetError: one line per image that cannot be used.
     """
-    known: dict[str, Geometry] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(cache_file.read_text(encoding="utf-8"))
+    known = _read_cache(cache_file)
     found = {
         case: known[case]
         for case, files in cases.files.items()
@@ -62,6 +60,19 @@ def read_geometry(
         )
         cache_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {case: found[case] for case in cases.files}
+
+
+def _read_cache(file: Path) -> dict[str, Geometry]:
+    """A file that cannot be understood counts as an empty one."""
+    content: Any = None
+    with suppress(OSError, ValueError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    entries = content.items() if isinstance(content, dict) else ()
+    return {case: entry for case, entry in entries if _is_geometry(entry)}
+
+
+def _is_geometry(entry: object) -> TypeGuard[Geometry]:
+    return isinstance(entry, dict) and set(entry) == set(Geometry.__annotations__)
 
 
 def _read_case_geometry(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: type) -> Geometry:

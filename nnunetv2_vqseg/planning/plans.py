@@ -39,7 +39,7 @@ def load_plans(file: Path) -> dict[str, Any]:
             f"{file} does not exist; run nnUNetv2_vqseg_plan_and_preprocess, or name another plan with -p."
         )
     try:
-        plans = read_json(file, "correct it or plan again with nnUNetv2_vqseg_plan_and_preprocess")
+        plans = read_json(file, "correct it, or delete it and plan again")
     except DatasetError as error:
         raise PlansError(str(error)) from error
     if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from cases import Case
 from commands import Said, convert, evaluate, in_this_process, nnunet_train, plan, read_only, said_by, train
-from corpus import SECTIONS, Case
+from corpus import SECTIONS
 from worlds import FOLDERS, World, make_acdc, make_predictions, make_raw, tame_plan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from corpus import CASES, Case
+from cases import Case
+from corpus import CASES
 from runs import ROOT, is_one_sentence, row, run, shown
 from worlds import World
 

@@ -1,0 +1,230 @@
+"""Bad input that a training meets when it starts, beside its plan."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from cases import (
+    AGAIN,
+    NO_RECORDS,
+    PLANS_FILE,
+    REPLACE,
+    UNLABELED,
+    Case,
+    Refused,
+    clear,
+    in_2d,
+    nothing,
+    plans,
+    splits,
+    unlabeled,
+)
+from commands import nnunet_train, stock_plan, train
+from tiny_raw_dataset import add_case
+from worlds import World, edit, empty, make_text, one_voxel, resize, truncate
+
+
+def _preprocessed_label_of_another_dataset(world: World) -> None:
+    """nnU-Net's own planning takes any label."""
+    one_voxel(5, np.uint8)(world.label)
+    stock_plan(world)
+
+
+def _relabel(world: World) -> None:
+    """A class taken out of dataset.json after preprocessing."""
+    one_voxel(2, np.uint8)(world.label)
+    edit(world.raw / "dataset.json", lambda content: content["labels"].update(second=2))
+    stock_plan(world)
+    edit(world.preprocessed / "dataset.json", lambda content: content["labels"].pop("second"))
+
+
+def _new_unlabeled(world: World) -> None:
+    add_case(world.raw, "imagesUl", "W")
+
+
+def _two_channels_later(world: World) -> None:
+    edit(world.preprocessed / "dataset.json", lambda content: content.update(channel_names={"0": "T1", "1": "T2"}))
+    in_2d(normalization_schemes=["ZScoreNormalization"] * 2, use_mask_for_norm=[False] * 2)(world)
+    plans(foreground_intensity_properties_per_channel={"0": {}, "1": {}})(world)
+
+
+def _copied_without_raw(world: World) -> None:
+    """As on a cluster, but without the folder of unlabelled cases."""
+    shutil.rmtree(world.raw)
+    shutil.rmtree(world.preprocessed / "nnUNetVQSegPlans_2d_unlabeled")
+
+
+START = [
+    Case(
+        "preprocessed cases: missing",
+        train,
+        lambda world: shutil.rmtree(world.cases),
+        Refused("nnUNetVQSegPlans_2d", "does not hold preprocessed cases", "run nnUNetv2_vqseg_plan_and_preprocess"),
+    ),
+    Case(
+        "preprocessed cases: a file that does not belong there",
+        train,
+        lambda world: make_text(world.cases / "Thumbs.db"),
+        Refused("nnUNetVQSegPlans_2d", "or not only such", "run nnUNetv2_vqseg_plan_and_preprocess"),
+    ),
+    *(
+        Case(
+            f"preprocessed cases: {what}",
+            train,
+            lambda world, name=name, damage=damage: damage(world.cases / name),
+            Refused("nnUNetVQSegPlans_2d/A", problem, "run nnUNetv2_vqseg_plan_and_preprocess"),
+            quotes=True,
+        )
+        for what, name, damage, problem in (
+            ("half an image", "A.b2nd", truncate, "cannot be read as a preprocessed case"),
+            ("half a label", "A_seg.b2nd", truncate, "cannot be read as a preprocessed case"),
+            ("no label", "A_seg.b2nd", Path.unlink, "cannot be read as a preprocessed case"),
+            ("half the properties", "A.pkl", truncate, "cannot be read as a preprocessed case"),
+            ("no properties", "A.pkl", Path.unlink, "cannot be read as a preprocessed case"),
+        )
+    ),
+    Case(
+        "preprocessed cases: a channel fewer than dataset.json",
+        train,
+        _two_channels_later,
+        Refused("nnUNetVQSegPlans_2d/A", "was preprocessed with 1 channels", "run nnUNetv2_vqseg_plan_and_preprocess"),
+    ),
+    Case(
+        "dataset.json of the preprocessed data: half a file",
+        train,
+        lambda world: truncate(world.preprocessed / "dataset.json"),
+        Refused("nnUNet_preprocessed/Dataset901_Tiny/dataset.json", "is not valid JSON", "correct it"),
+        quotes=True,
+    ),
+    Case(
+        "dataset_fingerprint.json: missing",
+        train,
+        lambda world: (world.preprocessed / "dataset_fingerprint.json").unlink(),
+        Refused("dataset_fingerprint.json", "cannot be used (No such file or directory)", "restore it"),
+    ),
+    *(
+        Case(f"splits_final.json: {what}", train, splits(content), Refused("splits_final.json", problem, remedy))
+        for what, content, problem, remedy in (
+            (
+                "a training case that is missing",
+                [{"train": ["A", "Z"], "val": ["C"]}],
+                'the case Z under "train"',
+                "correct the name",
+            ),
+            (
+                "a validation case that is missing",
+                [{"train": ["A"], "val": ["Z", "Y"]}],
+                'the case Y under "val" (and 1 more)',
+                "correct the name",
+            ),
+            ("no training case", [{"train": [], "val": ["C"]}], 'no case under "train"', "add one"),
+            ("no validation case", [{"train": ["A"], "val": []}], 'no case under "val"', "add one"),
+            (
+                "a text for a list",
+                [{"train": "A", "val": ["C"]}],
+                'no list of case names under "train"',
+                "write for example",
+            ),
+            (
+                "an unlabelled case that is missing, at the start of training",
+                [{"train": ["A"], "val": ["C"], "unlabeled": ["Z"]}],
+                "the case Z",
+                "correct the name",
+            ),
+        )
+    ),
+    Case(
+        "fold all, with unlabelled cases in splits_final.json",
+        train,
+        splits([{"train": ["A"], "val": ["C"], "unlabeled": ["B"]}]),
+        Refused("splits_final.json", "would train on their labels", "train a numbered fold"),
+        options=("901", "2d", "all", "-device", "cpu"),
+    ),
+    Case(
+        "no splits_final.json, and fewer cases than folds",
+        train,
+        lambda world: (world.preprocessed / "splits_final.json").unlink(),
+        Refused("splits_final.json", "3 labelled case(s) are too few", "nnUNetv2_vqseg_split"),
+    ),
+    Case(
+        "imagesUl: empty, at the start of training",
+        train,
+        lambda world: clear(world.raw / "imagesUl"),
+        Refused("imagesUl", "There is no unlabelled image", "put some into"),
+    ),
+    Case(
+        "unlabelled image: gzip data end in the middle, after planning",
+        train,
+        unlabeled(truncate),
+        Refused(UNLABELED, "is truncated", REPLACE),
+    ),
+    Case("unlabelled image: new since planning", train, _new_unlabeled),
+    *(
+        Case(
+            f"list of the preprocessed unlabelled cases: {what}",
+            train,
+            lambda world, spoil=spoil: spoil(world.cases.with_name(f"{world.cases.name}_unlabeled.json")),
+        )
+        for what, spoil in NO_RECORDS
+    ),
+    Case("unlabelled image: new and smaller than the patch", train, lambda world: resize(world, (3, 3, 2), "U")),
+    Case("nnUNet_raw: not on this machine", train, lambda world: shutil.rmtree(world.raw)),
+    Case(
+        "nnUNet_raw: not on this machine, and unlabelled cases not copied",
+        train,
+        _copied_without_raw,
+        Refused("The preprocessed unlabelled case U", "is missing or incomplete", "set nnUNet_raw or copy the folder"),
+    ),
+    Case(
+        "nnUNet_results: read only",
+        train,
+        nothing,
+        Refused("nnUNet_results/Dataset901_Tiny", "cannot be used (Permission denied)", "make it writable"),
+        sealed=lambda world: [world.root / "nnUNet_results"],
+    ),
+    Case(
+        "nnUNet_raw and nnUNet_preprocessed: read only, and complete",
+        train,
+        nothing,
+        sealed=lambda world: [world.root / "nnUNet_raw", world.root / "nnUNet_preprocessed"],
+    ),
+    Case(
+        "nnUNet_preprocessed: read only, and an unlabelled image is new",
+        train,
+        _new_unlabeled,
+        Refused("nnUNetVQSegPlans_2d_unlabeled", "Permission denied", "make it writable"),
+        sealed=lambda world: [world.preprocessed],
+    ),
+]
+
+STOCK = [
+    Case("planned with nnU-Net's own command", nnunet_train, stock_plan, options=("-p", "nnUNetPlans")),
+    Case(
+        "planned with nnU-Net's own command: a label that dataset.json does not know",
+        nnunet_train,
+        _preprocessed_label_of_another_dataset,
+        Refused("nnUNetPlans_2d/A", "label(s) 5", "correct the label"),
+        options=("-p", "nnUNetPlans"),
+    ),
+    Case(
+        "planned with nnU-Net's own command: a label taken out of dataset.json later",
+        nnunet_train,
+        _relabel,
+        Refused("nnUNetPlans_2d/A", "label(s) 2", "correct the label"),
+        options=("-p", "nnUNetPlans"),
+    ),
+    Case(
+        "plan: batch_size in quotes, with nnUNetv2_train",
+        nnunet_train,
+        in_2d(batch_size="8"),
+        Refused(PLANS_FILE, "2d.batch_size = '8' is not valid", AGAIN),
+    ),
+    Case(
+        "unlabelled image: zero bytes, with nnUNetv2_train",
+        nnunet_train,
+        unlabeled(empty),
+        Refused(UNLABELED, "has zero bytes", REPLACE),
+    ),
+]
