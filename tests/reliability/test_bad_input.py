@@ -13,6 +13,9 @@ from worlds import World
 sys.path.insert(0, str(ROOT / "scripts"))
 from update_reliability import PAGE, tables
 
+# torch's launcher, which wants the real standard error.
+pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
 def test_bad_input(case: Case, copy_for) -> None:

@@ -35,6 +35,8 @@ from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_fold_entry
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.reading import read_labels
 
+# torch's launcher, which wants the real standard error.
+pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
 # The same examples on every machine and in every run.
 FIXED = settings(
     derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

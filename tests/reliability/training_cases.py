@@ -23,7 +23,7 @@ from cases import (
 )
 from commands import nnunet_train, stock_plan, train
 from tiny_raw_dataset import add_case
-from worlds import World, edit, empty, make_text, one_voxel, resize, truncate
+from worlds import World, edit, empty, make_text, one_voxel, resize, truncate, voxels
 
 
 def _preprocessed_label_of_another_dataset(world: World) -> None:
@@ -214,6 +214,20 @@ STOCK = [
         _relabel,
         Refused("nnUNetPlans_2d/A", "label(s) 2", "correct the label"),
         options=("-p", "nnUNetPlans"),
+    ),
+    *(
+        Case(
+            f"planned with nnU-Net's own command: labelled image: {what}",
+            nnunet_train,
+            lambda world, damage=damage: (damage(world.image), stock_plan(world)),
+            options=("-p", "nnUNetPlans"),
+        )
+        for what, damage in (
+            ("a NaN", one_voxel(np.nan)),
+            ("an Inf", one_voxel(np.inf)),
+            ("the same value everywhere", voxels(lambda a: a * 0 + 7)),
+            ("gzip data end in the middle", truncate),
+        )
     ),
     Case(
         "plan: batch_size in quotes, with nnUNetv2_train",
