@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
-from nnunetv2_vqseg.data.cases import TrainingCase, case_pattern, segmentation_name_message
+from nnunetv2_vqseg.data.cases import TrainingCase, case_pattern, number_of_channels, segmentation_name_message
 from nnunetv2_vqseg.data.dataset_json import check_label_values, declared_labels
 from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.images import CaseImage, check_file, placement, plain, read_case
 from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.data.records import file_states, read_record, write_record
+
+RECORD_FILE = "labeled_checked.json"
 
 
-class CheckedCase(NamedTuple):
-    """What is known of a labelled case once it was read: spacing in mm, and sentences about what is odd but allowed."""
+class CheckedCase(TypedDict):
+    """What is known of a labelled case once it was read, as it stands in the record.
 
-    spacing: tuple[float, float, float]
+    `warnings` are sentences about what is odd but allowed; `spacing` is in mm. `files` (size and time) and `expected`
+    (what the dataset should be) are what it was checked against.
+    """
+
+    spacing: list[float]
     has_foreground: bool
     warnings: list[str]
+    files: list[list[int]]
+    expected: list[Any]
 
 
 def check_training_names(raw: Path, dataset_json: dict[str, Any]) -> None:
@@ -50,12 +59,14 @@ def check_labeled_cases(
     cases: Mapping[str, TrainingCase],
     dataset_json: dict[str, Any],
     reader_writer_class: type,
+    record: Path,
     num_processes: int,
     show_progress: bool = True,
 ) -> dict[str, CheckedCase]:
     """Read every labelled image and its label once and refuse the broken ones, all of them in one message.
 
     Args:
+        record: a JSON file of our own; what is in it and unchanged is not read again.
         num_processes: 0 or 1 stays in this process.
 
     Raises:
@@ -63,29 +74,57 @@ def check_labeled_cases(
             unreadable, on another grid than the image, or holds values that dataset.json does not declare; or no case
             has any foreground.
     """
-    checked: dict[str, CheckedCase] = {}
-    for_each_case(
-        _check_labeled_case,
-        {case: (entry, dataset_json, reader_writer_class) for case, entry in cases.items()},
-        num_processes,
-        "Checking labelled images",
-        show_progress,
-        lambda case, found: checked.update({case: found}),
-    )
-    if not any(case.has_foreground for case in checked.values()):
+    expected = [sorted(declared_labels(dataset_json)), number_of_channels(dataset_json), reader_writer_class.__name__]
+    known = {case: entry for case, entry in read_record(record).items() if _is_checked_case(entry)}
+    checked: dict[str, CheckedCase] = {
+        case: known[case]
+        for case, entry in cases.items()
+        if case in known and known[case]["files"] == _states(entry) and known[case]["expected"] == expected
+    }
+    jobs = {
+        case: (entry, dataset_json, reader_writer_class, expected)
+        for case, entry in cases.items()
+        if case not in checked
+    }
+    if jobs:
+        for_each_case(
+            _check_labeled_case,
+            jobs,
+            num_processes,
+            "Checking labelled images",
+            show_progress,
+            lambda case, found: checked.update({case: found}),
+        )
+        write_record(record, known | checked)
+    if not any(case["has_foreground"] for case in checked.values()):
         folder = Path(next(iter(cases.values()))["label"]).parent
         raise DatasetError(f"{folder} holds background only: not one label has a voxel above 0; add annotated cases.")
     return checked
 
 
+def _is_checked_case(entry: object) -> TypeGuard[CheckedCase]:
+    return isinstance(entry, dict) and set(entry) == set(CheckedCase.__annotations__)
+
+
+def _states(entry: TrainingCase) -> list[list[int]]:
+    return file_states([*entry["images"], entry["label"]])
+
+
 def _check_labeled_case(
-    case: str, entry: TrainingCase, dataset_json: dict[str, Any], reader_writer_class: Any
+    case: str, entry: TrainingCase, dataset_json: dict[str, Any], reader_writer_class: Any, expected: list[Any]
 ) -> CheckedCase:
+    states = _states(entry)
     image = read_case(case, entry["images"], dataset_json, reader_writer_class)
     label, properties = _read_label(entry["label"], reader_writer_class)
     check_label_values(entry["label"], label, declared_labels(dataset_json))
     warnings = _compare_with_image(entry, image, label, properties)
-    return CheckedCase(image.spacing, bool((label > 0).any()), [*image.warnings, *warnings])
+    return CheckedCase(
+        spacing=list(image.spacing),
+        has_foreground=bool((label > 0).any()),
+        warnings=[*image.warnings, *warnings],
+        files=states,
+        expected=expected,
+    )
 
 
 def _read_label(file: str, reader_writer_class: Any) -> tuple[np.ndarray, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import nnunetv2
@@ -18,7 +19,7 @@ from nnunetv2_vqseg.data.case_preprocessing import check_spacing
 from nnunetv2_vqseg.data.cases import DatasetError, check_images, no_unlabeled_cases_message
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
 from nnunetv2_vqseg.data.errors import explained_disk_errors
-from nnunetv2_vqseg.data.labeled_cases import CheckedCase, check_labeled_cases, check_training_names
+from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, CheckedCase, check_labeled_cases, check_training_names
 from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.readers import find_reader
 from nnunetv2_vqseg.planning import labeled
@@ -74,7 +75,10 @@ def plan_and_preprocess_dataset(
             f"there are {len(roles.training)} labelled cases; correct it."
         )
     _require_writable(dataset_name)
-    checked = _check_labeled(dataset_name, dataset_json, roles, num_processes_fingerprint, show_progress)
+    record = preprocessed_folder(dataset_name) / RECORD_FILE
+    if clean or verify_dataset_integrity:
+        record.unlink(missing_ok=True)
+    checked = _check_labeled(dataset_name, dataset_json, roles, record, num_processes_fingerprint, show_progress)
 
     print("Fingerprint extraction...")
     if verify_dataset_integrity:
@@ -155,7 +159,7 @@ def _require_writable(dataset_name: str) -> None:
 
 
 def _check_labeled(
-    dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processes: int, show_progress: bool
+    dataset_name: str, dataset_json: dict, roles: CaseRoles, record: Path, num_processes: int, show_progress: bool
 ) -> dict[str, CheckedCase]:
     """Read all labelled images and labels that may be opened; there are few where there are unlabelled ones."""
     folder = raw_folder(dataset_name) / "imagesTr"
@@ -171,9 +175,9 @@ def _check_labeled(
         )
     images = [file for entry in roles.visible.values() for file in entry["images"]]
     reader = find_reader(dataset_json, images)
-    checked = check_labeled_cases(roles.visible, dataset_json, reader, num_processes, show_progress)
+    checked = check_labeled_cases(roles.visible, dataset_json, reader, record, num_processes, show_progress)
     for case in checked.values():
-        for warning in case.warnings:
+        for warning in case["warnings"]:
             print(f"WARNING: {warning}")
     return checked
 
@@ -200,7 +204,7 @@ def _preprocess(
     plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
     configuration_manager = plans_manager.get_configuration(CONFIGURATION)
     for case, found in checked.items():
-        check_spacing(roles.training[case]["images"][0], found.spacing, plans_manager, configuration_manager)
+        check_spacing(roles.training[case]["images"][0], found["spacing"], plans_manager, configuration_manager)
     labeled.preprocess(
         dataset_name, dataset_json, roles, plans_identifier, CONFIGURATION, num_processes, verbose, show_progress
     )

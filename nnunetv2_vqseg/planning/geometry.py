@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import TypedDict, TypeGuard
 
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from nnunetv2_vqseg.data.cases import UnlabeledCases
 from nnunetv2_vqseg.data.images import read_case
 from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.data.records import file_states, read_record, write_record
 
 
 class Geometry(TypedDict):
@@ -40,12 +39,10 @@ def read_geometry(
     Raises:
         DatasetError: one line per image that cannot be used.
     """
-    known = _read_cache(cache_file)
-    found = {
-        case: known[case]
-        for case, files in cases.files.items()
-        if case in known and known[case]["files"] == _file_states(files)
-    }
+    found: dict[str, Geometry] = {}
+    for case, known in read_record(cache_file).items():
+        if _is_geometry(known) and known["files"] == file_states(cases.files.get(case, ())):
+            found[case] = known
     jobs = {
         case: (files, dataset_json, reader_writer_class) for case, files in cases.files.items() if case not in found
     }
@@ -58,17 +55,8 @@ def read_geometry(
             show_progress,
             lambda case, geometry: found.update({case: geometry}),
         )
-        cache_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write_record(cache_file, found)
     return {case: found[case] for case in cases.files}
-
-
-def _read_cache(file: Path) -> dict[str, Geometry]:
-    """A file that cannot be understood counts as an empty one."""
-    content: Any = None
-    with suppress(OSError, ValueError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    entries = content.items() if isinstance(content, dict) else ()
-    return {case: entry for case, entry in entries if _is_geometry(entry)}
 
 
 def _is_geometry(entry: object) -> TypeGuard[Geometry]:
@@ -76,20 +64,7 @@ def _is_geometry(entry: object) -> TypeGuard[Geometry]:
 
 
 def _read_case_geometry(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: type) -> Geometry:
-    states = _file_states(files)
+    states = file_states(files)
     image = read_case(case, files, dataset_json, reader_writer_class)
     cropped, _, _ = crop_to_nonzero(image.data)
     return Geometry(shape=[int(extent) for extent in cropped.shape[1:]], spacing=list(image.spacing), files=states)
-
-
-def _file_states(files: Sequence[str]) -> list[list[int]]:
-    """Size and time of each file; an empty pair for one that is missing."""
-    states = []
-    for file in files:
-        try:
-            status = Path(file).stat()
-        except OSError:
-            states.append([-1, -1])
-        else:
-            states.append([status.st_size, status.st_mtime_ns])
-    return states

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.utilities.file_and_folder_operations import isdir, join
+from batchgenerators.utilities.file_and_folder_operations import isfile
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -23,9 +24,11 @@ from nnunetv2_vqseg.data.cases import (
     labeled_as_unlabeled,
     load_splits,
     number_of_channels,
+    training_cases,
 )
 from nnunetv2_vqseg.data.dataset_json import check_dataset_json
 from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
+from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, check_labeled_cases
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
 from nnunetv2_vqseg.data.preprocessed_cases import (
     check_preprocessed_cases,
@@ -115,8 +118,24 @@ class UnlabeledDataTrainer(DistributedTrainer):
             super().on_train_start()
 
     def _check_labeled(self) -> None:
-        train, val = self.do_split()
-        check_preprocessed_cases(self.preprocessed_dataset_folder, {*train, *val}, self.dataset_json)
+        """The raw files where they are on this machine, which nnU-Net's own planning does not look into so closely."""
+        cases = {case for keys in self.do_split() for case in keys}
+        raw = self._raw_folder()
+        training = training_cases(raw, self.dataset_json) if raw is not None else {}
+        here = {
+            case: training[case]
+            for case in sorted(cases)
+            if case in training and all(map(isfile, (*training[case]["images"], training[case]["label"])))
+        }
+        if here:
+            check_labeled_cases(
+                here,
+                self.dataset_json,
+                self.plans_manager.image_reader_writer_class,
+                Path(self.preprocessed_dataset_folder_base) / RECORD_FILE,
+                num_processes=get_allowed_n_proc_DA(),
+            )
+        check_preprocessed_cases(self.preprocessed_dataset_folder, cases, self.dataset_json)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, and every case that it names is there.
@@ -148,11 +167,15 @@ class UnlabeledDataTrainer(DistributedTrainer):
     def _fold_entry(self) -> dict | None:
         return load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
 
+    def _raw_folder(self) -> Path | None:
+        folder = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
+        return folder if folder is not None and folder.is_dir() else None
+
     def _unlabeled_cases(self) -> UnlabeledCases | None:
         """The fold's unlabelled cases; None where the raw dataset is not on this machine."""
-        if not nnUNet_raw.is_set() or not isdir(join(nnUNet_raw, self.plans_manager.dataset_name)):
+        raw = self._raw_folder()
+        if raw is None:
             return None
-        raw = join(nnUNet_raw, self.plans_manager.dataset_name)
         if not self.config.labeled_as_unlabeled:
             return find_unlabeled_cases(raw, self.dataset_json, self._fold_entry())
         train_keys, _ = self.do_split()

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 from cases import (
     AGAIN,
+    IMAGE,
+    LABEL,
     NO_RECORDS,
     PLANS_FILE,
     REPLACE,
+    TRUNCATED,
     UNLABELED,
     Case,
     Refused,
@@ -86,9 +89,9 @@ START = [
         )
     ),
     Case(
-        "preprocessed cases: a channel fewer than dataset.json",
+        "preprocessed cases: a channel fewer than dataset.json, nnUNet_raw not on this machine",
         train,
-        _two_channels_later,
+        lambda world: (_two_channels_later(world), shutil.rmtree(world.raw)),
         Refused("nnUNetVQSegPlans_2d/A", "was preprocessed with 1 channels", "run nnUNetv2_vqseg_plan_and_preprocess"),
     ),
     Case(
@@ -205,14 +208,14 @@ STOCK = [
         "planned with nnU-Net's own command: a label that dataset.json does not know",
         nnunet_train,
         _preprocessed_label_of_another_dataset,
-        Refused("nnUNetPlans_2d/A", "label(s) 5", "correct the label"),
+        Refused(LABEL, "label(s) 5", "correct the label"),
         options=("-p", "nnUNetPlans"),
     ),
     Case(
         "planned with nnU-Net's own command: a label taken out of dataset.json later",
         nnunet_train,
         _relabel,
-        Refused("nnUNetPlans_2d/A", "label(s) 2", "correct the label"),
+        Refused(LABEL, "label(s) 2", "correct the label"),
         options=("-p", "nnUNetPlans"),
     ),
     *(
@@ -220,14 +223,36 @@ STOCK = [
             f"planned with nnU-Net's own command: labelled image: {what}",
             nnunet_train,
             lambda world, damage=damage: (damage(world.image), stock_plan(world)),
+            Refused(IMAGE, problem, remedy),
             options=("-p", "nnUNetPlans"),
         )
-        for what, damage in (
-            ("a NaN", one_voxel(np.nan)),
-            ("an Inf", one_voxel(np.inf)),
-            ("the same value everywhere", voxels(lambda a: a * 0 + 7)),
-            ("gzip data end in the middle", truncate),
+        for what, damage, problem, remedy in (
+            ("a NaN", one_voxel(np.nan), "holds NaN values", "replace them by numbers"),
+            ("an Inf", one_voxel(np.inf), "holds Inf values", "replace them by numbers"),
+            ("the same value everywhere", voxels(lambda a: a * 0 + 7), "is empty", REPLACE),
+            ("gzip data end in the middle", truncate, "is truncated", REPLACE),
         )
+    ),
+    Case(
+        "planned with nnU-Net's own command: a label that dataset.json does not know, nnUNet_raw not on this machine",
+        nnunet_train,
+        lambda world: (_preprocessed_label_of_another_dataset(world), shutil.rmtree(world.raw)),
+        Refused("nnUNetPlans_2d/A", "label(s) 5", "correct the label"),
+        options=("-p", "nnUNetPlans"),
+    ),
+    Case(
+        "labelled image: gzip data end in the middle, after planning",
+        train,
+        lambda world: truncate(world.image),
+        TRUNCATED._replace(file=IMAGE),
+    ),
+    *(
+        Case(
+            f"labeled_checked.json: {what}",
+            train,
+            lambda world, spoil=spoil: spoil(world.preprocessed / "labeled_checked.json"),
+        )
+        for what, spoil in NO_RECORDS
     ),
     Case(
         "plan: batch_size in quotes, with nnUNetv2_train",
