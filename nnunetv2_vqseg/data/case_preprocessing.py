@@ -130,5 +130,5 @@ def check_spacing(
         if not 1 / MAX_SPACING_FACTOR <= factor <= MAX_SPACING_FACTOR:
             raise DatasetError(
                 f"{file} has a spacing of {step:g} mm, {factor:g} times the plan's {wanted:g} mm; correct the unit in "
-                f"its header or remove the case."
+                f"its header or the plan's spacing, or remove the case."
             )
