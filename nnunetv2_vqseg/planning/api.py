@@ -58,7 +58,8 @@ def plan_and_preprocess_dataset(
         The plan's name, for `-p`.
 
     Raises:
-        DatasetError: images, names or splits that cannot be used.
+        DatasetError: images, labels, names, splits or a dataset.json that cannot be used, or a file that cannot be read
+            or written.
         PlansError: a plan that cannot be made.
     """
     dataset_name = _find_dataset(dataset_id)

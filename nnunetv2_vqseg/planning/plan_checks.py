@@ -57,10 +57,8 @@ PLAN_FIELDS = {
     "dataset_name": _TEXT,
     "plans_name": _TEXT,
     "image_reader_writer": _TEXT,
-    "label_manager": _TEXT,
     "transpose_forward": _ORDER,
     "transpose_backward": _ORDER,
-    "foreground_intensity_properties_per_channel": _OPTIONS,
 }
 CONFIGURATION_FIELDS = {
     "data_identifier": _TEXT,
@@ -183,14 +181,13 @@ def _check_fields(name: str, prefix: str, content: Mapping[str, Any], expected: 
 def _trials(configuration: str, manager: PlansManager, resolved: ConfigurationManager) -> dict[str, Callable[[], Any]]:
     channels = len(resolved.normalization_schemes)
     image, mask = np.ones((channels, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int16)
-    statistics = manager.foreground_intensity_properties_per_channel
     grid: Any = ((2, 3, 3), (1.0, 1.0, 1.0), (1.0, 4 / 3, 4 / 3))
     return {
         "image_reader_writer": lambda: manager.image_reader_writer_class.read_images,
         "label_manager": lambda: issubclass(manager.label_manager_class, LabelManager),
         f"{configuration}.preprocessor_name": lambda: resolved.preprocessor_class.run_case,
         f"{configuration}.normalization_schemes": lambda: DefaultPreprocessor()._normalize(
-            image, mask, resolved, statistics
+            image, mask, resolved, manager.foreground_intensity_properties_per_channel
         ),
         f"{configuration}.resampling_fn_data": lambda: resolved.resampling_fn_data(image, *grid),
         f"{configuration}.resampling_fn_seg": lambda: resolved.resampling_fn_seg(mask, *grid),

@@ -117,6 +117,7 @@ class UnlabeledDataTrainer(DistributedTrainer):
         with explained_disk_errors():
             super().on_train_start()
 
+    @explained_disk_errors()
     def _check_labeled(self) -> None:
         """The raw files where they are on this machine, which nnU-Net's own planning does not look into so closely."""
         cases = {case for keys in self.do_split() for case in keys}

@@ -13,6 +13,8 @@ def _old_plan(world: World) -> None:
     """As nnU-Net 2.0 to 2.3 wrote it: the network's arguments lie in the configuration."""
 
     def change(plan: dict[str, Any]) -> None:
+        del plan["label_manager"]
+        plan["foreground_intensity_properties_by_modality"] = plan.pop("foreground_intensity_properties_per_channel")
         inner = configuration(plan)
         network = inner.pop("architecture")["arch_kwargs"]
         inner.update(
