@@ -197,6 +197,19 @@ def test_student_compiles_into_one_graph(kind, decoder_input, autocast):
     assert output.perturbed_indices.shape == (2, 8, 8)
 
 
+def test_literal_perturbation_is_the_one_documented_graph_break():
+    network = full_network(qpm="literal", decoder_input="quantized").train()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(network, backend="eager")
+    x, layout = torch.randn(6, 1, *PATCH), BatchLayout(2, 2, 2)
+    compiled(x, layout)
+    assert len(counters["graph_break"]) == 1
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(2):  # another number of codes is moved
+            compiled(x, layout)
+
+
 def test_compiled_training_equals_eager_and_compiles_once():
     """Steps that move weights, restart codes and rebuild QPM's table, and a validation in between."""
     network = full_network(restart_after=1).train()

@@ -175,8 +175,7 @@ class QuantizedPerturbation(nn.Module):
         # Given that a token moves, its draw is uniform below epsilon: it serves a second time.
         uniform = (draw / self.epsilon).clamp(max=_BELOW_ONE)
         if self.mode == "literal":
-            moved = flat.clone()
-            moved[moves] = self._sample_literal(flat[moves], codes.detach(), uniform[moves])
+            moved = self._move_literal(flat, codes.detach(), moves, uniform)
         else:
             moved = torch.where(moves, self._sample_table(flat, codes, uniform), flat)
         return moved.view(indices.shape)
@@ -201,6 +200,13 @@ class QuantizedPerturbation(nn.Module):
             assert table is not None
         slot = torch.searchsorted(table.cumulative[indices], uniform[:, None], right=True)
         return table.neighbors[indices].gather(1, slot).squeeze(1).long()
+
+    @torch.compiler.disable
+    def _move_literal(self, indices: Tensor, codes: Tensor, moves: Tensor, uniform: Tensor) -> Tensor:
+        """Sizes depend on the data throughout: one break in a compiled graph instead of one at each of them."""
+        moved = indices.clone()
+        moved[moves] = self._sample_literal(indices[moves], codes, uniform[moves])
+        return moved
 
     def _sample_literal(self, indices: Tensor, codes: Tensor, uniform: Tensor) -> Tensor:
         distinct, row, counts = indices.unique(return_inverse=True, return_counts=True)

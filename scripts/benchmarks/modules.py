@@ -19,7 +19,6 @@ from nnunetv2_vqseg.modules.lookup import nearest_codes
 from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
 from nnunetv2_vqseg.modules.quantizer import VectorQuantizer
 
-EPSILONS = (0.1, 0.3, 0.7)
 TOKENS, CODES, WIDTHS = (512, 2048, 8192, 32768), (1024, 4096, 16384, 65536), (128, 384, 512)
 ENTROPY_TOKENS = 512
 TEMPERATURE = 0.05
@@ -32,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--widths", type=int, nargs="+", metavar="D", help=f"of tokens and codes (default: 16 {WIDTHS}; on a CPU 16)"
     )
+    parser.add_argument("--epsilons", type=float, nargs="+", default=(0.1, 0.3, 0.7), metavar="E")
     parser.add_argument(
         "--rebuild-every",
         type=int,
@@ -69,6 +69,7 @@ class Point:
         torch.manual_seed(0)
         self.device = device
         self.rebuild_every = args.rebuild_every
+        self.epsilons = args.epsilons
         self.compare = partial(compare, device=device, repeats=args.repeats, seconds=args.seconds)
         self.size = {"tokens": tokens, "codes": codes, "width": width}
         self.has_plain = tokens * codes <= args.plain_elements
@@ -124,7 +125,7 @@ class Point:
         rebuilt = self.row("QPM calibrated, rebuild of its table", rebuild, None)
         share = rebuilt["ours_ms"] / self.rebuild_every
         rows = [rebuilt]
-        for epsilon in EPSILONS:
+        for epsilon in self.epsilons:
             for mode in ("calibrated", "literal"):
                 perturbation = QuantizedPerturbation(epsilon, mode, PERPLEXITY, NEIGHBORS)
 

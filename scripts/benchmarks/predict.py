@@ -59,8 +59,9 @@ def _predictor(trainer: Any, channels: int, device: torch.device) -> Any:
         trainer.label_manager.num_segmentation_heads,
         enable_deep_supervision=False,
     )
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
     network.to(device)
+    with workbench.silence():
+        predictor = nnUNetPredictor(device=device, allow_tqdm=False)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,
