@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -91,7 +92,7 @@ class Point:
             partial(self.entropy, partial(assignment_entropy, temperature=TEMPERATURE)),
             partial(self.entropy, partial(plain.entropy, temperature=TEMPERATURE)),
         )
-        return [lookup, entropy, *self.perturbation_rows(lookup["ours_ms"]), *self.whole()]
+        return [lookup, entropy, *self.perturbation_rows(lookup["ours_ms"]), *self.whole(), *self.other_library()]
 
     def row(
         self, what: str, ours: Callable[[], Any], plain_version: Callable[[], Any] | None, with_memory: bool = True
@@ -170,6 +171,27 @@ class Point:
             self.row(what, ours, partial(plain_version, self.size["tokens"])),
             self.row(f"the same, plain entropy of {ENTROPY_TOKENS}", ours, partial(plain_version, ENTROPY_TOKENS)),
         ]
+
+    def other_library(self) -> list[Row]:
+        """Lookup and L_vq, forward and backward, beside vector-quantize-pytorch's SimVQ where that is installed."""
+        if find_spec("vector_quantize_pytorch") is None:
+            return []
+        from vector_quantize_pytorch import SimVQ
+
+        width, codes = self.size["width"], self.size["codes"]
+        ours = VectorQuantizer(width, codes, None, normalize=False, entropy_tokens=0).to(self.device).train()
+        theirs = SimVQ(dim=width, codebook_size=codes, rotation_trick=False).to(self.device).train()
+
+        def run_ours() -> None:
+            output = ours(self.z.clone().requires_grad_())
+            (output.quantized.square().mean() + output.loss).backward()
+
+        def run_theirs() -> None:
+            quantized, _, loss = theirs(self.tokens[None].clone().requires_grad_())
+            (quantized.square().mean() + loss).backward()
+
+        row = self.row("lookup + L_vq, forward + backward; plain: SimVQ", run_ours, run_theirs)
+        return [row]
 
     def _mean_squared_distance(self) -> float:
         center = self.codes.mean(dim=0)

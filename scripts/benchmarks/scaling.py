@@ -24,8 +24,12 @@ CODES, TOKENS = (1024, 4096, 16384, 65536), (512, 2048, 8192, 32768)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--codes", type=int, nargs="+", default=CODES, metavar="K", help=f"default: {CODES}")
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, metavar="N", help=f"default: {TOKENS}")
+    parser.add_argument(
+        "--codes", type=int, nargs="+", metavar="K", help=f"default: {CODES}; a CPU leaves out the last"
+    )
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", metavar="N", help=f"default: {TOKENS}; a CPU leaves out the last"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=(4, 8, 16), metavar="B", help="default: 4 8 16")
     parser.add_argument("--patches", type=int, nargs="+", metavar="PX", help="default: 64 128; on a GPU 128 256 512")
     parser.add_argument("--features", type=int, metavar="N", help="of the first stage (default: 16; on a GPU 32)")
@@ -36,11 +40,12 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     gpu = device.type == "cuda"
     features = args.features or (32 if gpu else 16)
     patches = args.patches or ((128, 256, 512) if gpu else (64, 128))
-    middle_codes, middle_tokens = sorted(args.codes)[len(args.codes) // 2], sorted(args.tokens)[len(args.tokens) // 2]
+    all_codes, all_tokens = args.codes or CODES[: None if gpu else -1], args.tokens or TOKENS[: None if gpu else -1]
+    middle_codes, middle_tokens = (sorted(sizes)[len(sizes) // 2] for sizes in (all_codes, all_tokens))
     for what, run_of in MODULES.items():
-        sweep(what, "codes", args.codes, lambda codes, run_of=run_of: run_of(middle_tokens, codes, device))
+        sweep(what, "codes", all_codes, lambda codes, run_of=run_of: run_of(middle_tokens, codes, device))
         if what != REBUILD:
-            sweep(what, "tokens", args.tokens, lambda tokens, run_of=run_of: run_of(tokens, middle_codes, device))
+            sweep(what, "tokens", all_tokens, lambda tokens, run_of=run_of: run_of(tokens, middle_codes, device))
     student = partial(_student, features=features, device=device)
     sweep("student", "batch", args.batches, lambda batch: student(batch, min(patches)))
     sweep("student", "pixels", [patch**2 for patch in patches], lambda pixels: student(4, round(pixels**0.5)))
