@@ -147,6 +147,7 @@ class Point:
         The plain version takes the entropy term over all tokens, and in a second row over as many as ours.
         """
         perturbation = QuantizedPerturbation(0.7, perplexity=PERPLEXITY, num_neighbors=NEIGHBORS)
+        perturbation.prepare(self.codes)  # its table has a row of its own
         temperature = TEMPERATURE * self._mean_squared_distance() / 2.0
         mapping = self.quantizer.mapping.weight
 
