@@ -24,6 +24,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg + DINOv2": ("nnUNetTrainerVQSeg", {"foundation": True}),
 }
 
+WINDOW = 300
+"""Steps of a row of `--train-first`."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     workbench.add_arguments(parser)
@@ -41,7 +44,9 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
         trainers = {name: _start(bench, name) for name in args.variants}
         steps = {name: lambda trainer=trainer: _step(trainer) for name, trainer in trainers.items()}
-        tables = [_train_first(name, trainer, args.train_first, device) for name, trainer in trainers.items()]
+        counted = [
+            row for name, trainer in trainers.items() for row in _train_first(name, trainer, args.train_first, device)
+        ]
         seconds = compare(steps, device, args.repeats, args.seconds)
         memory = {name: peak_memory(step, device) for name, step in steps.items()}
         totals = [_total(name, trainers[name], seconds[name], memory[name]) for name in steps]
@@ -52,7 +57,6 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
             workbench.stop_loaders(trainer)
     print_table(totals, "One step; images are those that pass the student")
     print_table(parts, "Milliseconds of its parts")
-    counted = [row for row in tables if row]
     if counted:
         print_table(counted, "QPM's neighbour table")
     return {"totals": totals, "parts": parts, "tables": counted}
@@ -69,30 +73,48 @@ def _step(trainer: Any) -> None:
     trainer.train_step(next(trainer.dataloader_train))
 
 
-def _train_first(name: str, trainer: Any, steps: int, device: torch.device) -> Row:
-    """What QPM costs beside the lookup while codes move as they do in training, rebuilds of its table included."""
+def _train_first(name: str, trainer: Any, steps: int, device: torch.device) -> list[Row]:
+    """What QPM costs beside the lookup while codes move as they do in training, rebuilds of its table included.
+
+    Returns:
+        A row for every `WINDOW` steps; none for a trainer without QPM.
+    """
+    perturbation = getattr(getattr(trainer, "vqseg_network", None), "perturbation", None)
+    done, rows = 0, []
+    while done < steps:
+        count = min(WINDOW, steps - done)
+        if perturbation is None:
+            _train(trainer, range(done, done + count))
+        else:
+            rows.append({"variant": name, "steps": f"{done} to {done + count - 1}"})
+            rows[-1] |= _qpm_of_lookup(trainer, perturbation, range(done, done + count), device)
+        done += count
+    return rows
+
+
+def _train(trainer: Any, numbers: range) -> None:
+    for number in numbers:
+        if number and number % trainer.num_iterations_per_epoch == 0:
+            with workbench.silence():
+                trainer.on_train_epoch_start()
+        _step(trainer)
+
+
+def _qpm_of_lookup(trainer: Any, perturbation: Any, numbers: range, device: torch.device) -> Row:
     watch = Stopwatch(device)
     calls = {"_build": 0, "_replace_rows": 0}
     with ExitStack() as stack:
-        perturbation = getattr(getattr(trainer, "vqseg_network", None), "perturbation", None)
-        if perturbation is not None:
-            lookup = watch.timed("lookup", quantizer.nearest_codes)
-            stack.enter_context(patch.object(quantizer, "nearest_codes", lookup))
-            for method in ("prepare", "forward"):
-                timed = watch.timed(f"QPM {method}", getattr(perturbation, method))
-                stack.enter_context(patch.object(perturbation, method, timed))
-            for method in calls:
-                stack.enter_context(patch.object(perturbation, method, _counted(perturbation, method, calls)))
-        for number in range(steps):
-            if number and number % trainer.num_iterations_per_epoch == 0:
-                with workbench.silence():
-                    trainer.on_train_epoch_start()
-            _step(trainer)
-    if perturbation is None or not steps:
-        return {}
+        lookup = watch.timed("lookup", quantizer.nearest_codes)
+        stack.enter_context(patch.object(quantizer, "nearest_codes", lookup))
+        for method in ("prepare", "forward"):
+            timed = watch.timed(f"QPM {method}", getattr(perturbation, method))
+            stack.enter_context(patch.object(perturbation, method, timed))
+        for method in calls:
+            stack.enter_context(patch.object(perturbation, method, _counted(perturbation, method, calls)))
+        _train(trainer, numbers)
     # The teacher does not look codes up where its decoder reads z.
-    row: Row = {"variant": name, "steps": steps, "rebuilt": calls["_build"], "rows_replaced": calls["_replace_rows"]}
-    row |= {f"{part}_ms": 1e3 * seconds / steps for part, seconds in watch.seconds.items()}
+    row: Row = {"rebuilt": calls["_build"], "rows_replaced": calls["_replace_rows"]}
+    row |= {f"{part}_ms": 1e3 * seconds / len(numbers) for part, seconds in watch.seconds.items()}
     return {**row, "QPM_of_lookup": (row["QPM prepare_ms"] + row["QPM forward_ms"]) / row["lookup_ms"]}
 
 
