@@ -149,8 +149,8 @@ class VQSegConfig:
     weight_vq: float = _number(1.0, 0, 1000, "weight of the embedding and commitment loss")
     weight_entropy: float = _number(0.1, 0, 1000, "weight of the entropy regulariser (4.2, reference [46])")
     entropy_tokens: int = _integer(512, 2, 65_536, "tokens drawn a step for the entropy regulariser")
-    entropy_trains_features: bool = _switch(
-        False, "let the entropy regulariser's gradient reach the encoder, where it outweighs the segmentation loss"
+    codebook_trains_features: bool = _switch(
+        False, "let the gradients of the embedding, commitment and entropy losses reach the encoder"
     )
     restart_after: int = _integer(500, 0, 10_000_000, "steps without use after which a code is restarted; 0: never")
 
@@ -262,7 +262,7 @@ class VQSegConfig:
             decoder_input="quantized",
             code_dim=None,
             normalize_codes=False,
-            entropy_trains_features=True,
+            codebook_trains_features=True,
             restart_after=0,
             qpm="literal",
             epsilon=0.7,

@@ -264,7 +264,7 @@ def build_vqseg_net(unet: nn.Module, config: VQSegConfig, patch_size: Sequence[i
         normalize=config.normalize_codes,
         beta=config.commitment,
         entropy_tokens=config.entropy_tokens if config.weight_entropy else 0,  # the dearest term of the quantiser
-        entropy_trains_features=config.entropy_trains_features,
+        codebook_trains_features=config.codebook_trains_features,
         restart_after=config.restart_after,
     )
     perturbation = None

@@ -64,9 +64,9 @@ class VectorQuantizer(nn.Module):
         entropy_temperature: divides the squared distances in the entropy term. With 0.05 a token among 16,384 codes
             spread evenly over the 16-d sphere has about 10 effective codes. Without `normalize` the distances are
             first scaled to the mean of 2 that they have on the sphere.
-        entropy_trains_features: let the entropy term's gradient reach z; otherwise it ends at project_in. The term
-            spreads the assignments, which projection and mapping can do alone; its gradient at z is larger than that
-            of a segmentation loss.
+        codebook_trains_features: let the gradients of L_vq and of the entropy term reach z. Otherwise they end at
+            project_in: the commitment alone would draw all features to few codes, and the entropy term that prevents
+            it pulls harder at z than a segmentation loss.
         restart_after: steps without use after which `observe` restarts a code; 0: never.
 
     Raises:
@@ -84,7 +84,7 @@ class VectorQuantizer(nn.Module):
         beta: float = 0.25,
         entropy_tokens: int = 512,
         entropy_temperature: float = 0.05,
-        entropy_trains_features: bool = True,
+        codebook_trains_features: bool = True,
         restart_after: int = 0,
     ) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class VectorQuantizer(nn.Module):
         self.beta = beta
         self.entropy_tokens = entropy_tokens
         self.entropy_temperature = entropy_temperature
-        self.entropy_trains_features = entropy_trains_features
+        self.codebook_trains_features = codebook_trains_features
         self.restart_after = restart_after
 
         self.project_in: nn.Module = nn.Identity() if code_dim is None else nn.Conv2d(channels, code_dim, 1)
@@ -124,7 +124,7 @@ class VectorQuantizer(nn.Module):
             f"channels={self.channels}, num_codes={self.num_codes}, code_dim={self.code_dim}, "
             f"normalize={self.normalize}, beta={self.beta}, entropy_tokens={self.entropy_tokens}, "
             f"entropy_temperature={self.entropy_temperature}, "
-            f"entropy_trains_features={self.entropy_trains_features}, restart_after={self.restart_after}"
+            f"codebook_trains_features={self.codebook_trains_features}, restart_after={self.restart_after}"
         )
 
     def forward(self, z: Tensor) -> QuantizerOutput:
@@ -134,6 +134,7 @@ class VectorQuantizer(nn.Module):
             ValueError: z is not (B, C, H, W) with this quantiser's C.
         """
         tokens = self.tokens(z)
+        own = tokens if self.codebook_trains_features or not self.training else self.tokens(z.detach())
         with torch.autocast(z.device.type, enabled=False):
             wants_entropy = self.training and self.entropy_tokens > 0
             with torch.set_grad_enabled(wants_entropy and torch.is_grad_enabled()):
@@ -141,9 +142,9 @@ class VectorQuantizer(nn.Module):
             indices = nearest_codes(tokens, codes)
             # Mapping the chosen rows again is cheaper than a gradient of the size of the book.
             chosen = self._mapped(self.codebook[indices])
-            loss = (tokens.detach() - chosen).square().sum(dim=1).mean()
-            loss = loss + self.beta * (tokens - chosen.detach()).square().sum(dim=1).mean()
-            entropy = self._entropy(z, tokens, codes) if wants_entropy else loss.new_zeros(())
+            loss = (own.detach() - chosen).square().sum(dim=1).mean()
+            loss = loss + self.beta * (own - chosen.detach()).square().sum(dim=1).mean()
+            entropy = self._entropy(own, codes) if wants_entropy else loss.new_zeros(())
             # Value c exactly, gradient of the token.
             straight_through = chosen.detach() + (tokens - tokens.detach())
         grid = (z.shape[0], *z.shape[2:])
@@ -292,15 +293,9 @@ class VectorQuantizer(nn.Module):
         batch, height, width = grid
         return self.project_out(codes.view(batch, height, width, self.code_dim).permute(0, 3, 1, 2))
 
-    def _entropy(self, z: Tensor, tokens: Tensor, codes: Tensor) -> Tensor:
-        drawn = torch.randperm(len(tokens), device=tokens.device)[: self.entropy_tokens]
-        if self.entropy_trains_features:
-            tokens = tokens[drawn]
-        else:
-            features = z.detach().to(self.codebook.dtype).flatten(2)
-            size = features.shape[2]
-            # Each drawn token as an image of one pixel.
-            tokens = self.tokens(features[drawn // size, :, drawn % size][:, :, None, None])
+    def _entropy(self, tokens: Tensor, codes: Tensor) -> Tensor:
+        if len(tokens) > self.entropy_tokens:
+            tokens = tokens[torch.randperm(len(tokens), device=tokens.device)[: self.entropy_tokens]]
         temperature: float | Tensor = self.entropy_temperature
         if not self.normalize:
             temperature = temperature * _mean_squared_distance(tokens.detach(), codes.detach()) / 2.0

@@ -136,21 +136,28 @@ def test_codes_are_those_of_float32_under_autocast() -> None:
     assert half.loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("entropy_tokens", [1000, 7])
-def test_entropy_that_does_not_train_features_moves_projection_and_mapping_only(entropy_tokens: int) -> None:
-    outputs, gradients = {}, {}
+def test_codebook_that_does_not_train_features_moves_projection_and_mapping_only() -> None:
+    losses, gradients = {}, {}
     for trains in (True, False):
         torch.manual_seed(0)
-        quantizer = build("default", entropy_trains_features=trains, entropy_tokens=entropy_tokens)
+        quantizer = build("default", codebook_trains_features=trains)
         z = torch.randn(3, 6, 4, 5, requires_grad=True)
-        outputs[trains] = quantizer(z).entropy
-        outputs[trains].backward()
+        output = quantizer(z)
+        losses[trains] = torch.stack((output.loss, output.entropy))
+        losses[trains].sum().backward()
         gradients[trains] = [quantizer.project_in.weight.grad, quantizer.mapping.weight.grad, z.grad]
-    torch.testing.assert_close(outputs[False], outputs[True])
+    torch.testing.assert_close(losses[False], losses[True])
     torch.testing.assert_close(gradients[False][:2], gradients[True][:2])
     assert gradients[False][0].abs().sum() > 0
     assert gradients[True][2].abs().sum() > 0
     assert gradients[False][2] is None
+
+
+def test_task_trains_features_whoever_trains_the_codebook() -> None:
+    for trains in (True, False):
+        z = torch.randn(3, 6, 4, 5, requires_grad=True)
+        build("default", codebook_trains_features=trains)(z).quantized.square().sum().backward()
+        assert z.grad.abs().sum() > 0
 
 
 def test_entropy_is_a_training_term() -> None:
