@@ -150,7 +150,7 @@ class VQSegConfig:
     weight_entropy: float = _number(0.1, 0, 1000, "weight of the entropy regulariser (4.2, reference [46])")
     entropy_tokens: int = _integer(512, 2, 65_536, "tokens drawn a step for the entropy regulariser")
     codebook_trains_features: bool = _switch(
-        False, "let the gradients of the embedding, commitment and entropy losses reach the encoder"
+        False, "let the gradients of the embedding, commitment, entropy and feature losses reach the encoder"
     )
     restart_after: int = _integer(500, 0, 10_000_000, "steps without use after which a code is restarted; 0: never")
 

@@ -227,7 +227,7 @@ class VQSegNet(nn.Module):
             tokens=code.tokens,
             vq_loss=code.loss,
             entropy=code.entropy,
-            feature_loss=_relative_error(code.quantized, z) if self.continuous else None,
+            feature_loss=_relative_error(code.embedded, z) if self.continuous else None,
         )
 
 
@@ -296,11 +296,11 @@ def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides) 
     return ImageDecoder(network.encoder.output_channels[network.stage], num_channels, steps)
 
 
-def _relative_error(quantized: Tensor, z: Tensor) -> Tensor:
-    """Squared error of q(z) against z without gradient to z, over z's variance in the batches of all processes.
+def _relative_error(embedded: Tensor, z: Tensor) -> Tensor:
+    """Squared error of q(z) against z without gradient to z as target, over z's variance in all processes' batches.
 
     Where the decoder reads z, this is what gives q(z), and with it QPM's c_j - c_i, the scale of features.
     """
     target = z.detach().float()
     mean, mean_square = mean_over_processes(torch.stack((target.mean(), target.var(correction=0) + target.mean() ** 2)))
-    return F.mse_loss(quantized.float(), target) / (mean_square - mean**2).clamp_min(1e-6)
+    return F.mse_loss(embedded.float(), target) / (mean_square - mean**2).clamp_min(1e-6)

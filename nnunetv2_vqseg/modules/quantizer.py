@@ -27,6 +27,8 @@ class QuantizerOutput(NamedTuple):
     `indices`: (B, H, W) int64 codes (Eq. 2).
     `loss`: scalar L_vq.
     `entropy`: scalar entropy regulariser, zero when not training or switched off.
+    `embedded`: as `quantized` in value, with the gradient of the codebook's own losses: for losses that train the
+        projections but not, without `codebook_trains_features`, what came before them.
     `tokens`: (B*H*W, d) what was looked up, without gradient.
     `codes`: (K, d) the mapped book it was looked up in, without gradient.
     """
@@ -35,6 +37,7 @@ class QuantizerOutput(NamedTuple):
     indices: Tensor
     loss: Tensor
     entropy: Tensor
+    embedded: Tensor
     tokens: Tensor
     codes: Tensor
 
@@ -148,11 +151,15 @@ class VectorQuantizer(nn.Module):
             # Value c exactly, gradient of the token.
             straight_through = chosen.detach() + (tokens - tokens.detach())
         grid = (z.shape[0], *z.shape[2:])
+        quantized = embedded = self._to_features(straight_through, grid).to(z.dtype)
+        if own is not tokens:
+            embedded = self._to_features(chosen.detach() + (own - own.detach()), grid).to(z.dtype)
         return QuantizerOutput(
-            quantized=self._to_features(straight_through, grid).to(z.dtype),
+            quantized=quantized,
             indices=indices.view(grid),
             loss=loss,
             entropy=entropy,
+            embedded=embedded,
             tokens=tokens.detach(),
             codes=codes.detach(),
         )

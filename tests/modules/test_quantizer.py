@@ -36,7 +36,7 @@ def plain_codes(quantizer: VectorQuantizer) -> Tensor:
 
 
 def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, ...]:
-    """Eq. 2, straight-through, L_vq and entropy as written down, with every matrix in full; tokens and codes."""
+    """Eq. 2, straight-through, L_vq and entropy as written down, with every matrix in full; then what `embedded`, tokens and codes must be."""
     batch, _, height, width = z.shape
     t = quantizer.project_in(z).permute(0, 2, 3, 1).flatten(0, 2)
     if quantizer.normalize:
@@ -53,7 +53,7 @@ def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, ...]:
     entropy = torch.special.entr(p).sum(dim=1).mean() - torch.special.entr(p.mean(dim=0)).sum()
     straight_through = t + (c - t).detach()
     features = quantizer.project_out(straight_through.view(batch, height, width, -1).permute(0, 3, 1, 2))
-    return features, indices.view(batch, height, width), loss, entropy, t.detach(), codes.detach()
+    return features, indices.view(batch, height, width), loss, entropy, features, t.detach(), codes.detach()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -143,14 +143,19 @@ def test_codebook_that_does_not_train_features_moves_projection_and_mapping_only
         quantizer = build("default", codebook_trains_features=trains)
         z = torch.randn(3, 6, 4, 5, requires_grad=True)
         output = quantizer(z)
-        losses[trains] = torch.stack((output.loss, output.entropy))
+        losses[trains] = torch.stack((output.loss, output.entropy, output.embedded.square().mean()))
         losses[trains].sum().backward()
-        gradients[trains] = [quantizer.project_in.weight.grad, quantizer.mapping.weight.grad, z.grad]
+        gradients[trains] = [
+            quantizer.project_in.weight.grad,
+            quantizer.mapping.weight.grad,
+            quantizer.project_out.weight.grad,
+            z.grad,
+        ]
     torch.testing.assert_close(losses[False], losses[True])
-    torch.testing.assert_close(gradients[False][:2], gradients[True][:2])
+    torch.testing.assert_close(gradients[False][:3], gradients[True][:3])
     assert gradients[False][0].abs().sum() > 0
-    assert gradients[True][2].abs().sum() > 0
-    assert gradients[False][2] is None
+    assert gradients[True][3].abs().sum() > 0
+    assert gradients[False][3] is None
 
 
 def test_task_trains_features_whoever_trains_the_codebook() -> None:
