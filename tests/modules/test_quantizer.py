@@ -36,7 +36,7 @@ def plain_codes(quantizer: VectorQuantizer) -> Tensor:
 
 
 def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, ...]:
-    """Eq. 2, straight-through, L_vq and entropy as written down, with every matrix in full; then what `embedded`, tokens and codes must be."""
+    """Eq. 2, straight-through, L_vq and entropy as written down, every matrix in full; embedding, tokens and codes."""
     batch, _, height, width = z.shape
     t = quantizer.project_in(z).permute(0, 2, 3, 1).flatten(0, 2)
     if quantizer.normalize:
