@@ -89,6 +89,12 @@ class VQSegConfig:
     perturbation: str = _choice(
         "qpm", ("qpm", "dropout", "none"), "feature perturbation of the unlabelled stream (3.3, Fig. 1)"
     )
+    perturbed_view: str = _choice(
+        "weak",
+        ("weak", "strong"),
+        "view of the unlabelled images whose features are perturbed: x_u itself (Eq. 9), or one with an intensity "
+        "jitter and a CutMix of its own",
+    )
     reconstruct: bool = _switch(True, "image reconstruction decoder, the dual branch DB (3.4, Eq. 7 to 9)")
     foundation_policy: str = _choice(
         "auto", ("auto", "required", "off"), "what to do about foundation model weights for the alignment PFA (3.5)"

@@ -25,12 +25,18 @@ class CutMixPlan(NamedTuple):
         return cutmix(values, self.boxes, self.partners)
 
 
-class StrongView(NamedTuple):
-    """images (B, C, H, W), labels and confidence (B, ..., H, W), all mixed by the same plan."""
+class UnlabeledView(NamedTuple):
+    """A view of unlabelled images and what it is compared with, all mixed by the same CutMix plan where there is one.
+
+    images: (B, C, H, W).
+    labels, confidence: (B, H, W), or (B, R, H, W) for regions, of the teacher.
+    clean: (B, C, H, W), the images before the jitter.
+    """
 
     images: Tensor
     labels: Tensor
     confidence: Tensor
+    clean: Tensor
 
 
 def sample_cutmix_boxes(
@@ -180,7 +186,7 @@ class IntensityJitter:
 
 def strong_view(
     images: Tensor, labels: Tensor, confidence: Tensor, jitter: IntensityJitter, probability: float = 0.5
-) -> StrongView:
+) -> UnlabeledView:
     """Intensity jitter, then CutMix inside the batch, with labels and confidence mixed in the same way.
 
     Args:
@@ -188,11 +194,11 @@ def strong_view(
         probability: chance of an image to get a box.
 
     Returns:
-        `StrongView` of new tensors; a batch of one is jittered only.
+        New tensors; a batch of one is jittered only.
     """
     batch, _, height, width = images.shape
     plan = sample_cutmix_plan(batch, height, width, probability, device=images.device)
-    return StrongView(plan.apply(jitter(images)), plan.apply(labels), plan.apply(confidence))
+    return UnlabeledView(plan.apply(jitter(images)), plan.apply(labels), plan.apply(confidence), plan.apply(images))
 
 
 def _gaussian_blur(values: Tensor, sigma: Tensor, radius: int) -> Tensor:

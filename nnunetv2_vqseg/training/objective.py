@@ -13,32 +13,28 @@ from torch import Tensor
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.modules.alignment import patch_contrastive_loss
 from nnunetv2_vqseg.modules.losses import PseudoLabelLoss, reconstruction_loss
+from nnunetv2_vqseg.modules.strong_view import UnlabeledView
 from nnunetv2_vqseg.network import BatchLayout, VQSegOutput
 
 
 class Views(NamedTuple):
     """The images of one step and what they are compared with.
 
-    `labeled` (B_l, C, H, W) and `target` as nnU-Net's loader gives it; `strong` and `weak` (B_u, C, H, W) with the
-    teacher's labels and confidence, (B_u, H, W) or, for regions, (B_u, R, H, W). Without unlabelled data the latter are
-    None.
+    labeled: (B_l, C, H, W), and `target` as nnU-Net's loader gives it.
+    strong: the strong view x_a of the unlabelled images (third term of Eq. 9); None where there is none.
+    perturbed: the view whose features are perturbed or reconstructed (first and second term); None where there is none.
     """
 
     labeled: Tensor
     target: Tensor | list[Tensor]
-    weak: Tensor | None = None
-    weak_labels: Tensor | None = None
-    weak_confidence: Tensor | None = None
-    strong: Tensor | None = None
-    strong_labels: Tensor | None = None
-    strong_confidence: Tensor | None = None
+    strong: UnlabeledView | None = None
+    perturbed: UnlabeledView | None = None
 
-    def batch(self, with_weak: bool) -> tuple[Tensor, BatchLayout]:
+    def batch(self) -> tuple[Tensor, BatchLayout]:
         """The student's one batch, cat(x_l, x_a, x_u), and how it is made up."""
-        strong = [] if self.strong is None else [self.strong]
-        weak = [self.weak] if with_weak and self.weak is not None else []
-        layout = BatchLayout(len(self.labeled), sum(map(len, strong)), sum(map(len, weak)))
-        return torch.cat([self.labeled, *strong, *weak]), layout
+        strong, perturbed = ([] if view is None else [view.images] for view in (self.strong, self.perturbed))
+        layout = BatchLayout(len(self.labeled), sum(map(len, strong)), sum(map(len, perturbed)))
+        return torch.cat([self.labeled, *strong, *perturbed]), layout
 
 
 def ramp(progress: float, length: float) -> float:
@@ -78,8 +74,8 @@ class Objective:
         )
 
     @property
-    def needs_weak_stream(self) -> bool:
-        """Whether x_u itself passes the student: for QPM or dropout, or to be reconstructed."""
+    def needs_perturbed_stream(self) -> bool:
+        """Whether a second view of x_u passes the student: for QPM or dropout, or to be reconstructed."""
         return self.config.use_unlabeled and (self.config.perturbation != "none" or self.config.reconstruct)
 
     def terms(
@@ -97,18 +93,19 @@ class Objective:
             alignment_target: foundation model features (B_l + B_a, C', H', W') and the mask of patches that count.
         """
         config = self.config
-        labeled_out, strong_out, weak_out = _split(output.segmentation, layout)
+        labeled_out, strong_out, perturbed_out = _split(output.segmentation, layout)
         terms: dict[str, tuple[float, Tensor]] = {"supervised": (1.0, self.supervised(labeled_out, views.target))}
         unlabeled = config.lambda_u * ramp(progress, config.ramp_up)
-        if layout.strong:
+        strong, perturbed = views.strong, views.perturbed
+        if strong is not None:
             terms["pseudo_strong"] = (
                 unlabeled * config.weight_strong,
-                self.pseudo(_finest(strong_out), views.strong_labels, views.strong_confidence),
+                self.pseudo(_finest(strong_out), strong.labels, strong.confidence),
             )
-        if layout.perturbed and config.perturbation != "none":
+        if perturbed is not None and config.perturbation != "none":
             terms["pseudo_perturbed"] = (
                 unlabeled * config.weight_perturbed,
-                self.pseudo(_finest(weak_out), views.weak_labels, views.weak_confidence),
+                self.pseudo(_finest(perturbed_out), perturbed.labels, perturbed.confidence),
             )
         if output.reconstruction is not None:
             weight = config.weight_reconstruction
@@ -116,10 +113,10 @@ class Objective:
                 weight,
                 reconstruction_loss(views.labeled, output.reconstruction[: layout.labeled]),
             )
-            if layout.perturbed and views.weak is not None:
+            if perturbed is not None:
                 terms["reconstruction_unlabeled"] = (
                     unlabeled * weight,
-                    reconstruction_loss(views.weak, output.reconstruction[layout.labeled :]),
+                    reconstruction_loss(perturbed.clean, output.reconstruction[layout.labeled :]),
                 )
         if output.adapted is not None and alignment_target is not None:
             features, mask = alignment_target
@@ -138,8 +135,8 @@ class Objective:
 def _split(segmentation: Tensor | list[Tensor], layout: BatchLayout) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     outputs = segmentation if isinstance(segmentation, list) else [segmentation]
     parts = [output.split(list(layout)) for output in outputs]
-    labeled, strong, weak = ([part[kind] for part in parts] for kind in range(3))
-    return labeled, strong, weak
+    labeled, strong, perturbed = ([part[kind] for part in parts] for kind in range(3))
+    return labeled, strong, perturbed
 
 
 def _finest(outputs: list[Tensor]) -> Tensor:

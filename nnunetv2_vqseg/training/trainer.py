@@ -18,7 +18,7 @@ from nnunetv2_vqseg.modules.ema import update_teacher
 from nnunetv2_vqseg.modules.foundation import load_foundation_model
 from nnunetv2_vqseg.modules.losses import kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.quantizer import CodebookUsage
-from nnunetv2_vqseg.modules.strong_view import IntensityJitter, strong_view
+from nnunetv2_vqseg.modules.strong_view import IntensityJitter, UnlabeledView, strong_view
 from nnunetv2_vqseg.network import VQSegNet, VQSegOutput, build_image_decoder, build_vqseg_net
 from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
@@ -188,7 +188,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         """One iteration: views, teacher, student, losses, step (METHOD of the README)."""
         self._prepare_perturbation()  # waits for the device, which has nothing to do yet
         views, statistics = self._teacher_views(batch)
-        images, layout = views.batch(with_weak=self.objective.needs_weak_stream)
+        images, layout = views.batch()
         alignment_target = self._alignment_target(images[: layout.labeled + layout.strong])
         progress = self.step / (self.num_epochs * self.num_iterations_per_epoch)
 
@@ -212,7 +212,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
     @torch.no_grad()
     def _teacher_views(self, batch: dict) -> tuple[Views, dict[str, Tensor]]:
-        """Labelled batch, weak and strong view of the unlabelled one, and the teacher's labels for both."""
+        """Labelled batch, the views of the unlabelled one, and the teacher's labels for them."""
         labeled = self._to_device(batch["data"])
         target = self._to_device(batch["target"])
         if self.dataloader_unlabeled is None:
@@ -221,12 +221,14 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         with self._autocast():
             logits = self.teacher(weak)
         labels, confidence = pseudo_labels(logits.float(), self.label_manager.has_regions)
-        views = Views(labeled, target, weak, labels, confidence)
-        if self.config.strong_view:
-            strong = strong_view(weak, labels, confidence, self.jitter, self.config.cutmix_probability)
-            views = views._replace(
-                strong=strong.images, strong_labels=strong.labels, strong_confidence=strong.confidence
-            )
+
+        def strong() -> UnlabeledView:
+            return strong_view(weak, labels, confidence, self.jitter, self.config.cutmix_probability)
+
+        views = Views(labeled, target, strong=strong() if self.config.strong_view else None)
+        if self.objective.needs_perturbed_stream:
+            on_strong = self.config.perturbed_view == "strong"
+            views = views._replace(perturbed=strong() if on_strong else UnlabeledView(weak, labels, confidence, weak))
         return views, {
             "confidence": confidence.mean(),
             "kept_share": kept_share(confidence, self.config.confidence_threshold),

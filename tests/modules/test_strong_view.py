@@ -86,6 +86,7 @@ def test_labels_and_confidence_are_mixed_exactly_where_pixels_are():
     assert (view.labels != labels).flatten(1).any(dim=1).all()
     for channel in range(2):
         assert torch.equal(view.images[:, channel].long(), view.labels)
+        assert torch.equal(view.clean[:, channel].long(), view.labels)
     for region in range(3):
         assert torch.equal(view.confidence[:, region].long(), view.labels)
 
@@ -103,7 +104,7 @@ def test_a_plan_gives_the_same_mix_whenever_it_is_applied():
 def test_a_batch_of_one_is_not_mixed():
     image, labels, confidence = torch.randn(1, 1, 8, 8), torch.ones(1, 8, 8), torch.rand(1, 8, 8)
     view = strong_view(image, labels, confidence, identity, probability=1.0)
-    for mixed, original in zip(view, (image, labels, confidence), strict=True):
+    for mixed, original in zip(view, (image, labels, confidence, image), strict=True):
         assert torch.equal(mixed, original)
 
 

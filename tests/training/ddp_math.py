@@ -18,7 +18,7 @@ from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
 from nnunetv2_vqseg.modules.losses import pseudo_labels
-from nnunetv2_vqseg.modules.strong_view import cutmix, sample_cutmix_boxes
+from nnunetv2_vqseg.modules.strong_view import UnlabeledView, cutmix, sample_cutmix_boxes
 from nnunetv2_vqseg.network import VQSegNet, build_image_decoder, build_vqseg_net
 from nnunetv2_vqseg.training.objective import Objective, Views
 
@@ -100,23 +100,18 @@ def whole_batch(world: int, seed: int) -> tuple[Views, tuple[Tensor, Tensor]]:
     partners = torch.arange(count).roll(SHARE)
     features = torch.randn(2 * count, 5, 4, 4, generator=random)
     mask = torch.rand(2 * count, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 2 * count).view(-1, 1, 1)
-    views = Views(
-        images(),
-        [target, target[:, :, ::2, ::2]],
-        weak,
-        labels,
-        confidence,
-        cutmix(weak + 0.1, boxes, partners),
-        cutmix(labels, boxes, partners),
-        cutmix(confidence, boxes, partners),
-    )
+    strong = UnlabeledView(*(cutmix(values, boxes, partners) for values in (weak + 0.1, labels, confidence, weak)))
+    views = Views(images(), [target, target[:, :, ::2, ::2]], strong, UnlabeledView(weak, labels, confidence, weak))
     return views, (features, mask)
 
 
 def part(views: Views, alignment: tuple[Tensor, Tensor], rank: int) -> tuple[Views, tuple[Tensor, Tensor]]:
     """What one process sees of it."""
     own = slice(SHARE * rank, SHARE * (rank + 1))
-    views = Views(*([level[own] for level in value] if isinstance(value, list) else value[own] for value in views))
+    strong, perturbed = (
+        UnlabeledView(*(values[own] for values in view)) for view in (views.strong, views.perturbed) if view is not None
+    )
+    views = Views(views.labeled[own], [level[own] for level in views.target], strong, perturbed)
     features, mask = (torch.cat([half[own] for half in values.chunk(2)]) for values in alignment)
     return views, (features, mask)
 
@@ -125,7 +120,7 @@ def backward(
     network: nn.Module, objective: Objective, views: Views, alignment: tuple[Tensor, Tensor]
 ) -> tuple[Any, Tensor]:
     """Forward and backward as `train_step` does; the network's output and the loss."""
-    images, layout = views.batch(with_weak=objective.needs_weak_stream)
+    images, layout = (views if objective.needs_perturbed_stream else views._replace(perturbed=None)).batch()
     output = network(images, layout)
     terms = objective.terms(output, layout, views, progress=0.5, alignment_target=alignment)
     loss = sum((weight * term for weight, term in terms.values()), start=torch.zeros(()))

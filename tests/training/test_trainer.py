@@ -203,6 +203,29 @@ def test_each_variant_trains_with_its_own_terms(make_trainer, name, terms):
     assert (trainer.dataloader_unlabeled is None) == name.startswith("nnUNetTrainerSupervised")
 
 
+@pytest.mark.parametrize("on_strong", [False, True])
+def test_perturbed_view_is_the_weak_one_or_a_strong_one_of_its_own(make_trainer, on_strong):
+    trainer = make_trainer(perturbed_view="strong" if on_strong else "weak", cutmix_probability=1.0)
+    trainer.on_train_start()
+    views, _ = trainer._teacher_views(next(trainer.dataloader_train))
+    images, labels, _, clean = views.perturbed
+    assert torch.equal(images, clean) != on_strong
+    assert not torch.equal(images, views.strong.images)
+    # Another box than the strong view's, unless both are the same view.
+    assert not torch.equal(clean, views.strong.clean)
+    _, layout = views.batch()
+    assert layout.strong == layout.perturbed == len(images) == len(labels)
+
+
+def test_perturbed_strong_view_can_stand_alone(make_trainer):
+    trainer = make_trainer("nnUNetTrainerVQSegQPM", perturbed_view="strong", strong_view=False)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
+    assert "pseudo_perturbed" in trainer.curves.history
+    assert "pseudo_strong" not in trainer.curves.history
+
+
 def test_paper_variant_trains_with_its_literal_settings(make_trainer):
     trainer = make_trainer("nnUNetTrainerVQSegPaper", confidence_threshold=0.0)
     assert trainer.config.code_dim is None
