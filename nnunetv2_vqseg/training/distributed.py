@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_vqseg.config import ConfigError
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.training.checkpoint import seed_everything
+from nnunetv2_vqseg.training.log import LoggingTrainer
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_MESSAGES = 60.0
 
 
-class DistributedTrainer(nnUNetTrainer):
+class DistributedTrainer(LoggingTrainer):
     """What nnU-Net's trainer does with one process per GPU of one machine, for any device and number of machines.
 
     `local_rank` stays the global rank, as everywhere in nnU-Net, where 0 means 'the one that writes'. The process group

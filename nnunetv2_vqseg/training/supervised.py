@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.checkpoint import seed_everything
+from nnunetv2_vqseg.training.log import LoggingTrainer
 
 
-class nnUNetTrainerSupervised(nnUNetTrainer):
+class nnUNetTrainerSupervised(LoggingTrainer):
     """nnU-Net as it is, but for the number of steps and the seed, which it takes from the plan's `vqseg` block."""
 
     def __init__(
