@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.json_files import read_json as read_any_json
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 
 
@@ -41,9 +43,9 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
         EvaluationError: if the file is missing or holds something else; ends with `remedy`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"Cannot read {path} ({error}); {remedy}.") from error
+        content = read_any_json(path, remedy)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
     if not isinstance(content, kind):
         raise EvaluationError(f"{path} does not hold a JSON {'list' if kind is list else 'object'}; {remedy}.")
     return content

@@ -177,7 +177,7 @@ def test_only_the_named_file_is_written(folders):
     ("arguments", "sentence"),
     [
         (["-o", "out.txt"], "not the name of a .json file"),
-        (["--dataset-json", "nowhere.json"], "Cannot read nowhere.json"),
+        (["--dataset-json", "nowhere.json"], "nowhere.json cannot be read"),
         (["-ref", "nowhere"], "nowhere is not a folder"),
     ],
 )
