@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
 from nnunetv2_vqseg.evaluation.datasets import test_cases, validation_cases
 from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
@@ -261,6 +262,8 @@ def table(
         baseline = baselines.setdefault(run.labeled, analysis["patients"][MEAN]["Dice"])
         test = paired_test(baseline, analysis["patients"][MEAN]["Dice"])
         records = [read_training_record(training.fold / "checkpoint_final.pth") for training in trainings]
+        for training, record in zip(trainings, records, strict=True):
+            check_defaults(training, record.config)
         notes = [read_json(training.fold / "experiment.json", "train again") for training in trainings]
         minutes = [note["seconds"] / 60 for note in notes]
         commits = list(dict.fromkeys(commit[:7] for note in notes for commit in note["commits"] if commit))
@@ -295,6 +298,31 @@ def table(
             }
         )
     return lines, rows
+
+
+def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
+    """A folder is named by the settings that differ from the trainer's; those may have changed since.
+
+    Args:
+        trained_with: the whole configuration that the checkpoint names; empty for nnU-Net's own trainer.
+
+    Raises:
+        ExperimentError: the same run would train with other values today.
+    """
+    from nnunetv2_vqseg.training import variants  # nnU-Net wants its folders named before it is imported
+
+    trainer = getattr(variants, training.run.trainer)
+    today = getattr(trainer, "default_config", VQSegConfig.default)().override(training.block).as_dict()
+    changed = [
+        f"{key} {value!r}, now {today[key]!r}"
+        for key, value in trained_with.items()
+        if key in today and value != today[key]
+    ]
+    if changed:
+        raise ExperimentError(
+            f"{training.fold} was trained with other defaults ({'; '.join(changed)}); name the old value in the "
+            "experiment and the folder after it, or move the folder away and train again."
+        )
 
 
 def _mean_sd(value: Mapping[str, float], digits: int) -> str:

@@ -42,6 +42,17 @@ def test_a_configuration_is_named_by_its_settings_alone(monkeypatch: pytest.Monk
     assert first.folder not in (second.folder, runner.trainings_of(other, profile, [0])[0].folder)
 
 
+def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "results")
+    run = runner.Run("a", "nnUNetTrainerVQSegQPM", 3, settings={"epsilon": 0.3})
+    training = runner.trainings_of(run, {"settings": {}}, [0])[0]
+    trained_with = variants.nnUNetTrainerVQSegQPM.default_config().override(training.block).as_dict()
+    runner.check_defaults(training, trained_with)
+    runner.check_defaults(training, {})
+    with pytest.raises(runner.ExperimentError, match=r"other defaults \(commitment 9.0, now 0.25\)"):
+        runner.check_defaults(training, trained_with | {"commitment": 9.0})
+
+
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(runner.ExperimentError, match=r"no experiment 'tabel2'; there are .*modules"):
         runner.read_experiment("tabel2", "cpu")

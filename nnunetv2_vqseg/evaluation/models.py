@@ -42,6 +42,7 @@ class TrainingRecord:
     curves: dict[str, list[float]] = field(default_factory=dict)
     vqseg_curves: dict[str, list[float]] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     foundation_model: str | None = None
     torch_version: str | None = None
     device: str | None = None
@@ -111,6 +112,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
         curves={name: _numbers(logging[name]) for name in NNUNET_CURVES if name in logging},
         vqseg_curves={str(name): _numbers(values) for name, values in (extra.get("curves") or {}).items()},
         runtime=dict(extra.get("runtime") or {}),
+        config=dict(extra.get("config") or {}),
         foundation_model=None if foundation is None else str(foundation),
         **known,
     )
