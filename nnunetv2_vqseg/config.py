@@ -90,7 +90,7 @@ class VQSegConfig:
         "qpm", ("qpm", "dropout", "none"), "feature perturbation of the unlabelled stream (3.3, Fig. 1)"
     )
     perturbed_view: str = _choice(
-        "weak",
+        "strong",
         ("weak", "strong"),
         "view of the unlabelled images whose features are perturbed: x_u itself (Eq. 9), or one with an intensity "
         "jitter and a CutMix of its own",
@@ -265,6 +265,7 @@ class VQSegConfig:
         return cls(
             labeled_batch_size=8,
             unlabeled_batch_size=4,
+            perturbed_view="weak",
             decoder_input="quantized",
             code_dim=None,
             normalize_codes=False,
