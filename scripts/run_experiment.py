@@ -313,10 +313,11 @@ def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
 
     trainer = getattr(variants, training.run.trainer)
     today = getattr(trainer, "default_config", VQSegConfig.default)().override(training.block).as_dict()
+    idle = [] if today["perturbation"] != "none" or today["reconstruct"] else ["perturbed_view"]  # no such stream
     changed = [
         f"{key} {value!r}, now {today[key]!r}"
         for key, value in trained_with.items()
-        if key in today and value != today[key]
+        if key in today and value != today[key] and key not in idle
     ]
     if changed:
         raise ExperimentError(
@@ -331,10 +332,12 @@ def _mean_sd(value: Mapping[str, float], digits: int) -> str:
 
 
 def _images(record: Any) -> str:
-    runtime = record.runtime
-    if "labeled_batch_size" in runtime:
-        return f"{runtime['labeled_batch_size']} + {runtime['unlabeled_batch_size']}"
-    return str(record.batch_size)
+    runtime, config = record.runtime, record.config
+    if "labeled_batch_size" not in runtime:
+        return str(record.batch_size)
+    views = [config["strong_view"], config["perturbation"] != "none" or config["reconstruct"]]
+    unlabeled = [str(runtime["unlabeled_batch_size"])] * sum(views) if config["use_unlabeled"] else []
+    return " + ".join([str(runtime["labeled_batch_size"]), *unlabeled])
 
 
 def write_page(file: Path, experiment: Mapping[str, Any], name: str, profile: str, parts: Sequence[str]) -> None:
@@ -356,7 +359,7 @@ def write_page(file: Path, experiment: Mapping[str, Any], name: str, profile: st
             "Dice: mean over the volumes of a class, then over the classes, then over the seeds, ± standard deviation "
             "over the seeds; HD95 in voxels. Difference and Wilcoxon's p against the first row with as many labels, "
             "over patients, seeds and frames averaged first. Minutes of wall time a training, other work on the "
-            "machine. Images a step: labelled + unlabelled ones.",
+            "machine. Images a step: labelled ones and views of unlabelled ones that pass the student.",
             "",
             f"```bash\n{command} --data ACDC_FOLDER\n```",
             "",

@@ -51,6 +51,15 @@ def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pyt
     runner.check_defaults(training, {})
     with pytest.raises(runner.ExperimentError, match=r"other defaults \(commitment 9.0, now 0.25\)"):
         runner.check_defaults(training, trained_with | {"commitment": 9.0})
+    with pytest.raises(runner.ExperimentError, match="perturbed_view 'weak', now 'strong'"):
+        runner.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+
+
+def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "results")
+    training = runner.trainings_of(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), {"settings": {}}, [0])[0]
+    trained_with = variants.nnUNetTrainerMeanTeacher.default_config().override(training.block).as_dict()
+    runner.check_defaults(training, trained_with | {"perturbed_view": "weak"})
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
