@@ -376,7 +376,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--home", type=Path, default=ROOT / "experiments_output", help="default: experiments_output/")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="instead of the profile's")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="runs with these names")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train runs with these names")
+    parser.add_argument("--labeled", type=int, nargs="+", metavar="N", help="train runs with so many labelled patients")
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the page of what is there")
     parser.add_argument("--test", action="store_true", help="score the test patients too; when all is chosen")
     args = parser.parse_args(argv)
@@ -398,11 +399,15 @@ def run_experiment(args: argparse.Namespace) -> None:
     seeds = args.seeds or experiment.get("seeds", profile["seeds"])
     trainings = {run: trainings_of(run, profile, seeds) for run in runs}
     if not args.report_only:
-        for run in runs:
+        wanted = [
+            run
+            for run in runs
+            if (args.only is None or run.name in args.only) and (args.labeled is None or run.labeled in args.labeled)
+        ]
+        for run in wanted:
             prepare(trainings[run][0].dataset, run.labeled, args.data, profile, run.plans)
         # seed by seed, so that a run that is stopped has compared everything once
-        queue = [trainings[run][index] for index in range(len(seeds)) for run in runs]
-        queue = [item for item in queue if args.only is None or item.run.name in args.only]
+        queue = [trainings[run][index] for index in range(len(seeds)) for run in wanted]
         add_configurations(queue)
         log = home / "logs"
         with ThreadPoolExecutor(args.jobs) as pool:
