@@ -10,21 +10,18 @@ and little with k-means codes; a stage that loses little with zeros is bypassed 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
+from trained_model import load_model, model_parser
 
-from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.json_files import write_json
 from nnunetv2_vqseg.modules.lookup import nearest_codes
 from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
 
@@ -114,57 +111,23 @@ def collect(network: Any, images: Tensor, seed: int) -> list[Tensor]:
     return [some[torch.randperm(len(some), generator=generator)[:TOKENS]] for some in tokens]
 
 
-def validation_dice(predictor: Any, folder: Path, cases: Sequence[str]) -> float:
-    """Mean over volumes, then classes, of Dice on the preprocessed grid, without mirroring."""
-    dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
-    dice: list[list[float]] = []
-    for case in cases:
-        data, seg, _, _ = dataset.load_case(case)
-        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(np.asarray(data)).float())
-        prediction, reference = logits.argmax(0).numpy(), np.asarray(seg[0])
-        row = []
-        for label in range(1, logits.shape[0]):
-            total = (prediction == label).sum() + (reference == label).sum()
-            row.append(2 * ((prediction == label) & (reference == label)).sum() / total if total else np.nan)
-        dice.append(row)
-    return float(np.nanmean(np.array(dice), axis=0).mean())
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-d", required=True, help="dataset name or id")
-    parser.add_argument("-tr", default="nnUNetTrainerSupervised")
-    parser.add_argument("-p", default="nnUNetVQSegPlans")
-    parser.add_argument("-c", default="2d")
-    parser.add_argument("-f", default="0")
-    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
+    parser = model_parser(__doc__.split("\n")[0], "nnUNetTrainerSupervised")
     parser.add_argument("--codes", type=int, nargs="+", default=[64, 512, 4096])
     parser.add_argument("--books", type=int, nargs="+", default=[2, 4], help="residual codebooks of 512 codes")
     parser.add_argument("--slices", type=int, default=200, help="training slices for k-means (default: 200)")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    name = maybe_convert_to_dataset_name(int(args.d) if args.d.isdigit() else args.d)
-    preprocessed = nnunet_folder("nnUNet_preprocessed") / name
-    predictor = nnUNetPredictor(
-        tile_step_size=1, use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"),
-        allow_tqdm=False,
-    )  # fmt: skip
-    model = nnunet_folder("nnUNet_results") / name / f"{args.tr}__{args.p}__{args.c}"
-    predictor.initialize_from_trained_model_folder(str(model), (int(args.f),), "checkpoint_final.pth")
-    network = predictor.network
-    network.load_state_dict(predictor.list_of_parameters[0])
-    network.eval()
-    folder = preprocessed / predictor.configuration_manager.data_identifier
-    fold = read_json(preprocessed / "splits_final.json", "train first", kind=list)[int(args.f)]
+    model = load_model(args)
+    network, folder = model.network, model.folder
     unlabeled = Path(f"{folder}_unlabeled")
     shelf = unlabeled if unlabeled.is_dir() else folder
     shelf_cases = infer_dataset_class(str(shelf)).get_identifiers(str(shelf))
     torch.manual_seed(args.seed)
-    images = slices(shelf, shelf_cases, args.slices, predictor.configuration_manager.patch_size, args.seed)
+    images = slices(shelf, shelf_cases, args.slices, model.predictor.configuration_manager.patch_size, args.seed)
     tokens = collect(network, images, args.seed)
 
-    result: dict[str, Any] = {"unchanged": validation_dice(predictor, folder, fold["val"]), "stages": []}
+    result: dict[str, Any] = {"unchanged": model.dice(), "stages": []}
     print(f"unchanged: {result['unchanged']:.3f}", flush=True)
     for index, (stage, samples) in enumerate(zip(network.encoder.stages, tokens, strict=True)):
         books = {count: fit(samples, count, args.seed) for count in sorted({*args.codes, 512})}
@@ -190,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }  # fmt: skip
         for label, replace in settings.items():
             hook = stage.register_forward_hook(lambda _m, _i, output, replace=replace: replace(output))
-            row["dice"][label] = validation_dice(predictor, folder, fold["val"])
+            row["dice"][label] = model.dice()
             hook.remove()
             print(f"stage {index}, {label}: {row['dice'][label]:.3f}", flush=True)
         result["stages"].append(row)
