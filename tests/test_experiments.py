@@ -62,6 +62,22 @@ def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytes
     runner.check_defaults(training, trained_with | {"perturbed_view": "weak"})
 
 
+def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
+    def scores(dice: dict[str, float]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        row = {"Jaccard": 0.5, "HD95": 1.0, "ASD": 1.0, "n_pred": 5, "n_ref": 5}
+        return {
+            seed: {f"patient00{patient}_frame01": {"1": row | {"Dice": value + patient / 100}} for patient in range(5)}
+            for seed, value in dice.items()
+        }
+
+    baseline = scores({"0": 0.5, "1": 0.9})
+    test = runner._test_shared_seeds(baseline, scores({"0": 0.6, "2": 0.1}), ["1"])
+    assert test is not None
+    assert test["difference"] == pytest.approx(0.1)
+    assert test["n"] == 5
+    assert runner._test_shared_seeds(baseline, scores({"2": 0.6}), ["1"]) is None
+
+
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(runner.ExperimentError, match=r"no experiment 'tabel2'; there are .*modules"):
         runner.read_experiment("tabel2", "cpu")
