@@ -185,7 +185,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             self.vqseg_network.perturbation.discard_table()
 
     def train_step(self, batch: dict) -> dict:
-        """One iteration: views, teacher, student, losses, step (METHOD of the README)."""
+        """One iteration: views, teacher, student, losses, step (README, How it works)."""
         self._prepare_perturbation()  # waits for the device, which has nothing to do yet
         views, statistics = self._teacher_views(batch)
         images, layout = views.batch()
