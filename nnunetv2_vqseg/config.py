@@ -254,6 +254,16 @@ class VQSegConfig:
                 "features; set a code_dim, or normalize_codes = false."
             )
 
+    @property
+    def has_perturbed_stream(self) -> bool:
+        """Whether a view of x_u passes the student to be perturbed, by QPM or dropout, or to be reconstructed."""
+        return self.use_unlabeled and (self.perturbation != "none" or self.reconstruct)
+
+    @property
+    def unlabeled_streams(self) -> int:
+        """Views of each unlabelled image that pass the student in a step."""
+        return int(self.use_unlabeled and self.strong_view) + int(self.has_perturbed_stream)
+
     @classmethod
     def default(cls) -> VQSegConfig:
         """What `nnUNetTrainerVQSeg` does out of the box."""

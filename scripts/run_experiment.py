@@ -277,7 +277,8 @@ def table(
         cells += [f"{summary[key]['Dice']['mean']:.3f}" for key in classes.keys]
         cells += [_mean_sd(summary[MEAN]["HD95"], 1)]
         compared = test is not None and scores is not baseline
-        cells += [f"{test['difference']:+.3f} (p = {test['p_wilcoxon']:.2g})" if compared else "", _images(records[0])]
+        cells += [f"{test['difference']:+.3f} (p = {test['p_wilcoxon']:.2g})" if compared else ""]
+        cells += [_images(records[0], config_today(trainings[0]))]
         cells += [f"{sum(values) / len(values):.4g}" if values else "" for values in last.values()]
         cells += [f"{sum(minutes) / len(minutes):.0f}", ", ".join(str(training.seed) for training in trainings)]
         cells += [", ".join(commits)]
@@ -313,6 +314,14 @@ def _test_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str])
     return dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
 
 
+def config_today(training: Training) -> VQSegConfig:
+    """What the training would be made with now: its trainer's configuration and its own settings."""
+    from nnunetv2_vqseg.training import variants  # nnU-Net wants its folders named before it is imported
+
+    trainer = getattr(variants, training.run.trainer)
+    return getattr(trainer, "default_config", VQSegConfig.default)().override(training.block)
+
+
 def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
     """A folder is named by the settings that differ from the trainer's; those may have changed since.
 
@@ -322,11 +331,9 @@ def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
     Raises:
         ExperimentError: the same run would train with other values today.
     """
-    from nnunetv2_vqseg.training import variants  # nnU-Net wants its folders named before it is imported
-
-    trainer = getattr(variants, training.run.trainer)
-    today = getattr(trainer, "default_config", VQSegConfig.default)().override(training.block).as_dict()
-    idle = [] if today["perturbation"] != "none" or today["reconstruct"] else ["perturbed_view"]  # no such stream
+    config = config_today(training)
+    today = config.as_dict()
+    idle = [] if config.has_perturbed_stream else ["perturbed_view"]
     changed = [
         f"{key} {value!r}, now {today[key]!r}"
         for key, value in trained_with.items()
@@ -344,13 +351,12 @@ def _mean_sd(value: Mapping[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f}" + ("" if spread != spread else f" ± {spread:.{digits}f}")
 
 
-def _images(record: Any) -> str:
-    runtime, config = record.runtime, record.config
+def _images(record: Any, config: VQSegConfig) -> str:
+    runtime = record.runtime
     if "labeled_batch_size" not in runtime:
         return str(record.batch_size)
-    views = [config["strong_view"], config["perturbation"] != "none" or config["reconstruct"]]
-    unlabeled = [str(runtime["unlabeled_batch_size"])] * sum(views) if config["use_unlabeled"] else []
-    return " + ".join([str(runtime["labeled_batch_size"]), *unlabeled])
+    unlabeled = [runtime["unlabeled_batch_size"]] * config.unlabeled_streams
+    return " + ".join(map(str, [runtime["labeled_batch_size"], *unlabeled]))
 
 
 def write_page(file: Path, experiment: Mapping[str, Any], name: str, profile: str, parts: Sequence[str]) -> None:

@@ -73,11 +73,6 @@ class Objective:
             ddp=self.ddp,
         )
 
-    @property
-    def needs_perturbed_stream(self) -> bool:
-        """Whether a second view of x_u passes the student: for QPM or dropout, or to be reconstructed."""
-        return self.config.use_unlabeled and (self.config.perturbation != "none" or self.config.reconstruct)
-
     def terms(
         self,
         output: VQSegOutput,

@@ -226,7 +226,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             return strong_view(weak, labels, confidence, self.jitter, self.config.cutmix_probability)
 
         views = Views(labeled, target, strong=strong() if self.config.strong_view else None)
-        if self.objective.needs_perturbed_stream:
+        if self.config.has_perturbed_stream:
             on_strong = self.config.perturbed_view == "strong"
             views = views._replace(perturbed=strong() if on_strong else UnlabeledView(weak, labels, confidence, weak))
         return views, {

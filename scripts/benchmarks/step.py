@@ -131,7 +131,7 @@ def _counted(owner: Any, method: str, calls: dict[str, int]) -> Callable[..., An
 def _total(name: str, trainer: Any, seconds: float, memory: int) -> Row:
     images = trainer.batch_size
     if hasattr(trainer, "objective"):
-        streams = int(trainer.config.strong_view) + int(trainer.objective.needs_perturbed_stream)
+        streams = trainer.config.unlabeled_streams
         images += streams * trainer.unlabeled_batch_size
     return {
         "variant": name,

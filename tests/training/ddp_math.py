@@ -120,7 +120,7 @@ def backward(
     network: nn.Module, objective: Objective, views: Views, alignment: tuple[Tensor, Tensor]
 ) -> tuple[Any, Tensor]:
     """Forward and backward as `train_step` does; the network's output and the loss."""
-    images, layout = (views if objective.needs_perturbed_stream else views._replace(perturbed=None)).batch()
+    images, layout = (views if objective.config.has_perturbed_stream else views._replace(perturbed=None)).batch()
     output = network(images, layout)
     terms = objective.terms(output, layout, views, progress=0.5, alignment_target=alignment)
     loss = sum((weight * term for weight, term in terms.values()), start=torch.zeros(()))
