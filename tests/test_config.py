@@ -15,6 +15,21 @@ def test_literal_is_the_papers_section_4_2():
     assert config.confidence_threshold == 0.0
     assert config.code_dim is None
     assert config.qpm == "literal"
+    assert config.perturbed_view == "weak"
+
+
+@pytest.mark.parametrize(
+    ("settings", "streams"),
+    [
+        ({}, 2),
+        ({"strong_view": False}, 1),
+        ({"perturbation": "none"}, 2),  # to be reconstructed
+        ({"perturbation": "none", "reconstruct": False}, 1),
+        ({"use_unlabeled": False}, 0),
+    ],
+)
+def test_views_of_an_unlabeled_image_that_pass_the_student(settings, streams):
+    assert VQSegConfig.default().override(settings).unlabeled_streams == streams
 
 
 def test_every_field_says_what_it_means_and_what_is_valid():
