@@ -147,7 +147,9 @@ def prepare(dataset: str, labeled: int, data: Path | None, profile: Mapping[str,
     )
     call(["-c", f"{planner}; main()", "-d", dataset_id, "-c", "2d", "--no_pp"])
     if profile["plan"] is not None:
-        options = [text for key, value in profile["plan"].items() for text in (f"--{key}", str(value))]
+        # nnU-Net's own plan keeps its batch size, by which it differs from ours once both are made small
+        size = {key: value for key, value in profile["plan"].items() if plans == PLANS or key != "batch-size"}
+        options = [text for key, value in size.items() for text in (f"--{key}", str(value))]
         call([ROOT / "scripts" / "small_plan.py", "-d", dataset_id, "-p", plans, *options])
     preprocess = f"from {NNUNET_PLANNING} import preprocess_entry as main; main()"
     call(["-c", preprocess, "-d", dataset_id, "-plans_name", plans, "-c", "2d", "-np", "2"])
