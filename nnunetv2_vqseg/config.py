@@ -101,7 +101,7 @@ class VQSegConfig:
     )
     strong_view: bool = _switch(True, "third term of Eq. 9: intensity jitter and CutMix")
     labeled_as_unlabeled: bool = _switch(
-        False, "use the labelled images as the unlabelled set when there are no others (Table 6, 100 %)"
+        False, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     )
 
     # Budget and batch (4.2)
@@ -109,7 +109,10 @@ class VQSegConfig:
     iterations_per_epoch: int = _integer(250, 1, 100_000, "training steps an epoch")
     val_iterations_per_epoch: int = _integer(50, 1, 100_000, "online validation steps an epoch")
     seed: int | None = _optional_integer(
-        None, 0, 2**31 - 1, "seed of weights, data order and perturbations; null: not seeded"
+        None,
+        0,
+        2**31 - 1,
+        "seed of weights and perturbations, and with nnUNet_n_proc_DA=0 of the data's order; null: not seeded",
     )
     save_every: int = _integer(10, 1, 100_000, "epochs between two writes of checkpoint_latest.pth")
     batch_size_range: tuple[int, int] = field(
@@ -247,6 +250,12 @@ class VQSegConfig:
         if self.foundation_policy != "off" and not self.quantize:
             raise ConfigError(
                 "vqseg.foundation_policy must be 'off' where vqseg.quantize = false: PFA reads q(z) only."
+            )
+        calibrated = self.perturbation == "qpm" and self.qpm == "calibrated"
+        if calibrated and self.qpm_perplexity >= self.qpm_neighbors:
+            raise ConfigError(
+                f"vqseg.qpm_perplexity = {self.qpm_perplexity:g} must be less than vqseg.qpm_neighbors = "
+                f"{self.qpm_neighbors}; raise qpm_neighbors to about four times the perplexity."
             )
         if self.code_dim is None and self.decoder_input == "continuous" and self.normalize_codes:
             raise ConfigError(

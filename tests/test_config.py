@@ -91,3 +91,9 @@ def test_config_is_immutable_and_survives_json():
     with pytest.raises(FrozenInstanceError):
         config.epsilon = 0.1  # type: ignore[misc]
     assert VQSegConfig().override(json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_perplexity_needs_more_neighbours():
+    with pytest.raises(ConfigError, match=r"qpm_perplexity = 128 must be less than vqseg.qpm_neighbors = 128"):
+        VQSegConfig.default().override({"qpm_perplexity": 128})
+    assert VQSegConfig.default().override({"qpm_perplexity": 128, "qpm": "literal"}).qpm_perplexity == 128

@@ -47,17 +47,18 @@ def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | st
     """One fold of `splits_final.json`, None where nnU-Net would make up its own split.
 
     Raises:
-        DatasetError: fold `all` together with an `unlabeled` list; it would train on the labels of those cases.
+        DatasetError: fold `all`, or one that the file does not have, together with an `unlabeled` list; nnU-Net would
+            train on the labels of those cases.
     """
     splits = load_splits(preprocessed_dataset_folder_base)
-    if fold == "all":
-        if any(entry.get("unlabeled") for entry in splits):
-            raise DatasetError(
-                f"Fold all cannot be used with {Path(preprocessed_dataset_folder_base) / SPLITS_FILE}, which has "
-                f'"unlabeled" cases: it would train on their labels; train a numbered fold.'
-            )
-        return None
-    return splits[int(fold)] if int(fold) < len(splits) else None
+    if fold != "all" and int(fold) < len(splits):
+        return splits[int(fold)]
+    if any(entry.get("unlabeled") for entry in splits):
+        raise DatasetError(
+            f"Fold {fold} cannot be used with {Path(preprocessed_dataset_folder_base) / SPLITS_FILE}, which has "
+            f'"unlabeled" cases: it would train on their labels; train one of the folds 0 to {len(splits) - 1}.'
+        )
+    return None
 
 
 def check_fold_entry(fold_entry: Mapping[str, Any], known_cases: Iterable[str]) -> list[str]:

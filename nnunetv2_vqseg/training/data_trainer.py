@@ -20,6 +20,7 @@ from torch import autocast
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.data.cases import (
     UnlabeledCases,
+    collect_unlabeled_cases,
     find_unlabeled_cases,
     labeled_as_unlabeled,
     load_splits,
@@ -142,9 +143,11 @@ class UnlabeledDataTrainer(DistributedTrainer):
         """nnU-Net's, and every case that it names is there.
 
         Raises:
-            DatasetError: a name that is not, an empty list, or too few cases for nnU-Net to make up a split.
+            DatasetError: a name that is not, an empty list, too few cases for nnU-Net to make up a split, or a fold
+                that would read the labels of another fold's unlabelled cases.
         """
         base = self.preprocessed_dataset_folder_base
+        load_fold_entry(base, self.fold)
         known = preprocessed_cases(self.preprocessed_dataset_folder)
         if self.fold != "all" and not load_splits(base):
             require_enough_cases(base, known)
@@ -177,10 +180,11 @@ class UnlabeledDataTrainer(DistributedTrainer):
         raw = self._raw_folder()
         if raw is None:
             return None
-        if not self.config.labeled_as_unlabeled:
-            return find_unlabeled_cases(raw, self.dataset_json, self._fold_entry())
-        train_keys, _ = self.do_split()
-        return labeled_as_unlabeled(raw, self.dataset_json, train_keys)
+        found = (raw, self.dataset_json, self._fold_entry())
+        if self.config.labeled_as_unlabeled and not collect_unlabeled_cases(*found).files:
+            train_keys, _ = self.do_split()
+            return labeled_as_unlabeled(raw, self.dataset_json, train_keys)
+        return find_unlabeled_cases(*found)
 
     def _prepare_unlabeled(self) -> None:
         """Preprocess what is missing, on rank 0."""

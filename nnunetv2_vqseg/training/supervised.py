@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.data.splits_file import load_fold_entry
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.checkpoint import seed_everything
 from nnunetv2_vqseg.training.log import LoggingTrainer
@@ -34,3 +35,13 @@ class nnUNetTrainerSupervised(LoggingTrainer):
         if self._seed is not None:
             seed_everything(self._seed + self.local_rank)
         super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, unless it would train on the labels of cases that a fold lists as unlabelled.
+
+        Raises:
+            DatasetError: fold `all`, or one that `splits_final.json` does not have.
+        """
+        load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
+        train, val = super().do_split()
+        return train, val

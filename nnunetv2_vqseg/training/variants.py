@@ -9,6 +9,9 @@ from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.training.supervised import nnUNetTrainerSupervised  # noqa: F401 named in __all__
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
+_METHOD = frozenset({"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view"})
+"""Switches of the whole method's parts but PFA, which has a policy."""
+
 
 class _Variant(nnUNetTrainerVQSeg):
     """A trainer whose `switches` are set and locked."""
@@ -25,9 +28,16 @@ class _Variant(nnUNetTrainerVQSeg):
 
 
 class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
-    """The paper's settings to the letter (4.2), on the planned U-Net."""
+    """The paper's settings to the letter (4.2), on the planned U-Net.
 
-    locked = frozenset({"qpm", "decoder_input", "code_dim", "normalize_codes", "supervised_loss", "pseudo_loss"})
+    Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights.
+    """
+
+    locked = _METHOD | {
+        key
+        for key, value in VQSegConfig.literal().as_dict().items()
+        if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size")
+    }
 
     @classmethod
     def default_config(cls) -> VQSegConfig:
@@ -37,37 +47,74 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
 class nnUNetTrainerVQSegPFARequired(_Variant):
     """The whole method; stops at the start where the foundation model's weights cannot be had."""
 
-    switches: ClassVar = {"foundation_policy": "required"}
+    switches: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "perturbation": "qpm",
+        "reconstruct": True,
+        "foundation_policy": "required",
+    }
 
 
 class nnUNetTrainerVQSegBase(_Variant):
-    """Table 2, row 1: quantised U-Net with EMA teacher and strong views, no feature perturbation."""
+    """Table 2, row 1: quantised U-Net with EMA teacher and strong views, no feature perturbation.
 
-    switches: ClassVar = {"perturbation": "none", "reconstruct": False, "foundation_policy": "off"}
+    The decoder reads q(z), as in the paper: where it reads z itself, a quantiser without QPM changes nothing.
+    """
+
+    switches: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "decoder_input": "quantized",
+        "strong_view": True,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
 
 
 class nnUNetTrainerVQSegQPM(_Variant):
-    """Table 2, row 2: Base + QPM."""
+    """Table 2, row 2: QPM."""
 
-    switches: ClassVar = {"perturbation": "qpm", "reconstruct": False, "foundation_policy": "off"}
+    switches: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "perturbation": "qpm",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
 
 
 class nnUNetTrainerVQSegQPMDB(_Variant):
-    """Table 2, row 3: Base + QPM + dual branch."""
+    """Table 2, row 3: QPM and the dual branch."""
 
-    switches: ClassVar = {"perturbation": "qpm", "reconstruct": True, "foundation_policy": "off"}
+    switches: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "perturbation": "qpm",
+        "reconstruct": True,
+        "foundation_policy": "off",
+    }
 
 
 class nnUNetTrainerVQSegQPMPFA(_Variant):
-    """Table 2, row 4: Base + QPM + PFA; needs the foundation model's weights."""
+    """Table 2, row 4: QPM and PFA; needs the foundation model's weights."""
 
-    switches: ClassVar = {"perturbation": "qpm", "reconstruct": False, "foundation_policy": "required"}
+    switches: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "perturbation": "qpm",
+        "reconstruct": False,
+        "foundation_policy": "required",
+    }
 
 
 class nnUNetTrainerMeanTeacher(_Variant):
     """EMA teacher with strong views and CutMix, without any vector quantisation."""
 
     switches: ClassVar = {
+        "use_unlabeled": True,
+        "strong_view": True,
         "quantize": False,
         "perturbation": "none",
         "reconstruct": False,
@@ -79,6 +126,7 @@ class nnUNetTrainerMeanTeacherDropout(_Variant):
     """Mean teacher whose second stream is perturbed by feature dropout (Fig. 1's alternative to QPM)."""
 
     switches: ClassVar = {
+        "use_unlabeled": True,
         "quantize": False,
         "perturbation": "dropout",
         "reconstruct": False,
@@ -103,6 +151,7 @@ class nnUNetTrainerSupervisedVQ(_Variant):
     """Labelled cases alone with the quantiser in the path: what quantisation itself costs."""
 
     switches: ClassVar = {
+        "quantize": True,
         "decoder_input": "quantized",
         "use_unlabeled": False,
         "strong_view": False,

@@ -196,7 +196,8 @@ def test_folds(tmp_path: Path):
     folds = [{"train": ["A"], "val": ["B"]}, {"train": ["B"], "val": ["A"], "unlabeled": ["C"]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
     assert load_fold_entry(tmp_path, 1) == folds[1]
-    assert load_fold_entry(tmp_path, 2) is None
+    with pytest.raises(DatasetError, match=r"Fold 2 cannot .* one of the folds 0 to 1"):
+        load_fold_entry(tmp_path, 2)
     with pytest.raises(DatasetError, match="Fold all"):
         load_fold_entry(tmp_path, "all")
     (tmp_path / "splits_final.json").write_text(json.dumps(folds[:1]), encoding="utf-8")

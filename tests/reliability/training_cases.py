@@ -142,7 +142,7 @@ START = [
         "fold all, with unlabelled cases in splits_final.json",
         train,
         splits([{"train": ["A"], "val": ["C"], "unlabeled": ["B"]}]),
-        Refused("splits_final.json", "would train on their labels", "train a numbered fold"),
+        Refused("splits_final.json", "would train on their labels", "train one of the folds 0 to 0"),
         options=("901", "2d", "all", "-device", "cpu"),
     ),
     Case(

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.data.errors import DatasetError
 
 pytestmark = pytest.mark.slow
 
@@ -177,10 +179,18 @@ def test_online_validation_scores_the_teacher(make_trainer):
     ("name", "terms"),
     [
         ("nnUNetTrainerVQSegBase", {"pseudo_strong", "vq", "entropy"}),
-        ("nnUNetTrainerVQSegQPM", {"pseudo_strong", "pseudo_perturbed", "vq", "entropy"}),
+        ("nnUNetTrainerVQSegQPM", {"pseudo_strong", "pseudo_perturbed", "vq", "entropy", "feature"}),
         (
             "nnUNetTrainerVQSegQPMDB",
-            {"pseudo_strong", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled"},
+            {
+                "pseudo_strong",
+                "pseudo_perturbed",
+                "vq",
+                "entropy",
+                "feature",
+                "reconstruction",
+                "reconstruction_unlabeled",
+            },
         ),
         ("nnUNetTrainerMeanTeacher", {"pseudo_strong"}),
         ("nnUNetTrainerMeanTeacherDropout", {"pseudo_strong", "pseudo_perturbed"}),
@@ -189,7 +199,7 @@ def test_online_validation_scores_the_teacher(make_trainer):
     ],
 )
 def test_each_variant_trains_with_its_own_terms(make_trainer, name, terms):
-    trainer = make_trainer(name, decoder_input="quantized")
+    trainer = make_trainer(name)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
@@ -235,9 +245,69 @@ def test_paper_variant_trains_with_its_literal_settings(make_trainer):
     assert math.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
 
-def test_locked_switches_cannot_be_changed_in_the_plan(make_trainer):
-    with pytest.raises(ConfigError, match=r"perturbation.*defines this trainer"):
-        make_trainer("nnUNetTrainerVQSegBase", perturbation="qpm")
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("nnUNetTrainerVQSegBase", "perturbation", "qpm"),
+        ("nnUNetTrainerVQSegBase", "decoder_input", "continuous"),
+        ("nnUNetTrainerVQSegQPM", "use_unlabeled", False),
+        ("nnUNetTrainerMeanTeacher", "strong_view", False),
+        ("nnUNetTrainerSupervisedVQ", "quantize", False),
+        ("nnUNetTrainerVQSegPaper", "perturbed_view", "strong"),
+        ("nnUNetTrainerVQSegPaper", "optimizer", "sgd"),
+        ("nnUNetTrainerVQSegPaper", "reconstruct", False),
+    ],
+)
+def test_switches_that_define_a_variant_cannot_be_changed_in_the_plan(make_trainer, name, key, value):
+    keys = {"confidence_threshold": 0.0} if name.endswith("Paper") else {}
+    with pytest.raises(ConfigError, match=f"{key}.*defines this trainer"):
+        make_trainer(name, **keys, **{key: value})
+
+
+def test_base_reads_codes_and_the_mean_teacher_features(make_trainer):
+    """Otherwise both would be the same training."""
+    for name, quantized in (("nnUNetTrainerVQSegBase", True), ("nnUNetTrainerMeanTeacher", False)):
+        trainer = make_trainer(name)
+        trainer.initialize()
+        network = trainer.vqseg_network.eval()
+        image = torch.randn(1, 1, 32, 32)
+        with torch.no_grad():
+            before = network(image)
+            if network.quantizer is not None:
+                network.quantizer.codebook.add_(torch.randn_like(network.quantizer.codebook))
+            changed = not all(map(torch.equal, before, network(image)))
+        assert changed == quantized
+
+
+def test_labels_of_a_folds_unlabelled_cases_are_never_read(home, results, plan_dataset):
+    """One of the labelled patients becomes unlabelled, and its label files are no images; trained to the end."""
+    from nnunetv2_vqseg.training.variants import nnUNetTrainerSupervised, nnUNetTrainerVQSeg
+
+    raw = home / "raw" / "Dataset904_Hidden"
+    shutil.copytree(home / "raw" / "Dataset901_Phantom", raw)
+    shutil.rmtree(raw / "imagesUl")
+    fold = json.loads((raw / "splits_final.json").read_text(encoding="utf-8"))[0]
+    hidden, fold["train"] = fold["train"][:2], fold["train"][2:]
+    (raw / "splits_final.json").write_text(json.dumps([fold | {"unlabeled": hidden}]), encoding="utf-8")
+    for case in hidden:
+        (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage", encoding="utf-8")
+    folder = plan_dataset(raw.name)
+
+    def make(trainer, fold):
+        plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8")) | {
+            "continue_training": False
+        }
+        dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        return trainer(plans, "2d", fold, dataset_json, torch.device("cpu"))
+
+    trainer = make(nnUNetTrainerVQSeg, 0)
+    trainer.run_training()
+    assert sorted(trainer.unlabeled_identifiers) == sorted(hidden)
+    assert trainer.step == 6
+    for cls in (nnUNetTrainerVQSeg, nnUNetTrainerSupervised):
+        for number in ("all", 1):
+            with pytest.raises(DatasetError, match=f"Fold {number} cannot be used"):
+                make(cls, number).do_split()
 
 
 def test_3d_configuration_is_refused_before_anything_is_written(home, results):
