@@ -75,6 +75,10 @@ def _is_stage(value: object) -> bool:
     return value == "auto" or (_is_int(value) and value >= 0)  # type: ignore[operator]
 
 
+ARCHITECTURE = ("quantize", "vq_stage", "min_tokens", "decoder_input", "num_codes", "code_dim", "normalize_codes")
+"""Fields that decide what prediction computes."""
+
+
 @dataclass(frozen=True)
 class VQSegConfig:
     """Hyper-parameters of one training; immutable, checked on construction.

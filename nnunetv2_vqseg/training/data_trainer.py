@@ -17,7 +17,7 @@ from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.config import ARCHITECTURE, VQSegConfig
 from nnunetv2_vqseg.data.cases import (
     UnlabeledCases,
     collect_unlabeled_cases,
@@ -75,8 +75,10 @@ class UnlabeledDataTrainer(DistributedTrainer):
         require_2d(plans, configuration)
         check_dataset_json(dataset_json, "dataset.json")
         try_plans(plans, configuration, number_of_channels(dataset_json))
-        if block:  # nnU-Net's inherits_from would drop a parent's keys
-            plans["configurations"][configuration]["vqseg"] = block
+        # Whole, because nnU-Net's inherits_from would drop a parent's keys, and with the architecture, so that a model
+        # predicts the same when the defaults of a later version differ.
+        architecture = {key: value for key, value in self.config.as_dict().items() if key in ARCHITECTURE}
+        plans["configurations"][configuration]["vqseg"] = block | architecture
         with explained_disk_errors():
             super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.config.num_epochs

@@ -128,14 +128,31 @@ class DistributedTrainer(LoggingTrainer):
         Raises:
             RuntimeError: they do not.
         """
-        starts: list = [None] * dist.get_world_size()
-        dist.all_gather_object(starts, (self.current_epoch, socket.gethostname()))
-        first = starts[0]
-        for rank, start in enumerate(starts):
-            if start[0] != first[0]:
+        self.require_same(
+            self.current_epoch,
+            "Rank {rank} on {host} would start at epoch {value}, rank 0 on {first_host} at epoch {first}; "
+            "nnUNet_results must be one folder that all machines share.",
+        )
+
+    def require_same(self, value: object, message: str) -> None:
+        """Every rank asks, and all of them stop if one has another value than rank 0.
+
+        Args:
+            value: this rank's.
+            message: with the fields `rank`, `host`, `value`, `first_host` and `first`, the last two of rank 0.
+
+        Raises:
+            RuntimeError: the message.
+        """
+        if not self.is_ddp:
+            return
+        answers: list = [None] * dist.get_world_size()
+        dist.all_gather_object(answers, (value, socket.gethostname()))
+        first, first_host = answers[0]
+        for rank, (other, host) in enumerate(answers):
+            if other != first:
                 raise RuntimeError(
-                    f"Rank {rank} on {start[1]} would start at epoch {start[0]}, rank 0 on {first[1]} at epoch "
-                    f"{first[0]}; nnUNet_results must be one folder that all machines share."
+                    message.format(rank=rank, host=host, value=other, first_host=first_host, first=first)
                 )
 
     def rank_0_first(self, task: str, work: Callable[[], T], afterwards: Callable[[], T]) -> T:

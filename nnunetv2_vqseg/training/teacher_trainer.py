@@ -11,6 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.config import ARCHITECTURE
 from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
@@ -173,7 +174,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
         """Continue from, or validate, a checkpoint that this trainer wrote.
 
         Raises:
-            RuntimeError: a checkpoint of another trainer.
+            RuntimeError: a checkpoint of another trainer, or of another network.
         """
         if not self.was_initialized:
             self.initialize()
@@ -186,6 +187,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
                 f"{source} was not written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
             )
         state = checkpoint["vqseg"]
+        self._compare_settings(str(source), state["config"])
         same_heads = state["alignment"] == (self.foundation_model is not None)
         self._resume_problem = None if same_heads else _alignment_mismatch(state, self.foundation_status)
         self.my_init_kwargs = checkpoint["init_args"]
@@ -205,6 +207,21 @@ class TeacherTrainer(UnlabeledDataTrainer):
         self.step = state["step"]
         self.curves.restore(state["curves"], self.current_epoch)
         self._resumed_random_states = state["random_states"]
+
+    def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, and name the other settings that have changed since."""
+        now = self.config.as_dict()
+        changed = {
+            key: f"{key} {before[key]!r}, now {now[key]!r}" for key in now if before.get(key, now[key]) != now[key]
+        }
+        network = [changed[key] for key in (*ARCHITECTURE, "reconstruct") if key in changed]
+        if network:
+            raise RuntimeError(
+                f"{source} was trained with {'; '.join(network)}; set the old value in the plan's vqseg block to "
+                f"continue or validate it, or start anew without --c."
+            )
+        if changed:
+            self.print_to_log_file(f"WARNING: {source} was trained with other settings: {'; '.join(changed.values())}.")
 
     def _newer_than(self, filename: str | os.PathLike[str]) -> str:
         """What to continue from instead, where nnU-Net's `--c` asks for an outdated file.

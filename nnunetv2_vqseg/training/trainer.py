@@ -113,6 +113,11 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             image_size=config.foundation_image_size,
             channel_pick=config.foundation_channels,
         )
+        self.require_same(
+            "with" if self.foundation_model is not None else "without",
+            "Rank {rank} on {host} would train {value} the foundation model, rank 0 on {first_host} {first} it; give "
+            "all machines its weights with vqseg.foundation_checkpoint, or set vqseg.foundation_policy to 'off'.",
+        )
         if self.foundation_model is not None:
             self.foundation_model.to(self.device)
         frame = "#" * 100

@@ -29,7 +29,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunetv2_vqseg.train
 from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed
+from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed, trainer
 from nnunetv2_vqseg.training.curves import EpochCurves
 from nnunetv2_vqseg.training.rendezvous import join_process_group
 from nnunetv2_vqseg.training.signals import StopRequest
@@ -60,6 +60,13 @@ def nnunet_ddp(*arguments: str) -> None:
     torch.cuda.set_device = lambda device: None
     plan = (args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p)
     run_training.run_ddp(rank, *plan, False, args.c, args.val, None, args.npz, args.val_best, world)
+
+
+def weights_on_rank_0_only(*arguments: str) -> None:
+    """The foundation model's weights are on one of two machines."""
+    found = os.environ["RANK"] == "0"
+    trainer.load_foundation_model = lambda *args, **options: (torch.nn.Identity() if found else None, "looked")
+    _distributed_trainer(arguments).initialize()
 
 
 def twenty_steps(folder: str, *arguments: str) -> None:

@@ -173,6 +173,20 @@ def test_more_processes_than_images_are_refused_with_a_sentence(home, results, t
     ) in (tmp_path / "log.0").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_foundation_model_on_some_machines_only_is_refused(home, results, tmp_path: Path) -> None:
+    from real_training import finish, start_ranks, weights_on_rank_0_only, write_plan
+
+    arguments = write_plan(home, "RanksPlans")
+    exit_codes = finish(start_ranks(weights_on_rank_0_only, *arguments, world=2, log=tmp_path / "log"), seconds=120)
+    assert None not in exit_codes
+    assert 0 not in exit_codes
+    for rank in range(2):
+        said = (tmp_path / f"log.{rank}").read_text(encoding="utf-8")
+        assert "would train without the foundation model, rank 0 on" in said
+
+
 def torchrun(*options: str, arguments: list[str], log: Path, prefix: tuple[str, ...] = (), **environment: str) -> Any:
     """A real torchrun with `-m nnunetv2_vqseg.train`, shortened."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, Path(__file__).with_name("real_training.py")]

@@ -351,6 +351,33 @@ def test_gradient_that_stays_infinite_at_any_scale_of_amp_stops_training_too(mak
     assert same(before, trainer.vqseg_network.state_dict())
 
 
+def test_continuing_with_other_settings_is_said_and_with_another_network_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    stop_after(trainer, epochs=1)
+    latest = f"{trainer.output_folder}/checkpoint_latest.pth"
+
+    changed = make_trainer(continue_training=True, epsilon=0.5)
+    changed.load_checkpoint(latest)
+    assert "was trained with other settings: epsilon 0.7, now 0.5" in Path(changed.log_file).read_text(encoding="utf-8")
+    with pytest.raises(
+        RuntimeError, match="trained with decoder_input 'continuous', now 'quantized'; set the old value"
+    ):
+        make_trainer(continue_training=True, decoder_input="quantized").load_checkpoint(latest)
+
+
+def test_saved_plan_names_the_architecture_whatever_later_defaults_are(make_trainer):
+    trainer = make_trainer()
+    trainer.on_train_start()
+    saved = json.loads(Path(trainer.output_folder_base, "plans.json").read_text(encoding="utf-8"))
+    block = saved["configurations"]["2d"]["vqseg"]
+    assert {key: block[key] for key in ("decoder_input", "code_dim", "vq_stage")} == {
+        "decoder_input": "continuous",
+        "code_dim": 16,
+        "vq_stage": "auto",
+    }
+
+
 def test_trainers_can_be_pickled_as_classes():
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
