@@ -21,7 +21,7 @@ def draw(experiment: Experiment, rows: Sequence[Mapping[str, Any]], split: str, 
     """The figure of the measured rows, None where there is none.
 
     The experiment's `figure` may hold `lines` (name of a line -> key of the vqseg block on the x-axis), `label` of the
-    x-axis, `log: true` for its scale and `curve`, the name of a column that gets a panel of its own.
+    x-axis, its `range`, `log: true` for its scale and `curve`, the name of a column that gets a panel of its own.
     """
     measured = [row for row in rows if "summary" in row]
     if not measured:
@@ -88,6 +88,8 @@ def _lines(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Figure:
         ticks = sorted({row["x"] for row in rows if row["line"]})
         last.set_xscale("log", base=2)
         last.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    elif "range" in settings:
+        last.set_xlim(*settings["range"])
     last.set_xlabel(settings["label"])
     if len(settings["lines"]) + len(across) > 1:
         dice.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
