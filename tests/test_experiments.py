@@ -2,95 +2,112 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import json
 
 import pytest
+from experiment_world import ROOT, files
 
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.training import variants
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import run_experiment as runner  # noqa: E402
-
-NAMES = sorted(file.stem for file in (SCRIPTS / "experiments").glob("*.yaml") if file.stem != "profiles")
+EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
+Training, read_experiment = files.Training, files.read_experiment
+PROFILES = ("cpu", "gpu")
+NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem != "profiles")
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_is_accepted_by_its_trainer(name: str, profile: str) -> None:
-    _, settings, runs = runner.read_experiment(name, profile)
+    experiment = read_experiment(name, profile)
+    runs = [run for run in experiment.runs if run.not_measured is None]
     assert runs
     for run in runs:
-        for training in runner.trainings_of(run, settings, [0]):
-            trainer = getattr(variants, run.trainer)
-            config = getattr(trainer, "default_config", VQSegConfig.default)()
-            config.override(training.block, getattr(trainer, "locked", frozenset()))
+        trainer = getattr(variants, run.trainer)
+        config = getattr(trainer, "default_config", VQSegConfig.default)()
+        config.override(Training(run, 0).block, getattr(trainer, "locked", frozenset()))
+        assert set(run.seeds) <= set(run.known_seeds)
+        if run.line is not None:
+            assert experiment.figure["lines"][run.line] in config.as_dict()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_same_training_has_the_same_folder_in_every_experiment(
+    profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_results", "results")
+    folders: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        for run in read_experiment(name, profile).runs:
+            training = Training(run, 0)
+            config = json.dumps(training.config.as_dict(), sort_keys=True)
+            asked = f"{run.trainer} {run.plans} {training.dataset} {config}"
+            folders.setdefault(asked, {})[str(training.folder)] = f"{name}: {run.name}"
+    assert [names for names in folders.values() if len(names) > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name", "seed", "configuration"),
+    [
+        ("modules", "stock nnU-Net", 0, "2d_39804443"),
+        ("labels", "mean teacher", 1, "2d_12b8d99d"),
+        ("modules", "Base + QPM", 2, "2d_078f045d"),
+        ("hyperparameters", "default: epsilon 0.7, lambda_u 1", 0, "2d_1e7f7b45"),
+        ("codebook", "K = 4096", 0, "2d_1e7f7b45"),
+        ("view", "QPM on the one strong view", 0, "2d_ad9076ab"),
+        ("perturbation", "second strong view alone", 0, "2d_26603c83"),
+        ("perturbation", "QPM 0.7, literal", 0, "2d_0fc010b7"),
+        ("budget", "stock nnU-Net, 3000 steps", 0, "2d_3808716d"),
+    ],
+)
+def test_trainings_of_the_published_pages_are_found_again(
+    experiment: str, name: str, seed: int, configuration: str
+) -> None:
+    run = next(run for run in read_experiment(experiment, "cpu").runs if run.name == name)
+    assert Training(run, seed).configuration == configuration
 
 
 def test_a_configuration_is_named_by_its_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_results", "results")
-    profile = {"settings": {"num_epochs": 2}}
     run, same, other = (
-        runner.Run(name, "nnUNetTrainerVQSeg", 3, settings=settings)
-        for name, settings in (("a", {"epsilon": 0.3}), ("b", {"epsilon": 0.3}), ("c", {"epsilon": 0.5}))
+        Run(name, "nnUNetTrainerVQSeg", 3, settings={"num_epochs": 2, "epsilon": epsilon})
+        for name, epsilon in (("a", 0.3), ("b", 0.3), ("c", 0.5))
     )
-    first, second = runner.trainings_of(run, profile, [0, 1])
-    assert first.folder == runner.trainings_of(same, profile, [0])[0].folder
-    assert first.folder not in (second.folder, runner.trainings_of(other, profile, [0])[0].folder)
+    first = Training(run, 0).folder
+    assert first == Training(same, 0).folder
+    assert first not in (Training(run, 1).folder, Training(other, 0).folder)
 
 
-def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("nnUNet_results", "results")
-    run = runner.Run("a", "nnUNetTrainerVQSegQPM", 3, settings={"epsilon": 0.3})
-    training = runner.trainings_of(run, {"settings": {}}, [0])[0]
-    trained_with = variants.nnUNetTrainerVQSegQPM.default_config().override(training.block).as_dict()
-    runner.check_defaults(training, trained_with)
-    runner.check_defaults(training, {})
-    with pytest.raises(runner.ExperimentError, match=r"other defaults \(commitment 9.0, now 0.25\)"):
-        runner.check_defaults(training, trained_with | {"commitment": 9.0})
-    with pytest.raises(runner.ExperimentError, match="perturbed_view 'weak', now 'strong'"):
-        runner.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+def test_a_profile_may_have_fewer_seeds_and_other_settings() -> None:
+    cpu, gpu = (read_experiment("quantiser", profile).runs[0] for profile in PROFILES)
+    assert (cpu.seeds, cpu.settings["num_epochs"]) == ((0,), 8)
+    assert gpu.seeds == (0, 1, 2)
+    assert "num_epochs" not in gpu.settings
+    assert cpu.known_seeds == (0, 1, 2)
 
 
-def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("nnUNet_results", "results")
-    training = runner.trainings_of(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), {"settings": {}}, [0])[0]
-    trained_with = variants.nnUNetTrainerMeanTeacher.default_config().override(training.block).as_dict()
-    runner.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_row_about_the_quantiser_has_the_codebook_that_it_names(profile: str) -> None:
+    for run in read_experiment("quantiser", profile).runs[1:]:
+        assert run.name.startswith(f"K {Training(run, 0).config.num_codes}, ")
+        assert Training(run, 0).config.foundation_policy == "off"
 
 
-def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
-    def scores(dice: dict[str, float]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-        row = {"Jaccard": 0.5, "HD95": 1.0, "ASD": 1.0, "n_pred": 5, "n_ref": 5}
-        return {
-            seed: {f"patient00{patient}_frame01": {"1": row | {"Dice": value + patient / 100}} for patient in range(5)}
-            for seed, value in dice.items()
-        }
-
-    baseline = scores({"0": 0.5, "1": 0.9})
-    test = runner._test_shared_seeds(baseline, scores({"0": 0.6, "2": 0.1}), ["1"])
-    assert test is not None
-    assert test["difference"] == pytest.approx(0.1)
-    assert test["n"] == 5
-    assert runner._test_shared_seeds(baseline, scores({"2": 0.6}), ["1"]) is None
+def test_rows_of_another_profile_say_why_they_are_not_measured() -> None:
+    reasons = {run.name: run.not_measured for run in read_experiment("modules", "cpu").runs}
+    assert reasons["full"] == "needs DINOv2 weights"
+    assert reasons["paper's settings"] == "GPU profile"
+    assert reasons["Base"] is None
+    assert all(run.not_measured is None for run in read_experiment("modules", "gpu").runs)
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(runner.ExperimentError, match=r"no experiment 'tabel2'; there are .*modules"):
-        runner.read_experiment("tabel2", "cpu")
-    with pytest.raises(runner.ExperimentError, match="no profile 'tpu'; there are cpu, gpu"):
-        runner.read_experiment("modules", "tpu")
+    with pytest.raises(ExperimentError, match=r"no experiment 'tabel2'; there are .*modules"):
+        read_experiment("tabel2", "cpu")
+    with pytest.raises(ExperimentError, match="no profile 'tpu'; there are cpu, gpu"):
+        read_experiment("modules", "tpu")
 
 
-def test_page_keeps_what_was_written_around_the_results(tmp_path: Path) -> None:
-    page = tmp_path / "modules-cpu.md"
-    experiment = {"title": "Modules", "question": "Which?"}
-    runner.write_page(page, experiment, "modules", "cpu", ["first table"])
-    page.write_text(page.read_text(encoding="utf-8") + "\nWhat we read from it.\n", encoding="utf-8")
-    runner.write_page(page, experiment, "modules", "cpu", ["second table"])
-    text = page.read_text(encoding="utf-8")
-    assert "first table" not in text
-    assert text.index("Which?") < text.index("second table") < text.index("What we read from it.")
+def test_experiments_are_those_that_the_runner_reads() -> None:
+    assert ROOT / "scripts" / "experiments" == EXPERIMENTS
+    assert "lung" in NAMES

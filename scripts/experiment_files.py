@@ -1,0 +1,238 @@
+"""Experiments as scripts/experiments/*.yaml describe them: the rows of a table, and the training of each seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunetv2_vqseg.config import VQSegConfig
+
+EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
+PLANS = "nnUNetVQSegPlans"
+_EXPERIMENT_KEYS = {"title", "question", "dataset", "labeled", "seeds", "columns", "figure", "runs"}
+_RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line"}
+
+
+class ExperimentError(ValueError):
+    """An experiment or profile that cannot be run."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset that an experiment can ask for.
+
+    Attributes:
+        name: in nnU-Net's `DatasetXXX_NAME`.
+        first_id: the dataset's id is this plus the number of labelled patients, or their percentage.
+        everything: that number or percentage where no training patient is left unlabelled.
+        unit: of `everything`, as a table shows it.
+    """
+
+    name: str
+    first_id: int
+    everything: int
+    unit: str = ""
+
+    def dataset_id(self, labeled: int) -> int:
+        return self.first_id + labeled
+
+    def folder(self, labeled: int) -> str:
+        return f"Dataset{self.dataset_id(labeled)}_{self.name}"
+
+
+DATA = {"acdc": Data("ACDC", 500, 70), "lung": Data("Lung", 600, 100, " %")}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A row of an experiment's table.
+
+    Attributes:
+        labeled: patients, or their percentage where the dataset counts so.
+        settings: of the vqseg block, the profile's included.
+        seeds: to be trained.
+        known_seeds: that the table shows where they are finished, whichever experiment trained them.
+        not_measured: why the profile does not have this row.
+        line: of the experiment's figure, which this row is a point of.
+    """
+
+    name: str
+    trainer: str
+    labeled: int
+    plans: str = PLANS
+    dataset: str = "acdc"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    known_seeds: tuple[int, ...] = ()
+    not_measured: str | None = None
+    line: str | None = None
+
+    @property
+    def data(self) -> Data:
+        return DATA[self.dataset]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One seed of a run: where nnU-Net keeps it and how it is made."""
+
+    run: Run
+    seed: int
+
+    @property
+    def dataset(self) -> str:
+        return self.run.data.folder(self.run.labeled)
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """Keys of the plan's vqseg block."""
+        return {**self.run.settings, "seed": self.seed}
+
+    @property
+    def configuration(self) -> str:
+        """A name that is the same wherever the same settings are asked for."""
+        digest = hashlib.sha1(json.dumps(self.block, sort_keys=True).encode()).hexdigest()
+        return f"2d_{digest[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        """`TRAINER__PLANS__CONFIGURATION` in nnUNet_results."""
+        home = Path(os.environ["nnUNet_results"]) / self.dataset
+        return home / f"{self.run.trainer}__{self.run.plans}__{self.configuration}"
+
+    @property
+    def fold(self) -> Path:
+        return self.folder / "fold_0"
+
+    @property
+    def done(self) -> bool:
+        return (self.fold / "validation" / "summary.json").is_file()
+
+    @property
+    def config(self) -> VQSegConfig:
+        """What the training would be made with today: its trainer's configuration and its own settings."""
+        from nnunetv2_vqseg.training import variants  # nnU-Net wants its folders named before it is imported
+
+        trainer = getattr(variants, self.run.trainer)
+        return getattr(trainer, "default_config", VQSegConfig.default)().override(self.block)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A file of scripts/experiments as one profile has it.
+
+    Attributes:
+        columns: of our curves, whose last values the page shows.
+        figure: see `experiment_figures.draw`; empty for one row of dots a run.
+        profile: device, plan and environment.
+    """
+
+    name: str
+    profile_name: str
+    title: str
+    question: str
+    columns: tuple[str, ...]
+    figure: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def command(self) -> str:
+        return f"python scripts/run_experiment.py {self.name} --profile {self.profile_name}"
+
+
+def read_experiment(name: str, profile_name: str) -> Experiment:
+    """Read an experiment; runs are sorted by the number of labelled patients.
+
+    Raises:
+        ExperimentError: unknown names or keys; the message lists the known ones.
+    """
+    known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem != "profiles")
+    if name not in known:
+        raise ExperimentError(f"There is no experiment '{name}'; there are {', '.join(known)}.")
+    profiles = _read_yaml("profiles")
+    if profile_name not in profiles:
+        raise ExperimentError(f"There is no profile '{profile_name}'; there are {', '.join(profiles)}.")
+    content = _read_yaml(name)
+    _check_keys(content, _EXPERIMENT_KEYS | set(profiles), f"{name}.yaml")
+    dataset = content.get("dataset", "acdc")
+    if dataset not in DATA:
+        raise ExperimentError(f"{name}.yaml: there is no dataset '{dataset}'; there are {', '.join(DATA)}.")
+    profile, here = profiles[profile_name], content.get(profile_name, {})
+    lines = content.get("figure", {}).get("lines", {})
+    general_seeds = content.get("seeds", profile["seeds"])
+    runs = []
+    for row in content["runs"]:
+        _check_keys(row, _RUN_KEYS | set(profiles), f"{name}.yaml, run '{row.get('name')}'")
+        own = row.get(profile_name, {})
+        for part in (here, own):
+            _check_keys(part, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
+        if row.get("line") not in {None, *lines}:
+            raise ExperimentError(f"{name}.yaml: the figure has no line '{row['line']}', only {', '.join(lines)}.")
+        seeds = own.get("seeds", here.get("seeds", general_seeds))
+        labeled = row.get("labeled", content.get("labeled", [3]))
+        runs += [
+            Run(
+                name=row["name"],
+                trainer=row["trainer"],
+                labeled=count,
+                plans=row.get("plans", PLANS),
+                dataset=dataset,
+                settings={
+                    **profile["settings"],
+                    **here.get("settings", {}),
+                    **row.get("set", {}),
+                    **own.get("settings", {}),
+                },
+                seeds=tuple(seeds),
+                known_seeds=tuple(sorted({*seeds, *general_seeds, *profile["seeds"]})),
+                not_measured=_why_not_measured(row, profile_name),
+                line=row.get("line"),
+            )
+            for count in (labeled if isinstance(labeled, list) else [labeled])
+        ]
+    return Experiment(
+        name=name,
+        profile_name=profile_name,
+        title=content["title"],
+        question=content["question"].strip(),
+        columns=tuple(content.get("columns", ())),
+        figure=content.get("figure", {}),
+        profile=profile,
+        runs=tuple(sorted(runs, key=lambda run: run.labeled)),
+    )
+
+
+def trainings_of(run: Run, seeds: Sequence[int]) -> list[Training]:
+    """One training a seed."""
+    return [Training(run, seed) for seed in seeds]
+
+
+def _why_not_measured(row: Mapping[str, Any], profile_name: str) -> str | None:
+    profiles = row.get("profiles")
+    if profiles is None or profile_name in profiles:
+        return None
+    return "needs DINOv2 weights" if "PFA" in row["trainer"] else f"{' or '.join(profiles).upper()} profile"
+
+
+def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ExperimentError(
+            f"{where} has the unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    file = EXPERIMENTS / f"{name}.yaml"
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ExperimentError(f"{file} is not YAML: {error}") from error

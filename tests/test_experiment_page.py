@@ -1,0 +1,198 @@
+"""The experiment's page: it shows all there is, and never loses what it showed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiment_world import add_scores, figures, finish, page, runner, use_fake_trainer
+
+from nnunetv2_vqseg.evaluation.models import TrainingRecord
+from nnunetv2_vqseg.training import variants
+
+
+def experiment(**changes: Any) -> runner.Experiment:
+    known = {"title": "Modules", "question": "Which?", "columns": (), "figure": {}, "profile": {}, "runs": ()}
+    return runner.Experiment(name="modules", profile_name="cpu", **(known | changes))
+
+
+def runs_of(name: str, *names: str) -> list[runner.Run]:
+    return runner.select(runner.read_experiment(name, "cpu").runs, names, None)
+
+
+def write(home: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    runner.main(["modules", "--home", str(home), "--results", str(home / "results"), "--report-only", *options])
+    text = (home / "results" / "modules-cpu.md").read_text(encoding="utf-8")
+    return text, json.loads((home / "results" / "data" / "modules-cpu.json").read_text(encoding="utf-8"))
+
+
+def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    for seed, dice in enumerate((0.50, 0.52)):
+        finish(tmp_path, runner.Training(stock, seed), dice)
+        finish(tmp_path, runner.Training(teacher, seed), dice + 0.1)
+    known = {"commits": [f"{'a' * 40} with uncommitted changes"], "seconds": 120.0}
+    known["machines"] = [{"cpu": "Abacus 3", "cores": 2, "gpu": None}]
+    # of the second seed nothing is known: its record was lost
+    (runner.Training(stock, 0).fold / "experiment.json").write_text(json.dumps(known), encoding="utf-8")
+    curves = {"steps": 1500, "labeled_batch_size": 8, "unlabeled_batch_size": 4}
+    monkeypatch.setattr(page, "read_training_record", lambda file: TrainingRecord(runtime=curves))
+    text, content = write(tmp_path)
+    assert "| 3 | stock nnU-Net | 0.525 ± 0.014 | 0.525 | 0.525 | 12.5 ± 0.0 | 2 of 16 |  |  |  | 0, 1 |" in text
+    assert (
+        "| 3 | mean teacher | 0.625 ± 0.014 | 0.625 | 0.625 | 12.5 ± 0.0 | 2 of 16 | +0.100 | 0.12 | 0 | 0, 1 |" in text
+    )
+    assert "| 3 | mean teacher | 0.500 ± 0.000 | 3.2 ± 0.0 | 8 + 4 | 18,000 |" in text
+    assert "| 2 | aaaaaaa with uncommitted changes |" in text
+    assert "Trained on Abacus 3, 2 cores, no GPU." in text
+    assert "| 3 | full | not measured: needs DINOv2 weights |" in text
+    assert "| 3 | paper's settings | not measured: GPU profile |" in text
+    assert "](modules-cpu.png)" in text
+    assert (tmp_path / "results" / "modules-cpu.png").read_bytes().startswith(b"\x89PNG")
+    rows = {row["name"]: row for row in content["val"]}
+    assert rows["mean teacher"]["images_seen"] == 1500 * 12
+    assert rows["full"]["state"] == "not measured: needs DINOv2 weights"
+
+
+def test_page_keeps_test_scores_and_seeds_that_a_later_run_does_not_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    for seed in (0, 1):
+        finish(tmp_path, runner.Training(stock, seed), 0.5, ("val", "test"))
+        finish(tmp_path, runner.Training(teacher, seed), 0.6)
+    text, content = write(tmp_path, "--seeds", "1")
+    validation, _, test = text.partition("**Test patients**")
+    assert "0, 1 |" in validation.partition("| 3 | stock nnU-Net | 0.515")[2].splitlines()[0]
+    assert "0, 1 |" in test.partition("| 3 | stock nnU-Net | 0.515")[2].splitlines()[0]
+    assert "| 3 | mean teacher | not read |" in test
+    assert len(content["test"][0]["folds"]) == 2
+
+
+def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    for run in (stock, teacher):
+        finish(tmp_path, runner.Training(run, 0), 0.5)
+    predicted = []
+
+    def predict(model: Any, fold: str, *others: Any) -> None:
+        predicted.append(model.method.name)
+        add_scores(runner.Training(teacher, 0), 0.7, ("test",))
+        raise page.ExperimentError("enough")
+
+    monkeypatch.setattr(page, "test_cases", lambda raw, dataset_json: {})
+    monkeypatch.setattr(page, "predict_missing", predict)
+    with pytest.raises(SystemExit, match="enough"):
+        write(tmp_path, "--test", "--only", "mean teacher")
+    text, _ = write(tmp_path)
+    assert predicted == ["mean teacher"]
+    assert "| 3 | stock nnU-Net | not read |" in text
+    assert "| 3 | mean teacher | 0.715 |" in text
+
+
+def test_scores_older_than_the_weights_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (stock,) = runs_of("modules", "stock nnU-Net")
+    training = runner.Training(stock, 0)
+    finish(tmp_path, training, 0.5, ("test",))
+    assert page.stored_scores(training, "test") is not None
+    scores = training.fold / "experiment_scores_test.json"
+    os.utime(scores, ns=(0, 0))
+    assert page.stored_scores(training, "test") is None
+
+
+def test_page_follows_the_experiment_and_keeps_what_was_written_around_it(tmp_path: Path) -> None:
+    file = tmp_path / "modules-cpu.md"
+    page.write_page(file, experiment(), ["first table"])
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# Modules (cpu profile)\n\nWhich?\n\n<!-- results: begin")
+    file.write_text(text.replace("Which?", "Which?\n\nA warning.") + "\nWhat we read.\n", encoding="utf-8")
+    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"])
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# Parts (cpu profile)\n\nWhich of them?\n\nA warning.\n\n<!-- results: begin")
+    assert "first table" not in text
+    assert "Which?" not in text
+    assert text.index("second table") < text.index("results: end") < text.index("What we read.")
+    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"])
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_page_without_its_end_is_not_cut(tmp_path: Path) -> None:
+    file = tmp_path / "modules-cpu.md"
+    page.write_page(file, experiment(), ["table"])
+    file.write_text(file.read_text(encoding="utf-8").replace("results: end", "end"), encoding="utf-8")
+    with pytest.raises(runner.ExperimentError, match="has no line '<!-- results: end -->' after its results"):
+        page.write_page(file, experiment(), ["table"])
+
+
+@pytest.mark.parametrize("name", ["modules", "labels", "codebook", "perturbation"])
+def test_figure_is_drawn_of_whatever_is_measured(name: str) -> None:
+    of_file = runner.read_experiment(name, "gpu")
+    assert (
+        figures.draw(of_file, [{"name": run.name, "state": "not run"} for run in of_file.runs], "validation", "a")
+        is None
+    )
+    dice = {"mean": 0.5, "sd_folds": float("nan"), "n_patients": 10}
+    rows = [
+        {
+            "name": run.name,
+            "labeled": run.labeled,
+            "line": run.line,
+            "x": run.line and run.settings.get(of_file.figure["lines"][run.line], 0.7),
+            "summary": {"mean": {"Dice": dice}},
+            "folds": {"0": {"mean": {"Dice": 0.5}}},
+            "last_values": {column: [0.5] for column in of_file.columns},
+        }
+        for run in of_file.runs
+    ]
+    for some in (rows, rows[:1], rows[-1:]):
+        figure = figures.draw(of_file, some, "validation", "a")
+        assert figure is not None
+        assert figure.size[0] > 1000
+
+
+def test_a_changed_tree_stays_marked() -> None:
+    assert page.short_commit("0123456789abcdef") == "0123456"
+    assert page.short_commit("0123456789abcdef with uncommitted changes") == "0123456 with uncommitted changes"
+
+
+def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "results")
+    run = runner.Run("a", "nnUNetTrainerVQSegQPM", 3, settings={"epsilon": 0.3})
+    training = runner.Training(run, 0)
+    trained_with = variants.nnUNetTrainerVQSegQPM.default_config().override(training.block).as_dict()
+    page.check_defaults(training, trained_with)
+    page.check_defaults(training, {})
+    with pytest.raises(runner.ExperimentError, match=r"other defaults \(commitment 9.0, now 0.25\)"):
+        page.check_defaults(training, trained_with | {"commitment": 9.0})
+    with pytest.raises(runner.ExperimentError, match="perturbed_view 'weak', now 'strong'"):
+        page.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+
+
+def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "results")
+    training = runner.Training(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), 0)
+    trained_with = variants.nnUNetTrainerMeanTeacher.default_config().override(training.block).as_dict()
+    page.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
+    def scores(dice: dict[str, float]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        row = {"Jaccard": 0.5, "HD95": 1.0, "ASD": 1.0, "n_pred": 5, "n_ref": 5}
+        return {
+            seed: {f"patient00{patient}_frame01": {"1": row | {"Dice": value + patient / 100}} for patient in range(5)}
+            for seed, value in dice.items()
+        }
+
+    baseline = scores({"0": 0.5, "1": 0.9})
+    test = page.compare_shared_seeds(baseline, scores({"0": 0.6, "2": 0.1}), ["1"])
+    assert test is not None
+    assert test["difference"] == pytest.approx(0.1)
+    assert test["n"] == 5
+    assert page.compare_shared_seeds(baseline, scores({"2": 0.6}), ["1"]) is None
