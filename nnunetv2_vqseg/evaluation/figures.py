@@ -26,7 +26,7 @@ _CURVE_TITLES = {
 
 
 def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
-    """Scores of one class, a box per method and a dot per case (folds averaged)."""
+    """Scores of one class, a box per method and a dot per case (repetitions averaged)."""
     name = summary["classes"][key]
     samples = {method: case_values(content["cases"], key, metric) for method, content in summary["methods"].items()}
     with report_style():
@@ -100,7 +100,7 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
 
 
 def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
-    """nnU-Net's curves of all methods in one figure each, a line per fold."""
+    """nnU-Net's curves of all methods in one figure each, a line per training."""
     pictures = []
     for key, title in _CURVE_TITLES.items():
         lines = {
@@ -118,8 +118,9 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
             axes.set_title(title)
             axes.set_xlabel("Epoch")
             axes.legend(fontsize=8)
-            last = "; ".join(f"{m} ends at {number(c[0][-1], 3)}" for m, c in lines.items() if c)
-            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", f"{title}."))
+            last = "; ".join(f"{m} ends at {_last(c)}" for m, c in lines.items() if c)
+            caption = f"{title}{', a line per training' if any(len(c) > 1 for c in lines.values()) else ''}."
+            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", caption))
     return pictures
 
 
@@ -149,14 +150,14 @@ def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Pictur
             else:
                 axes.set_ylabel(_readable(group[0]))
             caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
-            last = ", ".join(f"{_readable(name)} {number(lines[0][-1], 3)}" for name, lines in curves.items() if lines)
+            last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items() if lines)
             alt = f"{caption} At the end: {last}."
             pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", alt, caption))
     return pictures
 
 
 def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> np.ndarray:
-    """A class's known scores `(cases,)`, averaged over the folds that scored a case."""
+    """A class's known scores `(cases,)`, averaged over the repetitions that scored a case."""
     by_case: dict[str, list[float]] = {}
     for cases in folds.values():
         for case, scores in cases.items():
@@ -178,6 +179,11 @@ def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
 def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None) -> None:
     marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
     axes.plot(range(len(curve)), curve, color=hue, linewidth=1.4, alpha=0.85, label=label, marker=marker)
+
+
+def _last(curves: Sequence[Sequence[float]]) -> str:
+    """Where the curves end, on average."""
+    return number(float(np.mean([curve[-1] for curve in curves])), 3)
 
 
 def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> str:

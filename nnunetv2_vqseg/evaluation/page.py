@@ -37,6 +37,8 @@ th { font-weight: 500; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
   text-align: left; }
+th small { display: block; max-width: 11rem; color: var(--soft); font-weight: 400; line-height: 1.3;
+  white-space: normal; }
 th[scope=rowgroup] { padding-top: .9rem; font-weight: 700; }
 th[scope=rowgroup] span { position: sticky; left: 0; }
 td strong { font-weight: 700; }
@@ -128,7 +130,8 @@ def table(content: Table) -> str:
                 title = f'<th scope="rowgroup" colspan="{len(header)}"><span>{escape(group)}</span></th>'
                 body.append(f"</tbody><tbody><tr>{title}</tr>")
             row = row[1:]
-        cells = [f'<th scope="row">{escape(row[0].text)}</th>']
+        note = f"<small>{escape(row[0].note)}</small>" if row[0].note else ""
+        cells = [f'<th scope="row">{escape(row[0].text)}{note}</th>']
         for cell in row[1:]:
             text = escape(cell.text)
             cells.append(f"<td>{f'<strong>{text}</strong>' if cell.bold else text}</td>")
