@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, tables
 from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
@@ -205,23 +206,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_scoring_arguments(parser)
     args = parser.parse_args(arguments)
     try:
-        run(
-            args.d,
-            args.tr,
-            args.o,
-            configuration=args.c,
-            plans=args.p,
-            folds=args.f,
-            labels=args.labels,
-            split=args.split,
-            device=args.device,
-            checkpoint=args.chk,
-            units=args.units,
-            empty_convention=args.empty_convention,
-            patient_regex=args.patient_regex,
-            num_processes=args.np,
-        )
-    except EvaluationError as error:
+        with explained_disk_errors():
+            run(
+                args.d,
+                args.tr,
+                args.o,
+                configuration=args.c,
+                plans=args.p,
+                folds=args.f,
+                labels=args.labels,
+                split=args.split,
+                device=args.device,
+                checkpoint=args.chk,
+                units=args.units,
+                empty_convention=args.empty_convention,
+                patient_regex=args.patient_regex,
+                num_processes=args.np,
+            )
+    except (DatasetError, EvaluationError) as error:
         raise SystemExit(f"Error: {error}") from error
     print(f"Report: {args.o / 'report' / 'index.html'}")
 

@@ -364,6 +364,12 @@ def test_broken_datasets_stop_with_one_sentence(world, predictor, without_report
         compare.run(901, TRAINERS[:1], world / "out", device="cpu")
 
 
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(world, predictor, without_report):
+    (world / "taken").write_text("a file", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"^Error: .*taken.* cannot be used \(.*\); restore it, make it writable"):
+        compare.main(["-d", "901", "-tr", *TRAINERS, "-o", str(world / "taken"), "-device", "cpu", "-np", "0"])
+
+
 def test_a_half_written_prediction_is_named(world, predictor, without_report):
     compare.run(901, TRAINERS[:1], world / "out", device="cpu")
     file = next((world / "out").rglob("patient002_frame01.nii.gz"))
