@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from nnunetv2_vqseg.evaluation.pictures import METHOD_COLOURS, Picture, colour, 
 from nnunetv2_vqseg.evaluation.statistics import MEAN
 from nnunetv2_vqseg.evaluation.table import DECIMALS, number
 from nnunetv2_vqseg.training.curves import PANELS
+
+FIRST_PANELS = ("loss terms (unweighted)", "pseudo-labels", "codebook")
+"""Those of `PANELS` that a page shows before it folds away the others."""
 
 _CURVE_TITLES = {
     "train_losses": "Training loss",
@@ -127,7 +131,8 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
 def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
     """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
     names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
-    panels = {title: [name for name in known if name in names] for title, known in PANELS.items()}
+    ordered = sorted(PANELS, key=lambda title: title not in FIRST_PANELS)
+    panels = {title: [name for name in PANELS[title] if name in names] for title in ordered}
     grouped = {name for known in panels.values() for name in known}
     # a token count is a scale for the utilisation, not a curve of its own
     panels |= {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
@@ -215,6 +220,7 @@ def _with_unit(metric: str, units: str) -> str:
 
 def _readable(name: str) -> str:
     text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
+    text = re.sub(r"\b(vq|qpm)\b", lambda found: found[0].upper(), text)
     return text[:1].upper() + text[1:]
 
 

@@ -34,7 +34,8 @@ caption span { display: block; position: sticky; left: 0; width: min(100%, calc(
 th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3;
+  white-space: normal; }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
   text-align: left; }
 th small { display: block; max-width: 11rem; color: var(--soft); font-weight: 400; line-height: 1.3;
@@ -71,7 +72,6 @@ summary { cursor: pointer; color: var(--accent); }
   th[scope=rowgroup], thead { break-after: avoid; }
   th, td { line-height: 1.3; }
   th, td { padding-left: .5rem; }
-  thead th { white-space: normal; }
   caption span, tr > :first-child { position: static; background: none; }
   .grid { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
   .grid.wide { grid-template-columns: 1fr 1fr; }

@@ -83,6 +83,7 @@ def training_table(summary: Mapping[str, Any]) -> Table:
         key
         for key in ["prediction_peak_cuda_memory_bytes", *recorded]
         if any(isinstance(record.get(key), (int, float, str)) for record in records)
+        and (key != "processes" or any(record.get(key, 1) != 1 for record in records))
     ]
     grouped = any(len(method["cases"]) > 1 for method in summary["methods"].values())
     rows = [
@@ -107,11 +108,12 @@ def training_table(summary: Mapping[str, Any]) -> Table:
         "passes the student, and images seen are steps times batch. Times are wall times of nnU-Net's epochs, without "
         "set-up and final validation."
     )
-    if any("memory" in key for key in recorded):
-        caption += (
-            " GPU memory is what torch allocated at its peak; resident memory is the peak of the process that trained, "
-            "without the workers that load its data."
-        )
+    caption += (
+        " GPU memory is what torch allocated at its peak; resident memory is the peak of the process that trained, "
+        "without the workers that load its data."
+        if any("memory" in key for key in recorded)
+        else " These trainings recorded no memory."
+    )
     return Table("training", caption, [*header, *(_title(key) for key in recorded)], rows, records, grouped)
 
 
