@@ -7,38 +7,50 @@ says how many steps each method had. Everything is written below --out; nothing 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.evaluation.models import TrainingRecord, read_training_record
 
 SCRIPTS = Path(__file__).resolve().parent
-STOCK, OURS = "nnUNetTrainerSupervised", "nnUNetTrainerVQSeg"
+TRAINERS = {"nnU-Net (supervised)": "nnUNetTrainerSupervised", "VQ-Seg": "nnUNetTrainerVQSeg"}
 PLANS = "nnUNetVQSegPlans"
 EPOCHS = 10
+STAMP = "demo.json"
+WITHOUT_PFA = (
+    "There is no GPU: VQ-Seg trains without its alignment with the foundation model DINOv2 (PFA; foundation_policy is "
+    "off), which would cost about 175 ms an image on a CPU."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     home = args.out.resolve()
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(home / f"nnUNet_{name}")
-        (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("nnUNet_def_n_proc", "2")
-    os.environ.setdefault("nnUNet_n_proc_DA", "2")
     started = time.monotonic()
 
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    claim(home, args, device.type)
+    for name in ("raw", "preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str(home / f"nnUNet_{name}")
+        (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("nnUNet_def_n_proc", "2")
+    os.environ.setdefault("nnUNet_n_proc_DA", "2")
     torch.set_num_threads(os.cpu_count() or 1)
     say(f"1/5 Data: {'phantoms' if args.data is None else args.data}, {args.labeled} labelled patients")
     dataset_id = make_dataset(args)
     say("2/5 Plan and preprocess")
     plan(dataset_id, args, device.type == "cuda")
-    for number, trainer in enumerate((STOCK, OURS), start=3):
+    if device.type == "cpu":
+        print(WITHOUT_PFA)
+    for number, trainer in enumerate(TRAINERS.values(), start=3):
         say(f"{number}/5 Train {trainer} for {args.steps} steps on {device}")
         train(dataset_id, trainer, device)
     say("5/5 Predict the test set, evaluate, write the report")
@@ -58,7 +70,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps < EPOCHS:
         parser.error(f"--steps must be at least {EPOCHS}")
+    if args.steps % EPOCHS:
+        asked, args.steps = args.steps, EPOCHS * round(args.steps / EPOCHS)
+        print(f"--steps {asked} is no multiple of the {EPOCHS} epochs: training {args.steps} steps.")
     return args
+
+
+def claim(home: Path, args: argparse.Namespace, device: str) -> None:
+    """Write down what this folder is made with, or stop where an earlier run of the demo made it with something else.
+
+    Data, plan and models of the earlier run stay, so that a run that was stopped goes on.
+    """
+    data = None if args.data is None else str(args.data.resolve())
+    wanted = {"data": data, "labeled": args.labeled, "steps": args.steps, "seed": args.seed, "device": device}
+    remedy = "give another --out, or delete the folder."
+    file = home / STAMP
+    if file.is_file():
+        made = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if made.get(name) != value:
+                before, now = (str("none" if v is None else v) for v in (made.get(name), value))
+                argument = "the device" if name == "device" else f"--{name}"
+                sys.exit(f"Error: {home} was made with {argument} {before}, not {now}; {remedy}")
+    elif any((home / "nnUNet_raw").glob("Dataset*")):
+        sys.exit(f"Error: {home} holds a dataset, but no {STAMP} that says what it was made with; {remedy}")
+    else:
+        home.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
 def say(text: str) -> None:
@@ -90,62 +128,84 @@ def plan(dataset_id: int, args: argparse.Namespace, has_gpu: bool) -> None:
 
     common = ["-d", str(dataset_id), "-npfp", "2", "-np", "2", "--no_pbar"]
     plan_and_preprocess([*common, "--no_pp"])
-    budget = [
-        f"num_epochs={EPOCHS}",
-        f"iterations_per_epoch={args.steps // EPOCHS}",
-        "val_iterations_per_epoch=5",
-        f"seed={args.seed}",
-    ]
     shape = [] if has_gpu else ["--patch", "64", "--features", "16", "--max-features", "64"]
-    if not has_gpu:
-        budget.append("num_codes=1024")
-        if args.data is not None:
-            shape += ["--spacing", "4"]
-    edit_plan(["-d", str(dataset_id), *shape, "--set", *budget])
+    if not has_gpu and args.data is not None:
+        shape += ["--spacing", "4"]
+    edit_plan(["-d", str(dataset_id), *shape, "--set", *settings(args, has_gpu)])
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 
     preprocess([dataset_id], PLANS, ["2d"], [2], show_progress_bar=False)
 
 
+def settings(args: argparse.Namespace, has_gpu: bool) -> list[str]:
+    """Keys of the plan's `vqseg` block, as `scripts/small_plan.py --set` takes them."""
+    budget = [
+        f"num_epochs={EPOCHS}",
+        f"iterations_per_epoch={args.steps // EPOCHS}",
+        "val_iterations_per_epoch=5",
+        f"seed={args.seed}",
+    ]
+    return budget if has_gpu else [*budget, "num_codes=1024", "foundation_policy=off"]
+
+
 def train(dataset_id: int, trainer: str, device: object) -> None:
     """`nnUNetv2_train`, in this process: importing nnU-Net again would cost ten seconds each time."""
     from nnunetv2.run.run_training import run_training
 
-    folder = list(Path(os.environ["nnUNet_results"]).glob(f"Dataset{dataset_id:03d}_*/{trainer}__{PLANS}__2d/fold_0"))
+    folder = fold_folder(dataset_id, trainer)
     if folder and (folder[0] / "validation" / "summary.json").is_file():
         print("Trained by an earlier run.")
         return
     run_training(str(dataset_id), "2d", 0, trainer, PLANS, continue_training=bool(folder), device=device)
 
 
-def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict:
+def fold_folder(dataset_id: int, trainer: str) -> list[Path]:
+    """Where a training writes, in a list; empty before its start."""
+    return list(Path(os.environ["nnUNet_results"]).glob(f"Dataset{dataset_id:03d}_*/{trainer}__{PLANS}__2d/fold_0"))
+
+
+def facts(records: Mapping[str, TrainingRecord], device: str) -> list[str]:
+    """What a reader must know about the demonstration, as the checkpoints have it."""
+    told = "; ".join(
+        f"{name} {record.steps} steps on {record.runtime.get('labeled_cases')} labelled volumes"
+        for name, record in records.items()
+    )
+    notes = [
+        f"Demonstration: {told}. Too short to rank the methods: it shows that the whole path works on this machine.",
+        "Both methods trained in one process: the resident memory of the second is the larger of both.",
+    ]
+    return notes if device == "cuda" else [*notes, WITHOUT_PFA]
+
+
+def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict[str, Any]:
     from nnunetv2_vqseg.evaluation.compare import run
 
-    notes = [
-        f"Demonstration: {args.labeled} labelled patients, {args.steps} steps each. Too short to rank the methods: it "
-        "shows that the whole path works on this machine.",
-    ]
+    records = {
+        name: read_training_record(fold_folder(dataset_id, trainer)[0] / "checkpoint_final.pth")
+        for name, trainer in TRAINERS.items()
+    }
     return run(
         dataset_id,
-        [STOCK, OURS],
+        list(TRAINERS.values()),
         args.out,
         plans=[PLANS],
-        labels=["nnU-Net (supervised)", "VQ-Seg"],
+        labels=list(TRAINERS),
         device=device,
         num_processes=2,
         title="VQ-Seg demonstration",
-        notes=notes,
+        notes=facts(records, device),
     )
 
 
-def print_table(summary: dict) -> None:
-    """Mean over the test cases and classes, a line a method."""
+def print_table(summary: dict[str, Any]) -> None:
+    """Mean over the test cases and classes, a line a method; then what a reader must know."""
     metrics = ("Dice", "Jaccard", "HD95", "ASD")
     print(f"\n{'':24s}" + "".join(f"{metric:>10s}" for metric in metrics) + f"   ({summary['units']}s)")
     for name, method in summary["methods"].items():
         means = (method["summary"]["mean"][metric]["mean"] for metric in metrics)
         print(f"{name:24s}" + "".join(f"{'-' if value is None else f'{value:.3f}':>10s}" for value in means))
+    print("\n".join([*summary["notes"], *summary["notices"]]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nnunetv2_vqseg.evaluation.methods import Method
 from nnunetv2_vqseg.evaluation.metrics import METRICS
 from nnunetv2_vqseg.evaluation.models import TrainedModel, TrainingRecord
 from nnunetv2_vqseg.evaluation.statistics import (
@@ -22,8 +23,9 @@ def analyse_method(scores: Scores, classes: Sequence[str], patient: Callable[[st
     """Everything that is said about one method's scores.
 
     Returns:
-        `summary[class or "mean"][metric]` (see `summarize`), `folds[fold][class or "mean"][metric]`,
-        `empty[class or "mean"]`, `patients[class or "mean"][metric][patient]` and `cases[fold][case][class][metric]`.
+        `summary[class or "mean"][metric]` (see `summarize`), `folds[repetition][class or "mean"][metric]`,
+        `empty[class or "mean"]`, `patients[class or "mean"][metric][patient]` and
+        `cases[repetition][case][class][metric]`.
     """
     return {
         "summary": summarize(scores, classes, patient),
@@ -46,18 +48,30 @@ def analyse_pairs(methods: Mapping[str, dict[str, Any]], classes: Sequence[str])
     ]
 
 
-def describe_training(model: TrainedModel, records: Mapping[str, TrainingRecord]) -> dict[str, Any]:
-    """How a method was trained: per fold, what its `TrainingRecord` tells but for the curves."""
+def describe_training(
+    method: Method, trainings: Mapping[str, tuple[TrainedModel, str]], records: Mapping[str, TrainingRecord]
+) -> dict[str, Any]:
+    """How a method was trained: per repetition, what its `TrainingRecord` tells but for the curves.
+
+    Args:
+        trainings: model and fold of each repetition.
+        records: of the same repetitions.
+    """
     return {
-        "trainer": model.method.trainer,
-        "plans": model.method.plans,
-        "checkpoint": model.checkpoint_name,
+        "trainer": method.trainer,
+        "plans": method.plans,
+        "configurations": list(method.configurations),
+        "note": _without_alignment([record.without_alignment for record in records.values()]),
         "folds": {
-            fold: {
+            repetition: {
+                "title": _title(repetition, trainings[repetition][1], record),
+                "configuration": trainings[repetition][0].configuration,
+                "fold": trainings[repetition][1],
                 "epochs": record.epochs,
                 "iterations_per_epoch": record.iterations_per_epoch,
                 "steps": record.steps,
                 "batch_size": record.batch_size,
+                "unlabeled_streams": record.unlabeled_streams,
                 "seconds_per_epoch": _median(record.epoch_seconds),
                 "seconds": sum(record.epoch_seconds) if record.epoch_seconds else None,
                 "device": record.device,
@@ -66,9 +80,27 @@ def describe_training(model: TrainedModel, records: Mapping[str, TrainingRecord]
                 "runtime": record.runtime,
                 "unreadable": record.unreadable,
             }
-            for fold, record in records.items()
+            for repetition, record in records.items()
         },
     }
+
+
+def _without_alignment(reasons: Sequence[str | None]) -> str:
+    """What a table adds to a method's name where PFA belongs to it and did not take part; else nothing."""
+    told = sorted({reason for reason in reasons if reason is not None})
+    if not told:
+        return ""
+    count = sum(reason is not None for reason in reasons)
+    share = "" if count == len(reasons) else f" in {count} of {len(reasons)} trainings"
+    return f"trained without PFA{share}: {'; '.join(told)}"
+
+
+def _title(repetition: str, fold: str, record: TrainingRecord) -> str:
+    """'fold 0', or the configuration with the seed that tells it from the others, as far as that is recorded."""
+    if repetition == fold:
+        return f"fold {fold}"
+    seed = record.runtime.get("seed")
+    return repetition if seed is None else f"{repetition}, seed {seed}"
 
 
 def notices(summary: Mapping[str, Any]) -> list[str]:
@@ -84,6 +116,13 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
             f"{name} {' / '.join(f'{n:,}' for n in steps) or 'unknown'}" for name, steps in budgets.items()
         )
         found.append(f"The methods did not have the same number of steps: {told}.")
+    repeated = {name: len(method["cases"]) for name, method in methods.items()}
+    if len(set(repeated.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in repeated.items())
+        found.append(f"The methods were not repeated equally often: {told}.")
+    for name, method in methods.items():
+        if note := method["training"]["note"]:
+            found.append(f"{name} was {note}. These are not the numbers of the whole method.")
     plans = {method["training"]["plans"] for method in methods.values()}
     if len(plans) > 1:
         found.append(f"The methods did not have the same plan: {', '.join(sorted(plans))}.")

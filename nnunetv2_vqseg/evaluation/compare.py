@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, tables
 from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
@@ -51,9 +52,11 @@ def run(
 
     Args:
         dataset: name or id.
-        trainers: `TRAINER` or `TRAINER:PLANS`; the first is the baseline.
+        trainers: `[NAME=]TRAINER[:PLANS[:CONFIGURATION[,CONFIGURATION...]]]`; the first is the baseline. Several
+            configurations, for example with different seeds, are repetitions of one method.
         output: folder for `predictions/` and `report/` (index.html, summary.json, tables/, figures/).
-        plans: one plans name for all trainers, and or `TRAINER:PLANS` for some.
+        configuration: for the trainers that name none.
+        plans: one plans name for the trainers that name none, and or `TRAINER:PLANS` for some.
         folds: repetitions; each is predicted with its own model.
         labels: names for tables and figures, one per trainer.
         split: `test` compares on imagesTs and labelsTs, `val` on the folds' validation cases.
@@ -71,10 +74,10 @@ def run(
     """
     name = datasets.dataset_name(dataset)
     raw = datasets.raw_folder(name)
-    methods = parse_methods(trainers, plans, labels)
+    methods = parse_methods(trainers, plans, labels, configuration)
     fold_names = [str(fold) for fold in folds]
     patient = patient_key(patient_regex)
-    models = find_models(name, configuration, methods, fold_names, checkpoint)
+    trainings = find_models(name, methods, fold_names, checkpoint)
     dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw")
     cases = {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
     classes = classes_from_dataset_json(dataset_json)
@@ -87,26 +90,30 @@ def run(
     analyses: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, TrainingRecord]] = {}
     overlays: dict[str, list[Picture]] = {}
-    for model in models:
-        scores, runs, shown = {}, {}, None
-        for fold in fold_names:
+    for method, repetitions in trainings.items():
+        scores, runs, files = {}, {}, {}
+        for repetition, (model, fold) in repetitions.items():
             folder = output / "predictions" / split / model.folder.name / f"fold_{fold}_{Path(checkpoint).stem}"
-            runs[fold] = predict_missing(model, fold, cases[fold], folder, ending, device, num_processes)
-            files = {case: folder / f"{case}{ending}" for case in cases[fold]}
-            pairs = {case: (content.reference, files[case]) for case, content in cases[fold].items()}
-            scores[fold] = score_cases(pairs, settings, num_processes, f"Scoring {model.method.name}, fold {fold}")
-            shown = shown or overlays_of_method(model.method.name, cases[fold], files, scores[fold], classes, reader)
-        overlays[model.method.name] = shown or []
-        records[model.method.name] = {fold: read_training_record(model.checkpoint(fold)) for fold in fold_names}
-        analyses[model.method.name] = analysis.analyse_method(scores, classes.keys, patient) | {
-            "training": analysis.describe_training(model, records[model.method.name]),
+            runs[repetition] = predict_missing(model, fold, cases[fold], folder, ending, device, num_processes)
+            files[repetition] = {case: (content, folder / f"{case}{ending}") for case, content in cases[fold].items()}
+            pairs = {case: (content.reference, file) for case, (content, file) in files[repetition].items()}
+            about = f"Scoring {method.name}, {model.configuration}, fold {fold}"
+            scores[repetition] = score_cases(pairs, settings, num_processes, about)
+        records[method.name] = {
+            repetition: read_training_record(model.checkpoint(fold))
+            for repetition, (model, fold) in repetitions.items()
+        }
+        training = analysis.describe_training(method, repetitions, records[method.name])
+        titles = {repetition: told["title"] for repetition, told in training["folds"].items()}
+        overlays[method.name] = overlays_of_method(method.name, titles, files, scores, classes, reader)
+        analyses[method.name] = analysis.analyse_method(scores, classes.keys, patient) | {
+            "training": training,
             "prediction": runs,
         }
     all_cases = {case for content in cases.values() for case in content}
     summary = {
         "title": title or f"{name}: {_versus([method.name for method in methods])}",
         "dataset": name,
-        "configuration": configuration,
         "split": split,
         "folds": fold_names,
         "checkpoint": checkpoint,
@@ -139,7 +146,7 @@ def write_report(
     made = [
         tables.summary_table(summary),
         tables.class_table(summary),
-        tables.fold_table(summary),
+        tables.repetition_table(summary),
         tables.paired_table(summary),
         provenance.training_table(summary),
     ]
@@ -169,15 +176,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "a report with tables, figures and paired tests. The first trainer is the baseline."
     )
     parser.add_argument("-d", required=True, help="dataset name or id")
-    parser.add_argument("-c", default="2d", help="configuration. Default: 2d")
+    parser.add_argument("-c", default="2d", help="configuration where -tr gives none. Default: 2d")
     parser.add_argument(
-        "-p", nargs="+", default=["nnUNetPlans"], help="plans, and or TRAINER:PLANS for some. Default: nnUNetPlans"
+        "-p",
+        nargs="+",
+        default=["nnUNetPlans"],
+        help="plans where -tr gives none, and or TRAINER:PLANS for some. Default: nnUNetPlans",
     )
     parser.add_argument("-f", nargs="+", default=["0"], help="folds, repetitions of the training. Default: 0")
-    parser.add_argument("-tr", nargs="+", required=True, help="trainers, as TRAINER or TRAINER:PLANS; baseline first")
+    parser.add_argument(
+        "-tr",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]TRAINER[:PLANS[:CONFIGURATION,...]]",
+        help="trainers, baseline first. Several configurations are repetitions of one method (seeds), averaged for "
+        "each patient; NAME is what tables and figures show",
+    )
     parser.add_argument("-o", type=Path, required=True, help="folder for predictions/ and report/")
     parser.add_argument("--split", choices=SPLITS, default="test", help="test: imagesTs; val: each fold's validation")
-    parser.add_argument("--labels", nargs="+", help="names of the methods in tables and figures, one per trainer")
+    parser.add_argument("--labels", nargs="+", help="names of the methods, one per trainer, instead of NAME=")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint. Default: checkpoint_final.pth")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.add_argument(
@@ -189,23 +206,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_scoring_arguments(parser)
     args = parser.parse_args(arguments)
     try:
-        run(
-            args.d,
-            args.tr,
-            args.o,
-            configuration=args.c,
-            plans=args.p,
-            folds=args.f,
-            labels=args.labels,
-            split=args.split,
-            device=args.device,
-            checkpoint=args.chk,
-            units=args.units,
-            empty_convention=args.empty_convention,
-            patient_regex=args.patient_regex,
-            num_processes=args.np,
-        )
-    except EvaluationError as error:
+        with explained_disk_errors():
+            run(
+                args.d,
+                args.tr,
+                args.o,
+                configuration=args.c,
+                plans=args.p,
+                folds=args.f,
+                labels=args.labels,
+                split=args.split,
+                device=args.device,
+                checkpoint=args.chk,
+                units=args.units,
+                empty_convention=args.empty_convention,
+                patient_regex=args.patient_regex,
+                num_processes=args.np,
+            )
+    except (DatasetError, EvaluationError) as error:
         raise SystemExit(f"Error: {error}") from error
     print(f"Report: {args.o / 'report' / 'index.html'}")
 

@@ -201,12 +201,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _print_summary(result: dict[str, Any]) -> None:
     unit = result["units"]
-    print(f"{'class':<24}{'Dice':>9}{'Jaccard':>9}{f'HD95 [{unit}]':>15}{f'ASD [{unit}]':>15}{'empty':>7}")
+    print(f"{'':<24}{'':>9}{'':>9}{'':>15}{'':>15}{'empty':>13}{'empty':>12}{'both':>7}")
+    print(
+        f"{'class':<24}{'Dice':>9}{'Jaccard':>9}{f'HD95 [{unit}]':>15}{f'ASD [{unit}]':>15}"
+        f"{'prediction':>13}{'reference':>12}{'empty':>7}"
+    )
     rows = [(result["classes"][key], result["mean"][key], result["empty"][key]) for key in result["mean"]]
-    for name, mean, empty in [*rows, ("mean", result["foreground_mean"], None)]:
-        count = "" if empty is None else empty["empty_prediction"]
+    for name, mean, empty in [*rows, ("mean", result["foreground_mean"], {})]:
+        counts = [empty.get(kind, "") for kind in ("empty_prediction", "empty_reference", "both_empty")]
         print(
-            f"{name:<24}{mean['Dice']:>9.4f}{mean['Jaccard']:>9.4f}{mean['HD95']:>15.2f}{mean['ASD']:>15.2f}{count:>7}"
+            f"{name:<24}{mean['Dice']:>9.4f}{mean['Jaccard']:>9.4f}{mean['HD95']:>15.2f}{mean['ASD']:>15.2f}"
+            f"{counts[0]:>13}{counts[1]:>12}{counts[2]:>7}"
         )
+    for name in ("HD95", "ASD", "empty"):
+        print(f"{name}: {result['definitions'][name]}")
     if result["missing_predictions"]:
         print(f"Not scored, no prediction: {', '.join(result['missing_predictions'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from nnunetv2_vqseg.evaluation.statistics import MEAN
 from nnunetv2_vqseg.evaluation.table import DECIMALS, number
 from nnunetv2_vqseg.training.curves import PANELS
 
+FIRST_PANELS = ("loss terms (unweighted)", "pseudo-labels", "codebook")
+"""Those of `PANELS` that a page shows before it folds away the others."""
+
 _CURVE_TITLES = {
     "train_losses": "Training loss",
     "val_losses": "Validation loss",
@@ -26,7 +30,7 @@ _CURVE_TITLES = {
 
 
 def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
-    """Scores of one class, a box per method and a dot per case (folds averaged)."""
+    """Scores of one class, a box per method and a dot per case (repetitions averaged)."""
     name = summary["classes"][key]
     samples = {method: case_values(content["cases"], key, metric) for method, content in summary["methods"].items()}
     with report_style():
@@ -100,7 +104,7 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
 
 
 def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
-    """nnU-Net's curves of all methods in one figure each, a line per fold."""
+    """nnU-Net's curves of all methods in one figure each, a line per training."""
     pictures = []
     for key, title in _CURVE_TITLES.items():
         lines = {
@@ -118,15 +122,17 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
             axes.set_title(title)
             axes.set_xlabel("Epoch")
             axes.legend(fontsize=8)
-            last = "; ".join(f"{m} ends at {number(c[0][-1], 3)}" for m, c in lines.items() if c)
-            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", f"{title}."))
+            last = "; ".join(f"{m} ends at {_last(c)}" for m, c in lines.items() if c)
+            caption = f"{title}{', a line per training' if any(len(c) > 1 for c in lines.values()) else ''}."
+            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", caption))
     return pictures
 
 
 def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
     """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
     names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
-    panels = {title: [name for name in known if name in names] for title, known in PANELS.items()}
+    ordered = sorted(PANELS, key=lambda title: title not in FIRST_PANELS)
+    panels = {title: [name for name in PANELS[title] if name in names] for title in ordered}
     grouped = {name for known in panels.values() for name in known}
     # a token count is a scale for the utilisation, not a curve of its own
     panels |= {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
@@ -149,14 +155,14 @@ def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Pictur
             else:
                 axes.set_ylabel(_readable(group[0]))
             caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
-            last = ", ".join(f"{_readable(name)} {number(lines[0][-1], 3)}" for name, lines in curves.items() if lines)
+            last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items() if lines)
             alt = f"{caption} At the end: {last}."
             pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", alt, caption))
     return pictures
 
 
 def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> np.ndarray:
-    """A class's known scores `(cases,)`, averaged over the folds that scored a case."""
+    """A class's known scores `(cases,)`, averaged over the repetitions that scored a case."""
     by_case: dict[str, list[float]] = {}
     for cases in folds.values():
         for case, scores in cases.items():
@@ -178,6 +184,11 @@ def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
 def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None) -> None:
     marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
     axes.plot(range(len(curve)), curve, color=hue, linewidth=1.4, alpha=0.85, label=label, marker=marker)
+
+
+def _last(curves: Sequence[Sequence[float]]) -> str:
+    """Where the curves end, on average."""
+    return number(float(np.mean([curve[-1] for curve in curves])), 3)
 
 
 def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> str:
@@ -209,6 +220,7 @@ def _with_unit(metric: str, units: str) -> str:
 
 def _readable(name: str) -> str:
     text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
+    text = re.sub(r"\b(vq|qpm)\b", lambda found: found[0].upper(), text)
     return text[:1].upper() + text[1:]
 
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import Method
+
+RUNTIME_FILE = "runtime.json"
+"""Beside the checkpoints of `nnUNetTrainerSupervised`: what nnU-Net's own checkpoints do not hold."""
 
 NNUNET_CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A method's folder `TRAINER__PLANS__CONFIGURATION` and the folds of it that are compared."""
+    """A folder `TRAINER__PLANS__CONFIGURATION` of a method and the folds of it that are compared."""
 
     method: Method
     folder: Path
     folds: tuple[str, ...]
     checkpoint_name: str
+
+    @property
+    def configuration(self) -> str:
+        """The last part of the folder's name."""
+        return self.folder.name.rpartition("__")[2]
 
     def checkpoint(self, fold: str) -> Path:
         """The file with the weights of a fold."""
@@ -33,7 +42,10 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How one fold was trained. What a checkpoint does not tell is None or empty."""
+    """How one fold was trained. What a checkpoint does not tell is None or empty.
+
+    `without_alignment` says why PFA took no part in a training whose method includes it.
+    """
 
     epochs: int | None = None
     iterations_per_epoch: int | None = None
@@ -44,9 +56,18 @@ class TrainingRecord:
     runtime: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     foundation_model: str | None = None
+    without_alignment: str | None = None
     torch_version: str | None = None
     device: str | None = None
     unreadable: str | None = None
+
+    @property
+    def unlabeled_streams(self) -> int | None:
+        """Views of each unlabelled image that passed the student in a step, by the stored configuration."""
+        if not self.config:
+            return None
+        known = {item.name for item in fields(VQSegConfig)}  # a checkpoint of another version may have other keys
+        return VQSegConfig().override({k: v for k, v in self.config.items() if k in known}).unlabeled_streams
 
     @property
     def steps(self) -> int | None:
@@ -59,39 +80,41 @@ class TrainingRecord:
 
 
 def find_models(
-    dataset: str, configuration: str, methods: Sequence[Method], folds: Sequence[str], checkpoint_name: str
-) -> list[TrainedModel]:
-    """The trained models of `methods`, all folds of each.
+    dataset: str, methods: Sequence[Method], folds: Sequence[str], checkpoint_name: str
+) -> dict[Method, dict[str, tuple[TrainedModel, str]]]:
+    """The trained models of `methods`: per method its repetitions, each a model and the fold of it.
 
     Raises:
-        EvaluationError: naming the `nnUNetv2_train` command for every fold that is missing.
+        EvaluationError: naming the `nnUNetv2_train` command for every training that is missing.
     """
     results = nnunet_folder("nnUNet_results")
-    models, commands = [], []
+    found: dict[Method, dict[str, tuple[TrainedModel, str]]] = {method: {} for method in methods}
+    commands = []
     for method in methods:
-        folder = results / dataset / f"{method.trainer}__{method.plans}__{configuration}"
-        model = TrainedModel(method, folder, tuple(folds), checkpoint_name)
-        models.append(model)
-        for fold in folds:
-            needed = (model.checkpoint(fold), folder / "plans.json", folder / "dataset.json")
-            if all(file.is_file() for file in needed):
-                continue
-            begun = any((folder / f"fold_{fold}").glob("checkpoint_*.pth"))
-            commands.append(
-                f"nnUNetv2_train {dataset} {configuration} {fold} -tr {method.trainer} -p {method.plans}"
-                + (" --c" if begun else "")
-            )
+        for configuration in method.configurations:
+            folder = results / dataset / f"{method.trainer}__{method.plans}__{configuration}"
+            model = TrainedModel(method, folder, tuple(folds), checkpoint_name)
+            for fold in folds:
+                found[method][method.repetition(configuration, fold, folds)] = (model, fold)
+                needed = (model.checkpoint(fold), folder / "plans.json", folder / "dataset.json")
+                if all(file.is_file() for file in needed):
+                    continue
+                begun = any((folder / f"fold_{fold}").glob("checkpoint_*.pth"))
+                commands.append(
+                    f"nnUNetv2_train {dataset} {configuration} {fold} -tr {method.trainer} -p {method.plans}"
+                    + (" --c" if begun else "")
+                )
     if commands:
         raise EvaluationError(
-            f"{len(commands)} of {len(methods) * len(folds)} models have no {checkpoint_name} in {results / dataset}; "
-            "train them first:\n  " + "\n  ".join(commands)
+            f"{len(commands)} of {sum(map(len, found.values()))} models have no {checkpoint_name} in "
+            f"{results / dataset}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands))
         )
-    return models
+    return found
 
 
 def read_training_record(checkpoint: Path) -> TrainingRecord:
     """What the checkpoint and nnU-Net's debug.json beside it tell; never runs code from the checkpoint."""
-    debug = _read_debug(checkpoint.with_name("debug.json"))
+    debug = _read_object(checkpoint.with_name("debug.json"))
     known: dict[str, Any] = {
         "iterations_per_epoch": _as_int(debug.get("num_iterations_per_epoch")),
         "batch_size": _as_int(debug.get("batch_size")),
@@ -106,14 +129,17 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     started, ended = logging.get("epoch_start_timestamps", []), logging.get("epoch_end_timestamps", [])
     extra = content.get("vqseg") or {}
     foundation = extra.get("foundation_model")
+    runtime = dict(extra.get("runtime") or _read_object(checkpoint.with_name(RUNTIME_FILE)))
+    runtime.setdefault("seed", _as_int(debug.get("_seed")))  # of nnUNetTrainerSupervised
     return TrainingRecord(
         epochs=len(logging["train_losses"]) if "train_losses" in logging else None,
         epoch_seconds=tuple(float(end - start) for start, end in zip(started, ended, strict=False)),
         curves={name: _numbers(logging[name]) for name in NNUNET_CURVES if name in logging},
         vqseg_curves={str(name): _numbers(values) for name, values in (extra.get("curves") or {}).items()},
-        runtime=dict(extra.get("runtime") or {}),
+        runtime=runtime,
         config=dict(extra.get("config") or {}),
         foundation_model=None if foundation is None else str(foundation),
+        without_alignment=_without_alignment(extra),
         **known,
     )
 
@@ -128,11 +154,23 @@ def _load_safely(checkpoint: Path) -> dict[str, Any]:
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _read_debug(file: Path) -> dict[str, str]:
+def _without_alignment(extra: Mapping[str, Any]) -> str | None:
+    config = extra.get("config") or {}
+    policy = config.get("foundation_policy", "off")
+    if extra.get("alignment", True) or not extra.get("method_has_alignment", policy != "off"):
+        return None
+    if policy == "off":
+        return "foundation_policy is off"
+    name = config.get("foundation_model", "")
+    return f"no {'DINOv2' if 'dinov2' in name else name} weights"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object that a report can do without: empty where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # written by nnU-Net for debugging only: a report does without
+        return {}
     return content if isinstance(content, dict) else {}
 
 

@@ -15,20 +15,25 @@ from nnunetv2_vqseg.evaluation.datasets import Case
 from nnunetv2_vqseg.evaluation.labels import EvaluationClasses
 from nnunetv2_vqseg.evaluation.pictures import CLASS_COLOURS, Picture, colour, picture, report_style
 from nnunetv2_vqseg.evaluation.reading import Reader, Volume, read_image, read_labels
-from nnunetv2_vqseg.evaluation.statistics import MEAN, FoldScores, protocol_mean
+from nnunetv2_vqseg.evaluation.statistics import MEAN, Scores, protocol_mean
 from nnunetv2_vqseg.evaluation.table import number
 
 MINIMUM_SIDE = 48
 """Smallest side in pixels of the part of a slice that is shown."""
 
 
-def pick_cases(cases: FoldScores, classes: list[str]) -> dict[str, tuple[str, float]]:
-    """'best', 'median' and 'worst' to a case and its Dice (mean over classes); fewer where there are fewer cases.
+def pick_cases(scores: Scores, classes: list[str]) -> dict[str, tuple[str, str, float]]:
+    """'best', 'median' and 'worst' to repetition, case and Dice (mean over classes); fewer where there are fewer.
 
-    Among equals the first in order of name, so that a report can be repeated.
+    The predictions of all repetitions are ranked together. Among equals the first in order of name, so that a report
+    can be repeated.
     """
-    dice = {case: protocol_mean({case: scores}, classes)[MEAN]["Dice"] for case, scores in cases.items()}
-    ranked = sorted((item for item in dice.items() if not math.isnan(item[1])), key=lambda item: (-item[1], item[0]))
+    dice = [
+        (repetition, case, protocol_mean({case: found}, classes)[MEAN]["Dice"])
+        for repetition, cases in scores.items()
+        for case, found in cases.items()
+    ]
+    ranked = sorted((item for item in dice if not math.isnan(item[2])), key=lambda item: (-item[2], item[1], item[0]))
     if not ranked:
         return {}
     levels = {0: "best", len(ranked) - 1: "worst"} | ({len(ranked) // 2: "median"} if len(ranked) > 2 else {})
@@ -89,22 +94,30 @@ def overlay(
 
 def overlays_of_method(
     method: str,
-    cases: Mapping[str, Case],
-    predictions: Mapping[str, Path],
-    scores: FoldScores,
+    titles: Mapping[str, str],
+    files: Mapping[str, Mapping[str, tuple[Case, Path]]],
+    scores: Scores,
     classes: EvaluationClasses,
     reader: Reader,
 ) -> list[Picture]:
-    """`overlay` for the picked cases of one method, best first."""
+    """`overlay` for the picked cases of one method, best first.
+
+    Args:
+        titles: what a repetition is called.
+        files: of each repetition and case, the case's own and the prediction.
+        scores: of the same.
+    """
     pictures = []
-    for level, (case, dice) in pick_cases(scores, classes.keys).items():
+    for level, (repetition, case, dice) in pick_cases(scores, classes.keys).items():
+        known, prediction = files[repetition][case]
+        which = f" ({titles[repetition]})" if len(scores) > 1 else ""
         pictures.append(
             overlay(
-                f"{level.capitalize()} case of {method}: {case}, Dice {number(dice, 3)}",
+                f"{level.capitalize()} case of {method}: {case}{which}, Dice {number(dice, 3)}",
                 f"overlay_{''.join(c if c.isalnum() else '_' for c in method)}_{level}",
-                read_image(cases[case].images[0], reader),
-                read_labels(cases[case].reference, reader),
-                read_labels(predictions[case], reader),
+                read_image(known.images[0], reader),
+                read_labels(known.reference, reader),
+                read_labels(prediction, reader),
                 classes,
             )
         )

@@ -34,9 +34,12 @@ caption span { display: block; position: sticky; left: 0; width: min(100%, calc(
 th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3;
+  white-space: normal; }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
   text-align: left; }
+th small { display: block; max-width: 11rem; color: var(--soft); font-weight: 400; line-height: 1.3;
+  white-space: normal; }
 th[scope=rowgroup] { padding-top: .9rem; font-weight: 700; }
 th[scope=rowgroup] span { position: sticky; left: 0; }
 td strong { font-weight: 700; }
@@ -69,7 +72,6 @@ summary { cursor: pointer; color: var(--accent); }
   th[scope=rowgroup], thead { break-after: avoid; }
   th, td { line-height: 1.3; }
   th, td { padding-left: .5rem; }
-  thead th { white-space: normal; }
   caption span, tr > :first-child { position: static; background: none; }
   .grid { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
   .grid.wide { grid-template-columns: 1fr 1fr; }
@@ -128,7 +130,8 @@ def table(content: Table) -> str:
                 title = f'<th scope="rowgroup" colspan="{len(header)}"><span>{escape(group)}</span></th>'
                 body.append(f"</tbody><tbody><tr>{title}</tr>")
             row = row[1:]
-        cells = [f'<th scope="row">{escape(row[0].text)}</th>']
+        note = f"<small>{escape(row[0].note)}</small>" if row[0].note else ""
+        cells = [f'<th scope="row">{escape(row[0].text)}{note}</th>']
         for cell in row[1:]:
             text = escape(cell.text)
             cells.append(f"<td>{f'<strong>{text}</strong>' if cell.bold else text}</td>")

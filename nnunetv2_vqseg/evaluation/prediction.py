@@ -74,6 +74,7 @@ def run_predictor(
 
     target = torch.device(device)
     if target.type == "cuda":
+        torch.cuda.init()  # without which there are no statistics to reset
         torch.cuda.reset_peak_memory_stats(target)
     predictor = nnUNetPredictor(device=target)
     predictor.initialize_from_trained_model_folder(str(model.folder), (fold,), model.checkpoint_name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2_vqseg
+from nnunetv2_vqseg.evaluation.methods import Method
 from nnunetv2_vqseg.evaluation.table import NOTHING, Cell, Table, number
 
 
@@ -44,12 +45,12 @@ def git_commit(folder: Path) -> str | None:
 
 def command(summary: Mapping[str, Any], output: Path) -> str:
     """The command that repeats a comparison, also where Python asked for it."""
-    methods = summary["methods"].values()
-    words = ["nnUNetv2_vqseg_compare", "-d", summary["dataset"], "-c", summary["configuration"], "-tr"]
-    words += [f"{method['training']['trainer']}:{method['training']['plans']}" for method in methods]
+    trainings = {name: method["training"] for name, method in summary["methods"].items()}
+    methods = [str(Method(name, t["trainer"], t["plans"], tuple(t["configurations"]))) for name, t in trainings.items()]
+    words = ["nnUNetv2_vqseg_compare", "-d", summary["dataset"], "-tr", *methods]
     words += ["-f", *summary["folds"], "--split", summary["split"], "-chk", summary["checkpoint"]]
     words += ["--units", summary["units"], "--empty-convention", summary["empty_convention"]]
-    words += ["--patient-regex", summary["patient_regex"], "--labels", *summary["methods"]]
+    words += ["--patient-regex", summary["patient_regex"]]
     return shlex.join([*words, "-o", str(output)])
 
 
@@ -57,8 +58,8 @@ def training_table(summary: Mapping[str, Any]) -> Table:
     """Budget, time and memory of every training, and time of prediction."""
     records = []
     for name, method in summary["methods"].items():
-        for fold, training in method["training"]["folds"].items():
-            prediction = method["prediction"][fold]
+        for repetition, training in method["training"]["folds"].items():
+            prediction = method["prediction"][repetition]
             seconds, cases = prediction.get("seconds"), prediction.get("n_cases")
             records.append(
                 {
@@ -66,7 +67,7 @@ def training_table(summary: Mapping[str, Any]) -> Table:
                     "method": name,
                     "trainer": method["training"]["trainer"],
                     "plans": method["training"]["plans"],
-                    "fold": fold,
+                    "repetition": repetition,
                     **{key: value for key, value in training.items() if key not in ("runtime", "unreadable")},
                     "images_seen": _images_seen(training),
                     "prediction_seconds_per_case": seconds / cases if seconds and cases else None,
@@ -77,14 +78,18 @@ def training_table(summary: Mapping[str, Any]) -> Table:
     runtimes = [
         training["runtime"] for m in summary["methods"].values() for training in m["training"]["folds"].values()
     ]
+    recorded = [key for key in dict.fromkeys(key for runtime in runtimes for key in runtime) if key not in shown]
     recorded = [
         key
-        for key in dict.fromkeys(key for runtime in runtimes for key in runtime)
-        if key not in shown and any(isinstance(runtime.get(key), (int, float, str)) for runtime in runtimes)
+        for key in ["prediction_peak_cuda_memory_bytes", *recorded]
+        if any(isinstance(record.get(key), (int, float, str)) for record in records)
+        and (key != "processes" or any(record.get(key, 1) != 1 for record in records))
     ]
+    grouped = any(len(method["cases"]) > 1 for method in summary["methods"].values())
     rows = [
         [
-            Cell(record["method"] if len(summary["folds"]) == 1 else f"{record['method']}, fold {record['fold']}"),
+            Cell(record["method"]),
+            *([Cell(record["title"])] if grouped else []),
             Cell(_steps(record)),
             Cell(_batch(record)),
             Cell(quantity("", record["images_seen"])),
@@ -96,15 +101,20 @@ def training_table(summary: Mapping[str, Any]) -> Table:
         ]
         for record in records
     ]
-    header = ["Method", "Steps", "Batch", "Images seen", "Per epoch", "Training", "Prediction per case", "Device"]
-    return Table(
-        "training",
-        "Optimiser steps are epochs × iterations; a batch is labelled + unlabelled images, and images seen are steps "
-        "times batch. Times are wall times of nnU-Net's epochs, without set-up and final validation.",
-        [*header, *(_title(key) for key in recorded)],
-        rows,
-        records,
+    header = ["Method", *(["Training"] if grouped else [])]
+    header += ["Steps", "Batch", "Images seen", "Per epoch", "All epochs", "Prediction per case", "Device"]
+    caption = (
+        "Optimiser steps are epochs × iterations; a batch is labelled images + each view of the unlabelled ones that "
+        "passes the student, and images seen are steps times batch. Times are wall times of nnU-Net's epochs, without "
+        "set-up and final validation."
     )
+    caption += (
+        " GPU memory is what torch allocated at its peak; resident memory is the peak of the process that trained, "
+        "without the workers that load its data."
+        if any("memory" in key for key in recorded)
+        else " These trainings recorded no memory."
+    )
+    return Table("training", caption, [*header, *(_title(key) for key in recorded)], rows, records, grouped)
 
 
 def duration(seconds: float | None) -> str:
@@ -143,19 +153,25 @@ def _steps(record: Mapping[str, Any]) -> str:
 
 
 def _batch(record: Mapping[str, Any]) -> str:
-    if "labeled_batch_size" in record:
-        return f"{record['labeled_batch_size']} + {record.get('unlabeled_batch_size', 0)}"
-    return NOTHING if record["batch_size"] is None else str(record["batch_size"])
+    if "labeled_batch_size" not in record:
+        return NOTHING if record["batch_size"] is None else str(record["batch_size"])
+    views = [record.get("unlabeled_batch_size", 0)] * (record["unlabeled_streams"] or 0)
+    known = record["unlabeled_streams"] is not None
+    return " + ".join(map(str, [record["labeled_batch_size"], *(views if known else ["?"])]))
 
 
 def _images_seen(training: Mapping[str, Any]) -> int | None:
     runtime = training["runtime"]
     batch = training["batch_size"]
     if "labeled_batch_size" in runtime:
-        batch = runtime["labeled_batch_size"] + runtime.get("unlabeled_batch_size", 0)
+        if training["unlabeled_streams"] is None:
+            return None
+        batch = runtime["labeled_batch_size"] + training["unlabeled_streams"] * runtime.get("unlabeled_batch_size", 0)
     return None if batch is None or training["steps"] is None else training["steps"] * batch
 
 
 def _title(key: str) -> str:
-    text = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ").replace("gpu", "GPU")
+    text = key.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    for ours, shown in (("cuda", "GPU"), ("gpu", "GPU"), ("labeled", "labelled")):
+        text = text.replace(ours, shown)
     return text[:1].upper() + text[1:]

@@ -49,7 +49,7 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
 
     Args:
         summary: what `compare.run` writes to summary.json.
-        tables: `summary`, `classes`, `folds`, `paired` and `training`.
+        tables: `summary`, `classes`, `repetitions`, `paired` and `training`.
         pictures: figures; empty groups are left out.
     """
     sections = {key: title for key, title in SECTIONS.items() if key != "paired" or summary["paired"]}
@@ -64,6 +64,7 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
         page.heading("result", SECTIONS["result"]),
         *(page.paragraph(sentence, "result") for sentence in headlines(summary)),
         page.table(tables["summary"]),
+        *([page.table(tables["repetitions"])] if _most_repetitions(summary) > 1 else []),
         page.heading("classes", SECTIONS["classes"]),
         page.table(tables["classes"]),
         *_boxes(pictures.boxes),
@@ -77,8 +78,8 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
     body.append(page.heading("cases", SECTIONS["cases"]))
     body.append(
         page.paragraph(
-            "The best, median and worst case of each method by Dice (mean over classes), in the slice with the "
-            f"largest reference area; fold {next(iter(_first(summary)['cases']))}."
+            "The best, median and worst prediction of each method by Dice (mean over classes), in the slice with the "
+            "largest reference area" + (", among all its trainings." if _most_repetitions(summary) > 1 else ".")
         )
     )
     for method, items in pictures.overlays.items():
@@ -90,19 +91,23 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
         body += [f"<h3>{escape(method)}</h3>", page.gallery(items[:3])]
         if len(items) > 3:
             body.append(page.details(f"More curves of {method}", page.gallery(items[3:])))
-    body += [page.heading("origin", SECTIONS["origin"]), *_origin(summary, tables), "</main>"]
+    body += [page.heading("origin", SECTIONS["origin"]), *_origin(summary), "</main>"]
     return page.page(summary["title"], body)
 
 
 def facts(summary: Mapping[str, Any]) -> str:
     """One line: what was compared on what."""
-    folds = ", ".join(summary["folds"])
     cases = f"{summary['n_cases']} volumes of {summary['n_patients']} patients"
     if summary["n_cases"] == summary["n_patients"]:
         cases = f"{summary['n_cases']} cases"
     split = {"test": "test set", "val": "validation cases"}[summary["split"]]
-    plural = "s" if len(summary["folds"]) > 1 else ""
-    return f"{cases}, {split}; configuration {summary['configuration']}, fold{plural} {folds}; {summary['created']}."
+    folds = f"fold{'s' if len(summary['folds']) > 1 else ''} {', '.join(summary['folds'])}"
+    used = {tuple(method["training"]["configurations"]) for method in summary["methods"].values()}
+    what = f"configuration {', '.join(used.pop())}, {folds}" if len(used) == 1 else folds
+    if _most_repetitions(summary) > 1:
+        counts = sorted({len(method["cases"]) for method in summary["methods"].values()})
+        what += f", {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} trainings of each method"
+    return f"{cases}, {split}; {what}; {summary['created']}."
 
 
 def headlines(summary: Mapping[str, Any]) -> list[str]:
@@ -138,7 +143,9 @@ def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _boxes(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
     """Dice and HD95 in full, the other metrics folded away."""
-    parts = [page.paragraph("One dot per case, folds averaged; the box holds the middle half, the line is the median.")]
+    parts = [
+        page.paragraph("One dot per case, repetitions averaged; the box holds the middle half, the line is the median.")
+    ]
     for metric in FULL:
         parts += [f"<h3>{metric}</h3>", page.gallery(by_metric[metric])]
     return parts + [page.details(metric, page.gallery(by_metric[metric])) for metric in by_metric if metric not in FULL]
@@ -156,28 +163,25 @@ def _differences(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
     ]
 
 
-def _origin(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str]:
+def _origin(summary: Mapping[str, Any]) -> list[str]:
     unreadable = {
-        f"{name}, fold {fold}": training["unreadable"]
+        f"{name}, {training['title']}": training["unreadable"]
         for name, method in summary["methods"].items()
-        for fold, training in method["training"]["folds"].items()
+        for training in method["training"]["folds"].values()
         if training["unreadable"]
     }
-    parts = []
-    if len(summary["folds"]) > 1:
-        parts.append(page.table(tables["folds"]))
-    parts += [
+    parts = [
         page.paragraph(
-            "Means are over the volumes of each class, then over the classes, then over folds. Standard deviations, "
-            "differences and tests are over patients: frames of a patient and folds are averaged first, because they "
-            "are not independent."
+            "Means are over the volumes of each class, then over the classes, then over repetitions of the training "
+            "(seeds, folds). Standard deviations, differences and tests are over patients: frames of a patient and "
+            "repetitions are averaged first, because they are not independent."
         ),
         page.definitions(summary["definitions"]),
         "<h3>Methods</h3>",
         page.definitions(
             {
-                name: f"-tr {method['training']['trainer']} -p {method['training']['plans']}, {summary['checkpoint']}"
-                for name, method in summary["methods"].items()
+                name: f"{t['trainer']}, {t['plans']}, {', '.join(t['configurations'])}, {summary['checkpoint']}"
+                for name, t in ((name, method["training"]) for name, method in summary["methods"].items())
             }
         ),
         "<h3>Versions</h3>",
@@ -192,8 +196,8 @@ def _origin(summary: Mapping[str, Any], tables: Mapping[str, Table]) -> list[str
     return parts
 
 
-def _first(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(iter(summary["methods"].values()))
+def _most_repetitions(summary: Mapping[str, Any]) -> int:
+    return max(len(method["cases"]) for method in summary["methods"].values())
 
 
 def _equals(value: float) -> str:

@@ -1,9 +1,9 @@
 """Means, spreads and paired tests over cases, patients and repetitions; numpy and scipy only.
 
-Scores are nested dicts: `folds[fold][case][class_key][metric]`, as `score_labels` returns them per case. Folds are
-repetitions with another seed or split. The mean follows the protocol: over the volumes of a class, then over the
-classes, then over folds. Spread and tests are over patients: frames of a patient and folds are averaged first, because
-they are not independent.
+Scores are nested dicts: `folds[fold][case][class_key][metric]`, as `score_labels` returns them per case. What is called
+a fold here is any repetition of the training, with another seed or split. The mean follows the protocol: over the
+volumes of a class, then over the classes, then over folds. Spread and tests are over patients: frames of a patient and
+folds are averaged first, because they are not independent.
 """
 
 from __future__ import annotations

@@ -17,10 +17,11 @@ DECIMALS = {"Dice": 4, "Jaccard": 4, "HD95": 2, "ASD": 2}
 
 @dataclass(frozen=True)
 class Cell:
-    """Text as people read it; bold where it is the best of its column."""
+    """Text as people read it, bold where it is the best of its column, and a note to the name of a row."""
 
     text: str
     bold: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Table:
             r"\midrule",
         ]
         for row in self.rows:
-            cells = [rf"\textbf{{{latex_escape(c.text)}}}" if c.bold else latex_escape(c.text) for c in row]
+            texts = [latex_escape(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in row]
+            cells = [rf"\textbf{{{text}}}" if c.bold else text for c, text in zip(row, texts, strict=True)]
             lines.append(" & ".join(cells) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 

@@ -10,6 +10,13 @@ from nnunetv2_vqseg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from nnunetv2_vqseg.evaluation.statistics import MEAN
 from nnunetv2_vqseg.evaluation.table import DECIMALS, NOTHING, Cell, Table, number, p_value
 
+EMPTY_COLUMNS = {
+    "empty_prediction": "Empty predictions",
+    "empty_reference": "Empty references",
+    "both_empty": "Both empty",
+}
+_EMPTY = "Counts of empty masks are over volumes, classes and trainings."
+
 
 def metric_header(units: str) -> list[str]:
     """`METRICS` with the unit of the distances."""
@@ -22,9 +29,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     rows, records = _metric_rows(summary, MEAN)
     return Table(
         "summary",
-        "Mean over classes ± standard deviation over patients; the best mean of each column in bold. Empty predictions "
-        "are counted per volume and class.",
-        ["Method", *metric_header(summary["units"]), "Empty predictions"],
+        f"Mean over classes ± standard deviation over patients; the best mean of each column in bold. {_EMPTY}",
+        ["Method", *metric_header(summary["units"]), *EMPTY_COLUMNS.values()],
         rows,
         records,
     )
@@ -39,29 +45,31 @@ def class_table(summary: Mapping[str, Any]) -> Table:
         records += [{"class": name, "label": key, **record} for record in class_records]
     return Table(
         "classes",
-        "Mean ± standard deviation over patients for each class; the best mean of each class in bold.",
-        ["Class", "Method", *metric_header(summary["units"]), "Empty predictions"],
+        f"Mean ± standard deviation over patients for each class; the best mean of each class in bold. {_EMPTY}",
+        ["Class", "Method", *metric_header(summary["units"]), *EMPTY_COLUMNS.values()],
         rows,
         records,
         grouped=True,
     )
 
 
-def fold_table(summary: Mapping[str, Any]) -> Table:
-    """Mean over classes of each fold, and the standard deviation over folds."""
+def repetition_table(summary: Mapping[str, Any]) -> Table:
+    """Mean over classes of each repetition, and mean and standard deviation over them."""
     rows, records = [], []
     for name, method in summary["methods"].items():
-        for fold, means in method["folds"].items():
-            rows.append([Cell(name), Cell(fold), *(Cell(number(means[MEAN][m], DECIMALS[m])) for m in METRICS)])
-            records.append({"method": name, "fold": fold, **means[MEAN]})
-        if len(method["folds"]) > 1:
-            deviation = {metric: method["summary"][MEAN][metric]["sd_folds"] for metric in METRICS}
-            rows.append([Cell(name), Cell("SD"), *(Cell(number(deviation[m], DECIMALS[m])) for m in METRICS)])
-            records.append({"method": name, "fold": "SD", **deviation})
+        values = {key: means[MEAN] for key, means in method["folds"].items()}
+        titles = {key: method["training"]["folds"][key]["title"] for key in values}
+        if len(values) > 1:
+            for title, part in (("mean", "mean"), ("SD", "sd_folds")):
+                values[title] = {metric: method["summary"][MEAN][metric][part] for metric in METRICS}
+                titles[title] = title
+        for key, means in values.items():
+            rows.append([Cell(name), Cell(titles[key]), *(Cell(number(means[m], DECIMALS[m])) for m in METRICS)])
+            records.append({"method": name, "repetition": key, **means})
     return Table(
-        "folds",
-        "Mean over classes of each fold, and the standard deviation (SD) over folds.",
-        ["Method", "Fold", *metric_header(summary["units"])],
+        "repetitions",
+        "Mean over classes of each training, and mean and standard deviation (SD) over the trainings of a method.",
+        ["Method", "Training", *metric_header(summary["units"])],
         rows,
         records,
         grouped=True,
@@ -101,11 +109,11 @@ def paired_table(summary: Mapping[str, Any]) -> Table:
 def case_table(summary: Mapping[str, Any]) -> Table:
     """Every score of every case; for files only, so without cells."""
     records = [
-        {"method": name, "fold": fold, "case": case, "class": summary["classes"][key], "label": key, **scores}
+        {"method": name, "repetition": key, "case": case, "class": summary["classes"][label], "label": label, **scores}
         for name, method in summary["methods"].items()
-        for fold, cases in method["cases"].items()
+        for key, cases in method["cases"].items()
         for case, classes in cases.items()
-        for key, scores in classes.items()
+        for label, scores in classes.items()
     ]
     return Table("cases", "Scores of every case.", list(records[0]) if records else [], [], records)
 
@@ -116,7 +124,8 @@ def _metric_rows(summary: Mapping[str, Any], key: str) -> tuple[list[list[Cell]]
     best = {m: _best([method["summary"][key][m]["mean"] for method in methods.values()], m) for m in METRICS}
     rows, records = [], []
     for name, method in methods.items():
-        cells, record = [Cell(name)], {"method": name}
+        note = method["training"]["note"] if key == MEAN else ""
+        cells, record = [Cell(name, note=note)], {"method": name, "note": note}
         for metric in METRICS:
             values = method["summary"][key][metric]
             deviation = number(values["sd_patients"], DECIMALS[metric])
@@ -126,7 +135,7 @@ def _metric_rows(summary: Mapping[str, Any], key: str) -> tuple[list[list[Cell]]
             )
             record |= {f"{metric}_{part}": values[part] for part in ("mean", "sd_patients", "sd_folds", "n_patients")}
         empty = method["empty"][key]
-        cells.append(Cell(f"{empty['empty_prediction']} of {empty['n_cases']}"))
+        cells += [Cell(f"{empty[count]} of {empty['n_cases']}") for count in EMPTY_COLUMNS]
         rows.append(cells)
         records.append(record | empty)
     return rows, records

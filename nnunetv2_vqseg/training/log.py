@@ -1,10 +1,11 @@
-"""nnU-Net's training log where the locale is not UTF-8."""
+"""nnU-Net's trainer with a log that any locale can hold and a record of memory and labelled cases."""
 
 from __future__ import annotations
 
 import locale
 import sys
 
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
@@ -16,8 +17,43 @@ def printable(value: object) -> str:
     return text
 
 
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes: what torch has allocated on a GPU, and what this process, without its workers, has had in memory."""
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"peak_gpu_memory_bytes": gpu, "peak_resident_memory_bytes": _peak_resident_memory()}
+
+
+def _peak_resident_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 class LoggingTrainer(nnUNetTrainer):
     """nnU-Net's trainer, which otherwise stops at the first umlaut of a plan or case where the locale is ASCII."""
+
+    labeled_cases: int | None = None
+    """Cases that the fold trains on, once they are known."""
+
+    def initialize(self) -> None:
+        """nnU-Net's; peak memory is counted from here."""
+        if self.device.type == "cuda":
+            torch.cuda.init()  # without which there are no statistics to reset
+            torch.cuda.reset_peak_memory_stats(self.device)
+        super().initialize()
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, remembering the number of training cases."""
+        train, val = super().do_split()
+        self.labeled_cases = len(train)
+        return train, val
+
+    def runtime(self) -> dict[str, object]:
+        """What a report tells about how the training ran: device, labelled cases and `peak_memory`."""
+        return {"device": str(self.device), "labeled_cases": self.labeled_cases, **peak_memory(self.device)}
 
     def print_to_log_file(self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """nnU-Net's, with escapes for what cannot be written."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.data.splits_file import load_fold_entry
+from nnunetv2_vqseg.evaluation.json_files import write_json
+from nnunetv2_vqseg.evaluation.models import RUNTIME_FILE
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.checkpoint import seed_everything
 from nnunetv2_vqseg.training.log import LoggingTrainer
@@ -45,3 +49,9 @@ class nnUNetTrainerSupervised(LoggingTrainer):
         load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
         train, val = super().do_split()
         return train, val
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's, and beside it `runtime.json`, for reports: nnU-Net's checkpoint has no room for it."""
+        super().save_checkpoint(filename)
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_json(self.runtime() | {"seed": self._seed}, Path(filename).with_name(RUNTIME_FILE))

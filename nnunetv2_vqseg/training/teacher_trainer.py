@@ -7,7 +7,6 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import torch
 from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg import __version__
@@ -155,14 +154,12 @@ class TeacherTrainer(UnlabeledDataTrainer):
             "random_states": random_states(),
             "foundation_model": self.foundation_status,
             "alignment": self.foundation_model is not None,
+            "method_has_alignment": self.default_config().foundation_policy != "off",
             "runtime": self._runtime(),
         }
 
     def _runtime(self) -> dict[str, Any]:
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        return {
-            "device": str(self.device),
-            "peak_gpu_memory_bytes": peak,
+        return self.runtime() | {
             "steps": self.step,
             "labeled_batch_size": self.labeled_batch_size,
             "unlabeled_batch_size": self.unlabeled_batch_size,

@@ -68,14 +68,19 @@ def build_world(folder: Path) -> None:
     (folder / "preprocessed" / DATASET).mkdir(parents=True)
     (folder / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits), encoding="utf-8")
     for trainer in TRAINERS:
-        model = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__2d"
-        for fold in (0, 1):
-            save_model(model / f"fold_{fold}", trainer, fold)
-        for name in ("plans.json", "dataset.json"):
-            (model / name).write_text("{}", encoding="utf-8")
+        add_trainings(folder, trainer, "2d")
 
 
-def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6) -> None:
+def add_trainings(folder: Path, trainer: str, configuration: str, folds=(0, 1), **vqseg) -> None:
+    """Trained models of a configuration; `vqseg` goes into what our trainers save."""
+    model = folder / "results" / DATASET / f"{trainer}__nnUNetPlans__{configuration}"
+    for fold in folds:
+        save_model(model / f"fold_{fold}", trainer, fold, **vqseg)
+    for name in ("plans.json", "dataset.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+
+
+def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6, **vqseg) -> None:
     """A checkpoint as nnU-Net and, for VQSeg, our trainers write it, and nnU-Net's debug.json."""
     import torch
 
@@ -110,7 +115,9 @@ def save_model(folder: Path, trainer: str, fold: int, epochs: int = 6) -> None:
                 "host": "<script>alert(1)</script>",
             },
             "foundation_model": "Trained without a foundation model: <no weights> were found.",
-        }
+            "alignment": False,
+            "config": {"use_unlabeled": True, "strong_view": True, "perturbation": "qpm", "foundation_policy": "off"},
+        } | vqseg
     torch.save(content, folder / "checkpoint_final.pth")
     (folder / "debug.json").write_text(json.dumps(debug), encoding="utf-8")
 

@@ -7,13 +7,16 @@ import json
 import os
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
-from comparison_world import DATASET, TRAINERS, build_world, enter_world
+from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
 
-from nnunetv2_vqseg.evaluation import compare, tables
+from nnunetv2_vqseg.evaluation import compare, prediction, provenance, tables
+from nnunetv2_vqseg.evaluation import page as page_of_tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import parse_methods
+from nnunetv2_vqseg.evaluation.overlays import pick_cases
 
 
 class Reader(HTMLParser):
@@ -83,8 +86,8 @@ def test_report_says_what_was_compared(report):
         "Wilcoxon p",
         "RV & <wall>",
         "3.00 GiB",
-        "8 + 4",
-        "1,440",  # images seen: 120 steps of 12
+        "8 + 4 + 4",
+        "1,920",  # images seen: 120 steps of 8 labelled ones and two views of 4 unlabelled ones
         "something new",
         "150 (6 × 25)",
     ):
@@ -137,7 +140,7 @@ def test_tables_are_written_as_csv_json_and_latex(report):
     folder = report[1] / "tables"
     assert {file.name for file in folder.iterdir()} == {
         f"{name}.{ending}"
-        for name in ("summary", "classes", "folds", "paired", "training", "cases")
+        for name in ("summary", "classes", "repetitions", "paired", "training", "cases")
         for ending in ("csv", "json", "tex")
         if (name, ending) != ("cases", "tex")
     }
@@ -184,6 +187,137 @@ def test_validation_cases_are_those_of_each_fold(world, predictor):
     assert "Paired comparison" not in (world / "out/report/index.html").read_text(encoding="utf-8")
 
 
+def test_configurations_of_a_method_are_repetitions_of_it(world, predictor):
+    for configuration, seed in (("2d_s1", 1), ("2d_s2", 2)):
+        runtime = {"steps": 120, "labeled_batch_size": 8, "unlabeled_batch_size": 4, "seed": seed}
+        add_trainings(world, TRAINERS[1], configuration, folds=[0], runtime=runtime)
+    stock, ours = TRAINERS
+    summary = compare.run(901, [stock, f"Ours={ours}:nnUNetPlans:2d_s1,2d_s2"], world / "out", device="cpu")
+
+    assert [(trainer, len(cases)) for trainer, _, cases in predictor] == [(stock, 14), (ours, 14), (ours, 14)]
+    method = summary["methods"]["Ours"]
+    assert list(method["cases"]) == ["2d_s1", "2d_s2"]
+    assert method["empty"]["mean"]["n_cases"] == 2 * 14 * 2
+    assert {test["n"] for test in summary["paired"]} == {7}  # patients, whatever the number of repetitions
+    dice = [method["folds"][repetition]["mean"]["Dice"] for repetition in ("2d_s1", "2d_s2")]
+    assert method["summary"]["mean"]["Dice"]["mean"] == pytest.approx(np.mean(dice))
+    assert method["summary"]["mean"]["Dice"]["sd_folds"] == pytest.approx(np.std(dice, ddof=1))
+    assert "The methods were not repeated equally often: nnU-Net 1, Ours 2." in summary["notices"]
+
+    folder = world / "out" / "report"
+    page = Reader((folder / "index.html").read_text(encoding="utf-8"))
+    for text in ("2d_s1, seed 1", "2d_s2, seed 2", "1 to 2 trainings of each method", "a line per training"):
+        assert text in page.text, text
+    assert "Ours=nnUNetTrainerVQSeg:nnUNetPlans:2d_s1,2d_s2" in summary["command"]
+    rows = json.loads((folder / "tables" / "repetitions.json").read_text(encoding="utf-8"))
+    assert [(row["method"], row["repetition"]) for row in rows] == [
+        ("nnU-Net", "0"), ("Ours", "2d_s1"), ("Ours", "2d_s2"), ("Ours", "mean"), ("Ours", "SD"),
+    ]  # fmt: skip
+    training = json.loads((folder / "tables" / "training.json").read_text(encoding="utf-8"))
+    assert [(row["repetition"], row["configuration"], row["seed"]) for row in training[1:]] == [
+        ("2d_s1", "2d_s1", 1), ("2d_s2", "2d_s2", 2),
+    ]  # fmt: skip
+
+
+def test_folds_and_configurations_repeat_together(world, predictor, without_report):
+    add_trainings(world, TRAINERS[0], "2d_s1")
+    summary = compare.run(901, [f"{TRAINERS[0]}::2d,2d_s1"], world / "out", folds=[0, 1], split="val", device="cpu")
+    cases = summary["methods"]["nnU-Net"]["cases"]
+    assert {repetition: list(scores) for repetition, scores in cases.items()} == {
+        "2d fold 0": ["case2", "case3"],
+        "2d fold 1": ["case0", "case1"],
+        "2d_s1 fold 0": ["case2", "case3"],
+        "2d_s1 fold 1": ["case0", "case1"],
+    }
+
+
+def test_overlays_show_the_extremes_of_all_repetitions():
+    def scores(dice):
+        return {"1": {"Dice": dice, "Jaccard": dice, "HD95": 1.0, "ASD": 1.0, "n_pred": 5, "n_ref": 5}}
+
+    repetitions = {"a": {"x": scores(0.5), "y": scores(0.8)}, "b": {"x": scores(0.9), "y": scores(0.3)}}
+    assert pick_cases(repetitions, ["1"]) == {
+        "best": ("b", "x", 0.9),
+        "median": ("a", "x", 0.5),
+        "worst": ("b", "y", 0.3),
+    }
+
+
+def test_every_missing_repetition_is_named(world, predictor, without_report):
+    with pytest.raises(EvaluationError) as stopped:
+        compare.run(901, [f"{TRAINERS[0]}::2d,2d_s1,2d_s2", TRAINERS[1]], world / "out", device="cpu")
+    message = str(stopped.value)
+    assert "2 of 4 models have no checkpoint_final.pth" in message
+    for configuration in ("2d_s1", "2d_s2"):
+        assert f"nnUNetv2_train {DATASET} {configuration} 0 -tr nnUNetTrainer -p nnUNetPlans" in message
+    assert predictor == []
+
+
+@pytest.mark.parametrize(
+    ("state", "note"),
+    [
+        ({"alignment": True, "config": {"foundation_policy": "auto"}}, ""),
+        ({"alignment": False, "config": {"foundation_policy": "off"}}, ""),  # a variant without PFA
+        (
+            {"alignment": False, "config": {"foundation_policy": "auto", "foundation_model": "vit_small_dinov2"}},
+            "trained without PFA: no DINOv2 weights",
+        ),
+        (
+            {"alignment": False, "config": {"foundation_policy": "off"}, "method_has_alignment": True},
+            "trained without PFA: foundation_policy is off",
+        ),
+    ],
+)
+def test_a_method_that_lacks_its_alignment_is_marked(world, predictor, without_report, state, note):
+    add_trainings(world, TRAINERS[1], "2d_s1", folds=[0], **state)
+    summary = compare.run(901, [TRAINERS[0], f"Ours={TRAINERS[1]}::2d_s1"], world / "out", device="cpu")
+    table = tables.summary_table(summary)
+    assert [row[0].note for row in table.rows] == ["", note]
+    told = [notice for notice in summary["notices"] if "PFA" in notice]
+    assert told == ([f"Ours was {note}. These are not the numbers of the whole method."] if note else [])
+    assert page_of_tables.table(table).count(f"Ours<small>{note}</small>" if note else ">Ours</th>") == 1
+    assert (f"Ours ({note})" in table.to_latex().replace(r"\_", "_")) == bool(note)
+
+
+def test_one_training_in_two_without_alignment_is_told_as_such(world, predictor, without_report):
+    for configuration, alignment in (("2d_s1", True), ("2d_s2", False)):
+        config = {"foundation_policy": "auto", "foundation_model": "x"}
+        add_trainings(world, TRAINERS[1], configuration, folds=[0], alignment=alignment, config=config)
+    summary = compare.run(901, [f"{TRAINERS[1]}::2d_s1,2d_s2"], world / "out", device="cpu")
+    assert summary["methods"]["VQSeg"]["training"]["note"] == "trained without PFA in 1 of 2 trainings: no x weights"
+
+
+@pytest.mark.parametrize(
+    ("config", "batch", "images"),
+    [
+        ({"use_unlabeled": True, "strong_view": True, "perturbation": "none", "reconstruct": False}, "8 + 4", 1440),
+        ({"use_unlabeled": False, "strong_view": False, "perturbation": "none", "reconstruct": False}, "8", 960),
+        ({"strong_view": True, "perturbation": "dropout", "a_key_of_the_future": 1}, "8 + 4 + 4", 1920),
+        ({}, "8 + ?", None),
+    ],
+)
+def test_images_seen_are_those_that_passed_the_student(world, predictor, without_report, config, batch, images):
+    add_trainings(world, TRAINERS[1], "2d_s1", folds=[0], config=config)
+    summary = compare.run(901, [f"{TRAINERS[1]}::2d_s1"], world / "out", device="cpu")
+    table = provenance.training_table(summary)
+    assert table.rows[0][table.header.index("Batch")].text == batch
+    assert table.records[0]["images_seen"] == images
+
+
+def test_memory_of_training_and_prediction_is_shown(world, predictor, without_report, monkeypatch):
+    fold = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_0"
+    runtime = {"peak_gpu_memory_bytes": None, "peak_resident_memory_bytes": 2**30, "seed": 7, "labeled_cases": 6}
+    (fold / "runtime.json").write_text(json.dumps(runtime), encoding="utf-8")
+    fake = prediction.run_predictor
+    monkeypatch.setattr(prediction, "run_predictor", lambda *arguments: fake(*arguments) or 5 * 2**20)
+    table = provenance.training_table(compare.run(901, TRAINERS, world / "out", device="cpu"))
+    rows = [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
+    assert [row["Prediction peak GPU memory"] for row in rows] == ["5 MiB", "5 MiB"]
+    assert [row["Peak resident memory"] for row in rows] == ["1.00 GiB", "–"]
+    assert [row["Peak GPU memory"] for row in rows] == ["–", "3.00 GiB"]
+    assert (rows[0]["Seed"], rows[0]["Labelled cases"]) == ("7", "6")
+
+
 def test_missing_models_are_named_with_the_command_that_trains_them(world, predictor, without_report, capsys):
     results = world / "results" / DATASET
     (results / "nnUNetTrainer__nnUNetPlans__2d/fold_1/checkpoint_final.pth").rename(
@@ -210,7 +344,9 @@ def test_command_line_options_reach_the_report(world, predictor, without_report,
     assert list(summary["methods"]) == ["Stock & co", "Ours_1"]
     assert summary["n_patients"] == 14
     assert tables.summary_table(summary).header[3] == "HD95 (mm)"
-    assert "--labels 'Stock & co' Ours_1" in summary["command"]
+    assert (
+        "-tr 'Stock & co=nnUNetTrainer:nnUNetPlans:2d' Ours_1=nnUNetTrainerVQSeg:nnUNetPlans:2d" in summary["command"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,6 +362,12 @@ def test_broken_datasets_stop_with_one_sentence(world, predictor, without_report
     break_it(world / "raw" / DATASET)
     with pytest.raises(EvaluationError, match=sentence):
         compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_sentence(world, predictor, without_report):
+    (world / "taken").write_text("a file", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"^Error: .*taken.* cannot be used \(.*\); restore it, make it writable"):
+        compare.main(["-d", "901", "-tr", *TRAINERS, "-o", str(world / "taken"), "-device", "cpu", "-np", "0"])
 
 
 def test_a_half_written_prediction_is_named(world, predictor, without_report):
@@ -260,9 +402,28 @@ def test_methods_get_their_plans_and_short_names():
     assert [m.name for m in parse_methods(["A", "B"], ["P"], ["x", "y"])] == ["x", "y"]
 
 
+def test_items_name_methods_plans_and_configurations():
+    items = ["A", "B:Q", "Ours, eps=0.3=C:P:2d_a,2d_b", "C::2d_c"]
+    methods = parse_methods(items, ["P"], configuration="2d_x,2d_y")
+    assert [(m.trainer, m.plans, m.configurations) for m in methods] == [
+        ("A", "P", ("2d_x", "2d_y")),
+        ("B", "Q", ("2d_x", "2d_y")),
+        ("C", "P", ("2d_a", "2d_b")),
+        ("C", "P", ("2d_c",)),
+    ]
+    assert [m.name for m in methods] == ["A (P)", "B (Q)", "Ours, eps=0.3", "C (P, 2d_c)"]
+    assert parse_methods([str(method) for method in methods], []) == methods
+
+
 @pytest.mark.parametrize(
     ("trainers", "plans", "labels", "sentence"),
     [
+        (["A:P:2d:0"], ["P"], None, "-tr A:P:2d:0 is not of the form"),
+        (["name="], ["P"], None, "-tr name= is not of the form"),
+        (["A:P:2d_a,2d_a"], ["P"], None, "2d_a,2d_a of A are not different"),
+        (["A:P:2d_a,"], ["P"], None, "2d_a, of A are not different"),
+        (["x=A"], ["P"], ["y"], "by --labels and by NAME="),
+        (["A:P:2d_a,2d_b", "A:P:2d_a,2d_b"], [], None, "are the same"),
         (["A"], ["P", "Q"], None, "2 plans for all trainers"),
         (["A"], ["B:P"], None, "names plans for B"),
         (["A", "B"], ["A:P"], None, "no plans for B"),

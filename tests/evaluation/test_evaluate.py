@@ -58,6 +58,20 @@ def test_result_holds_case_class_and_mean_and_counts_the_empty(folders, capsys):
     assert "RV & <wall>" in capsys.readouterr().out
 
 
+def test_printed_summary_counts_each_kind_of_empty_mask_and_defines_the_metrics(folders, capsys):
+    _, labels = phantom(0)
+    write_volume(np.where(labels == 2, 1, labels).astype(np.uint8), folders / "ref/a.nii.gz")  # predicted only
+    _, labels = phantom(2)
+    for name in ("ref", "pred"):
+        write_volume((labels == 1).astype(np.uint8), folders / name / "c.nii.gz")  # in neither
+    command(folders)
+    printed = capsys.readouterr().out
+    counts = {line.split("  ")[0]: line.split()[-3:] for line in printed.splitlines() if line.startswith(("RV", "LV"))}
+    assert counts == {"RV & <wall>": ["0", "0", "0"], "LV": ["1", "1", "1"]}
+    for text in ("95th percentile", "this direction only (MedPy)", "All three are counted"):
+        assert printed.count(text) == 1, text
+
+
 def test_nnunets_own_tools_read_the_result(folders):
     command(folders)
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json

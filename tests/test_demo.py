@@ -1,0 +1,82 @@
+"""What the demo promises about its arguments; the trainings themselves are not run here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import demo  # noqa: E402
+
+from nnunetv2_vqseg.config import VQSegConfig  # noqa: E402
+from nnunetv2_vqseg.evaluation.models import TrainingRecord  # noqa: E402
+
+
+def arguments(out: Path, *more: str) -> demo.argparse.Namespace:
+    return demo.parse(["--out", str(out), *more])
+
+
+def block(*more: str, has_gpu: bool = False) -> VQSegConfig:
+    pairs = (item.partition("=") for item in demo.settings(demo.parse([*more]), has_gpu))
+    values = {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+    return VQSegConfig().override(values)
+
+
+@pytest.mark.parametrize(("asked", "trained"), [("400", 400), ("405", 400), ("406", 410), ("10", 10), ("14", 10)])
+def test_number_of_steps_that_is_told_is_the_number_trained(asked, trained, capsys):
+    assert demo.parse(["--steps", asked]).steps == trained
+    config = block("--steps", asked)
+    assert config.num_epochs * config.iterations_per_epoch == trained
+    assert (f"training {trained} steps" in capsys.readouterr().out) == (asked != str(trained))
+
+
+def test_foundation_model_stays_out_on_a_cpu_and_the_page_says_so():
+    assert block().foundation_policy == "off"
+    assert block(has_gpu=True).foundation_policy == "auto"
+    assert demo.WITHOUT_PFA in demo.facts({}, "cpu")
+    assert demo.WITHOUT_PFA not in demo.facts({}, "cuda")
+
+
+def test_steps_and_labelled_volumes_are_those_of_the_checkpoints():
+    records = {
+        "A": TrainingRecord(epochs=10, iterations_per_epoch=40, runtime={"labeled_cases": 6}),
+        "B": TrainingRecord(runtime={"steps": 390, "labeled_cases": 14}),
+    }
+    assert "A 400 steps on 6 labelled volumes; B 390 steps on 14 labelled volumes." in demo.facts(records, "cpu")[0]
+
+
+def test_a_run_with_the_same_arguments_goes_on(tmp_path):
+    demo.claim(tmp_path / "out", arguments(tmp_path / "out"), "cpu")
+    (tmp_path / "out" / "nnUNet_raw" / "Dataset901_Phantom").mkdir(parents=True)
+    before = (tmp_path / "out" / demo.STAMP).read_bytes()
+    demo.claim(tmp_path / "out", arguments(tmp_path / "out", "--steps", "401"), "cpu")  # 400, as before
+    assert (tmp_path / "out" / demo.STAMP).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "device", "difference"),
+    [
+        (["--steps", "800"], "cpu", "--steps 400, not 800"),
+        (["--labeled", "7"], "cpu", "--labeled 3, not 7"),
+        (["--seed", "1"], "cpu", "--seed 0, not 1"),
+        (["--data", "/acdc"], "cpu", "--data none, not /acdc"),
+        ([], "cuda", "the device cpu, not cuda"),
+    ],
+)
+def test_a_run_with_other_arguments_stops_and_names_the_one_that_differs(tmp_path, more, device, difference):
+    demo.claim(tmp_path, arguments(tmp_path), "cpu")
+    with pytest.raises(SystemExit, match=f"{difference}; give another --out, or delete the folder"):
+        demo.claim(tmp_path, arguments(tmp_path, *more), device)
+    assert json.loads((tmp_path / demo.STAMP).read_text(encoding="utf-8"))["steps"] == 400
+
+
+def test_a_dataset_of_unknown_origin_is_left_alone(tmp_path):
+    (tmp_path / "nnUNet_raw" / "Dataset901_Phantom").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"no demo\.json that says what it was made with"):
+        demo.claim(tmp_path, arguments(tmp_path), "cpu")
+    assert not (tmp_path / demo.STAMP).exists()

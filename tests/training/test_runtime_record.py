@@ -1,0 +1,31 @@
+"""What reports read about a training that nnU-Net does not record."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_vqseg.evaluation.models import read_training_record
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerVQSeg", "nnUNetTrainerVQSegQPMDB"])
+def test_memory_labelled_cases_and_seed_are_recorded_for_stock_and_ours_alike(make_trainer, name):
+    trainer = make_trainer(name, seed=3)
+    trainer.initialize()
+    train, _ = trainer.do_split()
+    checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(checkpoint))
+    record = read_training_record(checkpoint)
+    assert record.unreadable is None
+    assert record.runtime["labeled_cases"] == len(train) == 4
+    assert record.runtime["seed"] == 3
+    assert record.runtime["peak_gpu_memory_bytes"] is None
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert 0.5 * peak < record.runtime["peak_resident_memory_bytes"] <= peak
+    # switched off in the plan: a lack where the trainer's method has it, none where it has not
+    lacks = name == "nnUNetTrainerVQSeg"
+    assert record.without_alignment == ("foundation_policy is off" if lacks else None)
