@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.data.cases import number_of_channels
 from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import update_teacher
 from nnunetv2_vqseg.modules.foundation import load_foundation_model
@@ -20,7 +22,12 @@ from nnunetv2_vqseg.modules.losses import kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.quantizer import CodebookUsage
 from nnunetv2_vqseg.modules.strong_view import IntensityJitter, UnlabeledView, strong_view
 from nnunetv2_vqseg.network import VQSegNet, VQSegOutput, build_image_decoder, build_vqseg_net
-from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_states, seed_everything
+from nnunetv2_vqseg.training.checkpoint import (
+    CheckpointError,
+    remove_leftovers,
+    restore_random_states,
+    seed_everything,
+)
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
 from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.training.preview import PreviewSlices, draw_preview, preview_slices
@@ -89,6 +96,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
         Raises:
             FoundationModelUnavailable: policy 'required' and no weights.
+            ConfigError: there is no such foundation model, or it cannot see such images.
         """
         if self.config.seed is not None:
             seed_everything(self.config.seed + self.local_rank)
@@ -106,13 +114,25 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
     def _load_foundation_model(self) -> None:
         config = self.config
-        self.foundation_model, self.foundation_status = load_foundation_model(
-            config.foundation_policy,  # type: ignore[arg-type]
-            config.foundation_model,
-            config.foundation_checkpoint,
-            image_size=config.foundation_image_size,
-            channel_pick=config.foundation_channels,
-        )
+        if self._only_validates:
+            self.foundation_status = "The foundation model was not loaded, validation does not need it."
+            return
+        channels = number_of_channels(self.dataset_json)
+        if config.foundation_policy != "off" and channels > 3 and max(config.foundation_channels) >= channels:
+            raise ConfigError(
+                f"vqseg.foundation_channels = {list(config.foundation_channels)} is not valid; images have channels "
+                f"0 to {channels - 1} only."
+            )
+        try:
+            self.foundation_model, self.foundation_status = load_foundation_model(
+                config.foundation_policy,  # type: ignore[arg-type]
+                config.foundation_model,
+                config.foundation_checkpoint,
+                image_size=config.foundation_image_size,
+                channel_pick=config.foundation_channels,
+            )
+        except ValueError as error:  # the model's name or its image size
+            raise ConfigError(f"The plan's vqseg block cannot be used: {error}.") from error
         if self.foundation_model is not None:
             self.foundation_model.to(self.device)
         frame = "#" * 100
@@ -136,13 +156,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         return build_optimizer(self.network, self.vqseg_network.encoder, self.config, self.weight_decay)
 
     def on_train_start(self) -> None:
-        """Prepare the unlabelled cases, start the loaders, give the codebook its first codes.
+        """Prepare the unlabelled cases, start the loaders, give codebook and teacher their first values.
 
         Raises:
-            RuntimeError: a training that began with the foundation model is to go on without it, or vice versa.
+            CheckpointError: a training that began with the foundation model is to go on without it, or vice versa.
         """
         if self._resume_problem:
-            raise RuntimeError(self._resume_problem)
+            raise CheckpointError(self._resume_problem)
         if not self.was_initialized:
             self.initialize()
         self.print_to_log_file(f"nnunetv2_vqseg {__version__}, {type(self).__name__}:\n{self.config.describe()}")
@@ -151,6 +171,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         super().on_train_start()
         if self.step == 0:
             self._initialize_codebook()
+            self.teacher.module.load_state_dict(self.vqseg_network.state_dict())  # pretrained weights came after it
         _, dataset_val = self.get_tr_and_val_datasets()
         self._preview = preview_slices(dataset_val, self.configuration_manager.patch_size)
         if self._resumed_random_states is not None:
@@ -176,7 +197,6 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         if self.is_ddp:
             for state in quantizer.state_dict().values():
                 dist.broadcast(state, 0)
-        self.teacher.module.load_state_dict(student.state_dict())
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's; QPM's neighbours are looked up anew, so that resuming changes nothing."""

@@ -137,26 +137,6 @@ def test_best_checkpoint_can_be_continued_too(make_trainer):
     assert math.isfinite(loss)
 
 
-def test_pretrained_weights_of_stock_nnunet_are_taken_but_for_the_output_layers(make_trainer, tmp_path):
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
-
-    trainer = make_trainer("nnUNetTrainerMeanTeacher")
-    trainer.initialize()
-    own = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
-    weights = {key: torch.full_like(value, 0.5) for key, value in own.items()}
-    # nnU-Net saves NumPy's scalars beside the weights.
-    logging = {"mean_fg_dice": [np.float64(0.1)], "train_losses": [np.float32(2.0)]}
-    torch.save({"network_weights": weights, "logging": logging, "_best_ema": np.float64(0.1)}, tmp_path / "stock.pth")
-    load_pretrained_weights(trainer, str(tmp_path / "stock.pth"))
-    for key, value in trainer.vqseg_network.state_dict().items():
-        assert torch.equal(value, own[key] if ".seg_layers." in key else weights[key]), key
-
-    weights.pop(next(iter(weights)))
-    torch.save({"network_weights": weights}, tmp_path / "other.pth")
-    with pytest.raises(RuntimeError, match=r"other.pth has no weights of shape .* needs a checkpoint of the same"):
-        load_pretrained_weights(trainer, str(tmp_path / "other.pth"))
-
-
 def test_online_validation_scores_the_teacher(make_trainer):
     trainer = make_trainer()
     trainer.on_train_start()
