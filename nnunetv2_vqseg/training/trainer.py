@@ -219,9 +219,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         grad_norm = self._backward_and_step(loss)
 
-        statistics |= {name: term for name, (_, term) in terms.items()}
-        statistics |= self._displacement(output) | {"loss": loss, "gradient_norm": grad_norm}
-        values = self.mean_over_ranks(statistics)
+        # Losses first: the first that is not finite is the one to blame.
+        values = self.mean_over_ranks(
+            {name: term for name, (_, term) in terms.items()}
+            | {"loss": loss, "gradient_norm": grad_norm}
+            | statistics
+            | self._displacement(output)
+        )
         if self._step_was_finite(values):
             update_teacher(self.teacher, self.vqseg_network)
             self._update_codebook(output)
@@ -268,8 +272,12 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
                 network.perturbation.prepare(network.quantizer.codes())
 
     def _backward_and_step(self, loss: Tensor) -> Tensor:
-        """Backward, clip at 12 as nnU-Net does, step unless the gradient is not finite; returns its norm."""
+        """Backward, clip at 12 as nnU-Net does, step unless loss or gradient are not finite; returns the latter's norm.
+
+        The norm is NaN where the loss is not finite: an infinite loss may have a finite gradient, as L1 has.
+        """
         parameters = list(self.network.parameters())
+        loss = loss * (1 + 0 * loss.detach())  # times 1, or times NaN, on the device
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -284,12 +292,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         return grad_norm
 
     def _step_was_finite(self, values: dict[str, float]) -> bool:
-        """Count steps in a row whose loss was NaN or infinite, and stop after too many.
+        """Count skipped steps, and those in a row whose loss was NaN or infinite; stop after too many of the latter.
 
         Raises:
             RuntimeError: naming the term that went bad and the checkpoint to go back to.
         """
         finite = bool(np.isfinite(values["gradient_norm"]))
+        self.skipped_steps += not finite
         # AMP finds its scale by overflowing now and then; where even a scale below 1 does, it is not AMP's doing.
         overflow_of_amp = (
             self.grad_scaler is not None and np.isfinite(values["loss"]) and self.grad_scaler.get_scale() >= 1
@@ -338,10 +347,10 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Close the epoch's curves: loss terms, pseudo-labels, codebook, QPM."""
         super().on_train_epoch_end(train_outputs)
-        extra: dict[str, float] = {}
+        extra: dict[str, float] = {"skipped_steps": self.skipped_steps}
         if self.usage is not None:
             self.usage.reduce()
-            extra = {
+            extra |= {
                 "utilization": self.usage.utilization,
                 "utilization_tokens": float(self.usage.num_tokens),
                 "perplexity": self.usage.perplexity,

@@ -245,6 +245,57 @@ def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(m
         trainer.train_step(batch)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_infinite_loss_with_a_finite_gradient_is_skipped_counted_and_remembered(make_trainer, scaled):
+    """As the L1 of a reconstruction that overflowed has."""
+    trainer = make_trainer(max_bad_steps=2, num_epochs=2)
+    if scaled:
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    terms = trainer.objective.terms
+
+    def overflown(*args):
+        found = terms(*args)
+        weight, value = found["reconstruction"]
+        return found | {"reconstruction": (weight, value + math.inf)}
+
+    trainer.objective.terms = overflown
+    batch = next(trainer.dataloader_train)
+    loss = trainer.train_step(batch)
+    assert trainer.bad_steps == trainer.skipped_steps == 1
+    assert same(before, trainer.vqseg_network.state_dict())
+    trainer.objective.terms = terms
+    trainer.on_train_epoch_end([loss, trainer.train_step(batch)])
+    assert (trainer.bad_steps, trainer.skipped_steps) == (0, 1)
+    assert not same(before, trainer.vqseg_network.state_dict())
+    assert trainer.curves.history["skipped_steps"] == [1]
+    assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(continue_training=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    assert resumed.skipped_steps == 1
+
+    trainer.objective.terms = overflown
+    trainer.train_step(batch)
+    with pytest.raises(RuntimeError, match="Training stopped: reconstruction was not finite for 2 steps in a row"):
+        trainer.train_step(batch)
+
+
+def test_unlabeled_image_that_is_not_finite_is_blamed_on_a_loss(make_trainer):
+    """Of the teacher's confidence, which is not finite either, nobody has heard."""
+    trainer = make_trainer(max_bad_steps=1, num_epochs=1)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    unlabeled = next(trainer.dataloader_unlabeled)
+    unlabeled["data"][:] = math.nan
+    trainer.dataloader_unlabeled = iter([unlabeled])
+    with pytest.raises(
+        RuntimeError, match=r"Training stopped: (pseudo_strong|reconstruction_unlabeled|vq|feature) was"
+    ):
+        trainer.train_step(next(trainer.dataloader_train))
+
+
 def test_gradient_that_stays_infinite_at_any_scale_of_amp_stops_training_too(make_trainer):
     trainer = make_trainer(max_bad_steps=2, num_epochs=1)
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
