@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,35 @@ def test_training_killed_at_random_moments_is_continued_to_its_end(home, results
 
     assert finish([start(nnunet_train, *arguments, "--c", log=tmp_path / "last")]) == [0]
     assert_complete(folder, epochs, steps=epochs * STEPS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a worker that its parent died")
+def test_no_worker_outlives_a_training_that_is_killed(home, results, tmp_path) -> None:
+    from real_training import finish, nnunet_train, start, write_plan
+
+    arguments = write_plan(home, "KilledPlans", num_epochs=50)
+    process = start(nnunet_train, *arguments, log=tmp_path / "log", environment={"nnUNet_n_proc_DA": "2"})
+    assert wait_for(": Epoch 0", tmp_path / "log", process)
+    workers = children(process.pid)
+    assert len(workers) == 4, "two for labelled images, one each for validation and unlabelled ones"
+    process.kill()
+    assert finish([process]) == [-signal.SIGKILL]
+    deadline = time.monotonic() + 20
+    try:
+        while any(map(runs, workers)):
+            assert time.monotonic() < deadline, f"{[pid for pid in workers if runs(pid)]} still run"
+            time.sleep(0.1)
+    finally:
+        for pid in filter(runs, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def runs(pid: int) -> bool:
+    """A dead process that nobody has asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def children(pid: int) -> list[int]:
