@@ -7,6 +7,7 @@ or a process on CPUs (gloo, `-device cpu`). A training that torchrun restarts co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -17,22 +18,35 @@ import torch
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
-from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint, run_training
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.backends import cudnn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from nnunetv2_vqseg.config import ConfigError
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
 from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
 from nnunetv2_vqseg.planning.plans import PlansError, load_plans
-from nnunetv2_vqseg.training.checkpoint import newest_checkpoint
+from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoint
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 from nnunetv2_vqseg.training.rendezvous import join_process_group
+from nnunetv2_vqseg.training.signals import exit_when_asked
 
 EXIT_REFUSED = 2
 """Exit code where the dataset, the plan or the options cannot be used; argparse uses it too."""
+
+REFUSALS = (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    FoundationModelUnavailable,
+    NotImplementedError,
+    PlansError,
+)
+"""What refuses to train says in one sentence why."""
 
 # Ranks wait for each other this long; in the final validation one may have larger images than another.
 PATIENCE = timedelta(minutes=30)
@@ -45,12 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as `nnUNetv2_train` does, alone or as one of torchrun's processes."""
     args = parse_arguments(arguments)
     try:
-        require_readable_plan(args)
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            train_distributed(args)
-        else:
-            train_alone(args)
-    except (ConfigError, DatasetError, PlansError, NotImplementedError) as error:
+        # Where the trainer has something to save, it handles signals itself.
+        with exit_when_asked("start the same command again, with --c if a checkpoint was written"):
+            require_readable_plan(args.dataset_name_or_id, args.p, args.tr)
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                train_distributed(args)
+            else:
+                train_alone(args)
+    except REFUSALS as error:
         print(f"ERROR: {error}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from error
 
@@ -93,11 +109,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def require_readable_plan(args: argparse.Namespace) -> None:
+def require_readable_plan(dataset: str, plans: str, trainer: str) -> None:
     """Say in a sentence what `nnUNetv2_train` says in a traceback, before it opens the plan.
 
     Raises:
         DatasetError, PlansError: a path variable is not set, or dataset, plan or dataset.json cannot be read.
+        ConfigError: there is no such trainer.
     """
     for path in (nnUNet_preprocessed, nnUNet_results):
         if not path.is_set():
@@ -105,14 +122,21 @@ def require_readable_plan(args: argparse.Namespace) -> None:
                 f"The environment variable {path.env_var_name} is not set; see nnU-Net's setting_up_paths.md."
             )
     try:
-        folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(args.dataset_name_or_id)
+        folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(dataset)
     except (RuntimeError, ValueError) as error:
         raise DatasetError(
-            f"There is not exactly one dataset {args.dataset_name_or_id} in {nnUNet_preprocessed}; give the number or "
+            f"There is not exactly one dataset {dataset} in {nnUNet_preprocessed}; give the number or "
             f"the full name of one that was preprocessed."
         ) from error
-    load_plans(folder / f"{args.p}.json")
+    load_plans(folder / f"{plans}.json")
     load_dataset_json(folder / "dataset.json")
+    try:
+        with contextlib.redirect_stdout(None):  # it tells where it looks, and will again
+            recursive_find_trainer_class_by_name(trainer)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"There is no trainer {trainer}; correct its name after -tr, or set nnUNet_extTrainer to its folder."
+        ) from error
 
 
 def train_alone(args: argparse.Namespace) -> None:
@@ -121,21 +145,7 @@ def train_alone(args: argparse.Namespace) -> None:
     if args.device == "cpu" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
         # More threads than free cores wait for each other: two trainings on two cores took four times as long.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    run_training(
-        args.dataset_name_or_id,
-        args.configuration,
-        args.fold,
-        args.tr,
-        args.p,
-        args.pretrained_weights,
-        1,
-        args.npz,
-        args.c,
-        args.val,
-        args.disable_checkpointing,
-        args.val_best,
-        device=torch.device(args.device),
-    )
+    train(args, args.c)
 
 
 def train_distributed(args: argparse.Namespace) -> None:
@@ -147,28 +157,42 @@ def train_distributed(args: argparse.Namespace) -> None:
     restarted = join_process_group("nccl" if gpu else "gloo", PATIENCE)
     try:
         continues = args.c or (not args.val and has_checkpoint(args, restarted))
-        trainer = get_trainer_from_args(
-            args.dataset_name_or_id,
-            args.configuration,
-            args.fold,
-            args.tr,
-            args.p,
-            continues,
-            device=torch.device(args.device),
-        )
-        trainer.disable_checkpointing = args.disable_checkpointing
-        maybe_load_checkpoint(trainer, continues, args.val)
-        if args.pretrained_weights and not continues and not args.val:
-            load_pretrained_weights(trainer, args.pretrained_weights)
-        if gpu:
-            cudnn.deterministic, cudnn.benchmark = False, True
-        if not args.val:
-            trainer.run_training()
-        if args.val_best:
-            trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
-        trainer.perform_actual_validation(args.npz)
+        train(args, continues)
     finally:
         dist.destroy_process_group()
+
+
+def train(args: argparse.Namespace, continues: bool) -> None:
+    """nnU-Net's `run_training` for one process, but for `-pretrained_weights`, from which it would run code.
+
+    Args:
+        continues: from the newest checkpoint.
+    """
+    trainer = get_trainer_from_args(
+        args.dataset_name_or_id,
+        args.configuration,
+        args.fold,
+        args.tr,
+        args.p,
+        continues,
+        device=torch.device(args.device),
+    )
+    trainer.disable_checkpointing = args.disable_checkpointing
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    if args.val and not final.is_file():
+        raise CheckpointError(
+            f"{final} does not exist, so there is nothing to validate; train first, or go on with --c."
+        )
+    maybe_load_checkpoint(trainer, continues, args.val)
+    if args.pretrained_weights and not continues and not args.val:
+        load_pretrained_weights(trainer, args.pretrained_weights)
+    if torch.cuda.is_available():
+        cudnn.deterministic, cudnn.benchmark = False, True
+    if not args.val:
+        trainer.run_training()
+    if args.val_best:
+        trainer.load_checkpoint(join(trainer.output_folder, "checkpoint_best.pth"))
+    trainer.perform_actual_validation(args.npz)
 
 
 def has_checkpoint(args: argparse.Namespace, restarted: bool) -> bool:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = torch.device(args.device)
     tables = args.run(args, device)
-    write_json(args.out or Path(f"benchmark_{args.command}.json"), tables, device)
+    if tables:
+        write_json(args.out or Path(f"benchmark_{args.command}.json"), tables, device)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ import torch
 from scipy.stats import chisquare
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from benchmarks import measure, plain
+import benchmark
+from benchmarks import measure, plain, step, workbench
 from benchmarks.step import Stopwatch
 
 from nnunetv2_vqseg.modules.entropy import assignment_entropy
@@ -62,6 +66,86 @@ def test_every_variant_is_measured_as_often_and_in_turns() -> None:
     measured = measure.compare({name: lambda name=name: order.append(name) for name in "ab"}, CPU, repeats=3)
     assert order == list("ab" * 4)
     assert measured.keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "median"), [("cpu", True, 0.1), ("cuda", False, 0.1), ("cpu", False, (60 + 0.1) / 2)]
+)
+def test_compiling_and_loading_kernels_is_not_measured(monkeypatch, device, compiled, median) -> None:
+    """A slow CPU run without them has no time for a warm-up."""
+    took = [60.0, 0.1, 0.1, 0.1]
+    times = iter([sum(took[:number]) for number in range(len(took) + 1) for _ in range(2)][1:])
+    monkeypatch.setattr(measure, "clock", lambda device: next(times))
+    found = measure.compare({"a": lambda: None}, torch.device(device), repeats=3, seconds=20, compiled=compiled)
+    assert found["a"] == pytest.approx(median)
+
+
+NAMES = [f"nnUNet_{name}" for name in ("raw", "preprocessed", "results", "compile", "n_proc_DA", "def_n_proc")]
+QUICK = ("--repeats", "1", "--seconds", "1")
+SIZE = ("--batch-size", "2", "--codes", "256")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]]:
+    """Arguments for a dataset that is planned and preprocessed; puts back what a workbench sets."""
+    before = {name: os.environ.get(name) for name in NAMES}
+    workbench.make_phantoms(tmp_path_factory.mktemp("phantoms"), 901, "nnUNetVQSegPlans", (32, 32), 4, 8)
+    yield ("-d", "901", *SIZE)
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "options", "rows"),
+    [
+        ("modules", "--tokens 64 --codes 256 --widths 8 --epsilons 0.7", {"modules": None}),
+        ("predict", None, {"predict": None}),
+        ("loading", None, {"loading": None}),
+        (
+            "step",
+            "--train-first 2",
+            {"totals": list(step.VARIANTS), "parts": list(step.VARIANTS), "tables": ["VQ-Seg", "VQ-Seg + DINOv2"]},
+        ),
+        (
+            "scaling",
+            "--codes 256 512 --tokens 64 128 --batches 4 8 --patches 32 64 --features 4",
+            {"points": None, "exponents": None},
+        ),
+    ],
+)
+def test_every_command_measures_all_of_its_rows(tmp_path, prepared, command, options, rows) -> None:
+    """The benchmarks reach into trainers and modules by names that are private to those."""
+    file = tmp_path / "measured.json"
+    on_dataset = () if command in ("modules", "scaling") else prepared
+    benchmark.main([command, *QUICK, *on_dataset, *(options or "").split(), "--out", str(file)])
+    tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
+    assert tables.keys() == rows.keys()
+    for name, variants in rows.items():
+        assert tables[name]
+        assert variants is None or [row["variant"] for row in tables[name]] == variants
+    if command == "step":
+        *_, ours = tables["parts"]
+        assert all(ours[part] > 0 for part in step.PARTS)
+
+
+@pytest.mark.slow
+def test_plain_steps_are_those_of_a_training(tmp_path, monkeypatch, prepared) -> None:
+    """TORCH_LOGS is to see the graph breaks of a training, not those of a stopwatch."""
+    trained = []
+    train = step._train
+
+    def remember(trainer, numbers) -> None:
+        train(trainer, numbers)
+        trained.append(trainer)
+
+    monkeypatch.setattr(step, "_train", remember)
+    for name in ("Stopwatch", "compare", "patch"):
+        monkeypatch.setattr(step, name, None)
+    monkeypatch.chdir(tmp_path)
+    benchmark.main(["step", *QUICK, *prepared, "--variants", "VQ-Seg", "--plain-steps", "3"])
+    assert [trainer.step for trainer in trained] == [3]
+    assert list(tmp_path.iterdir()) == [], "results of an earlier measurement stay"
 
 
 def test_time_of_an_inner_part_is_not_counted_twice(monkeypatch) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -16,6 +22,33 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+
+class EndWithParent(BasicTransform):
+    """Transforms of a loader, whose worker then ends when its parent is killed; nothing else would end it.
+
+    On Linux only, and not under the start method forkserver, where a worker's parent is not the training.
+    """
+
+    def __init__(self, transforms: BasicTransform) -> None:
+        super().__init__()
+        self.transforms = transforms
+        self._parent: int | None = os.getpid()
+
+    def __call__(self, **data_dict: Any) -> dict:
+        if self._parent is not None and os.getpid() != self._parent:
+            _end_with(self._parent)
+            self._parent = None
+        return self.transforms(**data_dict)
+
+
+def _end_with(parent: int) -> None:
+    if sys.platform != "linux" or multiprocessing.get_start_method() == "forkserver":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # it died before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build_unlabeled_loader(
@@ -46,7 +79,7 @@ def build_unlabeled_loader(
         # Without an ignore label, with which the loader would look for annotated voxels to centre on.
         LabelManager({"background": 0, "foreground": 1}, regions_class_order=None),
         oversample_foreground_percent=0.0,
-        transforms=transforms,
+        transforms=transforms if transforms is None else EndWithParent(transforms),
     )
     if num_processes == 0:
         return SingleThreadedAugmenter(loader, None)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; one sentence says which, why, and what to do next."""
 
 
 def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
@@ -47,14 +50,18 @@ def read_checkpoint(filename: str | Path, device: torch.device | str) -> dict[st
     """A checkpoint's content, tensors on `device`; code in the file is never run.
 
     Raises:
-        RuntimeError: the file is damaged, or holds other objects than tensors and plain values.
+        CheckpointError: the file is missing or damaged, or holds other objects than tensors and plain values.
     """
     try:
         return torch.load(filename, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RuntimeError(
+    except OSError as error:
+        raise CheckpointError(
+            f"{filename} cannot be opened ({error.strerror}); give the path of a checkpoint."
+        ) from error
+    except Exception as error:  # pickle, zip and archive errors have no common class
+        raise CheckpointError(
             f"{filename} cannot be read as a checkpoint of tensors and plain values; it is damaged or was written by "
-            f"other software. Move it away to use another one."
+            f"other software; move it away to use another one."
         ) from error
 
 

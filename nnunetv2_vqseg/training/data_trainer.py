@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import isfile
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
@@ -30,7 +31,7 @@ from nnunetv2_vqseg.data.cases import (
 from nnunetv2_vqseg.data.dataset_json import check_dataset_json
 from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, check_labeled_cases
-from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
 from nnunetv2_vqseg.data.preprocessed_cases import (
     check_preprocessed_cases,
     check_split,
@@ -230,6 +231,16 @@ class UnlabeledDataTrainer(DistributedTrainer):
         return load_prepared_identifiers(
             folder, cases, self._fold_entry(), self.plans_manager, self.configuration_manager
         )
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's, in workers that do not outlive a killed training."""
+        return EndWithParent(DistributedTrainer.get_training_transforms(*args, **kwargs))
+
+    @staticmethod
+    def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """As `get_training_transforms`."""
+        return EndWithParent(DistributedTrainer.get_validation_transforms(*args, **kwargs))
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's two loaders, and the unlabelled one as an attribute beside them."""

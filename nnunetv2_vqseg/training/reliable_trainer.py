@@ -9,8 +9,10 @@ from typing import Any
 import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import join
 
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED, StopRequest
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED, StopRequest, exit_when_asked
 from nnunetv2_vqseg.training.teacher_trainer import TeacherTrainer
+
+VALIDATE_AGAIN = "the training is finished and saved; to repeat the validation, run the same command with --val or --c"
 
 
 class ReliableTrainer(TeacherTrainer):
@@ -41,18 +43,31 @@ class ReliableTrainer(TeacherTrainer):
         Raises:
             SystemExit: with `EXIT_INTERRUPTED` after a signal, once the state is saved.
         """
-        self._stop_request = StopRequest()
-        try:
-            super().run_training()
-        except RuntimeError:
-            # Where workers are not forked the signal kills them, and the next batch does not come. On several ranks
-            # there is no agreement left at that point; they continue from the last checkpoint.
-            if not self._stop_requested or self.is_ddp:
-                raise
-            self._save_and_stop()
-        finally:
-            self._stop_request.restore()
-            self.stop_loaders()
+        with exit_when_asked("nothing was trained or saved yet; run the same command again"):
+            self._stop_request = StopRequest()
+            try:
+                super().run_training()
+                if self.any_rank(self._stop_requested):
+                    self.print_to_log_file(f"Stopped before the final validation; {VALIDATE_AGAIN}.")
+                    raise SystemExit(EXIT_INTERRUPTED)
+            except RuntimeError:
+                # Where workers are not forked the signal kills them, and the next batch does not come. On several ranks
+                # there is no agreement left at that point; they continue from the last checkpoint.
+                if not self._stop_requested or self.is_ddp:
+                    raise
+                self._save_and_stop()
+            finally:
+                self._stop_request.restore()
+                self.stop_loaders()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's.
+
+        Raises:
+            SystemExit: with `EXIT_INTERRUPTED` after a signal.
+        """
+        with exit_when_asked(VALIDATE_AGAIN):
+            super().perform_actual_validation(save_probabilities)
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, then a look at whether to stop."""

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import mmap
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 EXIT_INTERRUPTED = 75
 """Exit code of a training that was asked to stop, saved its state and can be continued (`EX_TEMPFAIL`)."""
+
+
+@contextlib.contextmanager
+def exit_when_asked(what_next: str) -> Iterator[None]:
+    """Where there is nothing to save: SIGTERM and SIGUSR1 end the process at once, with a line saying what to do next.
+
+    Does nothing outside the main thread. Processes forked inside the block end as without this.
+
+    Raises:
+        SystemExit: with `EXIT_INTERRUPTED`, after a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        os.write(2, f"{signal.Signals(number).name}: stopped; {what_next}.\n".encode())
+        raise SystemExit(EXIT_INTERRUPTED)
+
+    previous = {number: signal.signal(number, handle) for number in _cluster_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -60,10 +92,12 @@ class StopRequest:
         os.write(2, f"{self.received.name}: the training finishes its step, saves and stops.\n".encode())
 
 
+def _cluster_signals() -> list[signal.Signals]:
+    return [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # Windows lacks the latter
+
+
 def _signals() -> list[signal.Signals]:
-    signals = [signal.SIGTERM]
-    if hasattr(signal, "SIGUSR1"):  # not on Windows
-        signals.append(signal.SIGUSR1)
+    signals = _cluster_signals()
     if multiprocessing.parent_process() is not None:
         # torch.multiprocessing (nnU-Net's -num_gpus) sends its children SIGINT when their parent dies.
         signals.append(signal.SIGINT)

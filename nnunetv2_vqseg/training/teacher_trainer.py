@@ -11,10 +11,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.config import ARCHITECTURE
+from nnunetv2_vqseg.data.errors import reason_of
 from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import (
+    CheckpointError,
     newest_checkpoint,
     random_states,
     read_checkpoint,
@@ -38,6 +40,8 @@ class TeacherTrainer(UnlabeledDataTrainer):
     foundation_model: FoundationModel | None = None
     foundation_status = "not loaded yet"
     step = 0
+    skipped_steps = 0
+    _only_validates = False
     _swap: WeightSwap | None = None
     _resume_problem: str | None = None
     _resumed_random_states: dict[str, Any] | None = None
@@ -150,6 +154,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
             "teacher": self.teacher.state_dict(),
             "quantizer": quantizer.bookkeeping_state() if quantizer is not None else None,
             "step": self.step,
+            "skipped_steps": self.skipped_steps,
             "curves": to_plain(self.curves.history),
             "random_states": random_states(),
             "foundation_model": self.foundation_status,
@@ -171,20 +176,32 @@ class TeacherTrainer(UnlabeledDataTrainer):
         """Continue from, or validate, a checkpoint that this trainer wrote.
 
         Raises:
-            RuntimeError: a checkpoint of another trainer, or of another network.
+            CheckpointError: it cannot be read, or another trainer or plan wrote it.
         """
         if not self.was_initialized:
+            self._only_validates = not self.logger.resume
             self.initialize()
         source, checkpoint = "This checkpoint", filename_or_checkpoint
         if isinstance(checkpoint, (str, os.PathLike)):
             source = self._newer_than(checkpoint)
             checkpoint = read_checkpoint(source, self.device)
         if "vqseg" not in checkpoint:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{source} was not written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
             )
+        try:
+            self._compare_settings(str(source), checkpoint["vqseg"]["config"])
+            self._restore(checkpoint)
+        except CheckpointError:
+            raise
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{source} does not fit this trainer and plan ({reason_of(error).rstrip('.')}); use those that it was "
+                f"trained with, or start anew without --c."
+            ) from error
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vqseg"]
-        self._compare_settings(str(source), state["config"])
         same_heads = state["alignment"] == (self.foundation_model is not None)
         self._resume_problem = None if same_heads else _alignment_mismatch(state, self.foundation_status)
         self.my_init_kwargs = checkpoint["init_args"]
@@ -202,6 +219,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.step = state["step"]
+        self.skipped_steps = state.get("skipped_steps", 0)
         self.curves.restore(state["curves"], self.current_epoch)
         self._resumed_random_states = state["random_states"]
 
@@ -213,7 +231,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
         }
         network = [changed[key] for key in (*ARCHITECTURE, "reconstruct") if key in changed]
         if network:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{source} was trained with {'; '.join(network)}; set the old value in the plan's vqseg block to "
                 f"continue or validate it, or start anew without --c."
             )
@@ -238,7 +256,7 @@ def _alignment_mismatch(state: dict[str, Any], status: str) -> str:
     if state["alignment"]:
         return (
             "This training began with the foundation model and cannot go on without it: "
-            f"{status} Provide the weights, or start anew without --c."
+            f"{status.rstrip('.')}; provide the weights, or start anew without --c."
         )
     return (
         "This training began without the foundation model, which is there now; set vqseg.foundation_policy to 'off' in "

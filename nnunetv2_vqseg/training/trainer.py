@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.data.cases import number_of_channels
 from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import update_teacher
 from nnunetv2_vqseg.modules.foundation import load_foundation_model
@@ -20,7 +22,12 @@ from nnunetv2_vqseg.modules.losses import kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.quantizer import CodebookUsage
 from nnunetv2_vqseg.modules.strong_view import IntensityJitter, UnlabeledView, strong_view
 from nnunetv2_vqseg.network import VQSegNet, VQSegOutput, build_image_decoder, build_vqseg_net
-from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_states, seed_everything
+from nnunetv2_vqseg.training.checkpoint import (
+    CheckpointError,
+    remove_leftovers,
+    restore_random_states,
+    seed_everything,
+)
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
 from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.training.preview import PreviewSlices, draw_preview, preview_slices
@@ -89,6 +96,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
         Raises:
             FoundationModelUnavailable: policy 'required' and no weights.
+            ConfigError: there is no such foundation model, or it cannot see such images.
         """
         if self.config.seed is not None:
             seed_everything(self.config.seed + self.local_rank)
@@ -106,13 +114,25 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
 
     def _load_foundation_model(self) -> None:
         config = self.config
-        self.foundation_model, self.foundation_status = load_foundation_model(
-            config.foundation_policy,  # type: ignore[arg-type]
-            config.foundation_model,
-            config.foundation_checkpoint,
-            image_size=config.foundation_image_size,
-            channel_pick=config.foundation_channels,
-        )
+        if self._only_validates:
+            self.foundation_status = "The foundation model was not loaded, validation does not need it."
+            return
+        channels = number_of_channels(self.dataset_json)
+        if config.foundation_policy != "off" and channels > 3 and max(config.foundation_channels) >= channels:
+            raise ConfigError(
+                f"vqseg.foundation_channels = {list(config.foundation_channels)} is not valid; images have channels "
+                f"0 to {channels - 1} only."
+            )
+        try:
+            self.foundation_model, self.foundation_status = load_foundation_model(
+                config.foundation_policy,  # type: ignore[arg-type]
+                config.foundation_model,
+                config.foundation_checkpoint,
+                image_size=config.foundation_image_size,
+                channel_pick=config.foundation_channels,
+            )
+        except ValueError as error:  # the model's name or its image size
+            raise ConfigError(f"The plan's vqseg block cannot be used: {error}.") from error
         self.require_same(
             "with" if self.foundation_model is not None else "without",
             "Rank {rank} on {host} would train {value} the foundation model, rank 0 on {first_host} {first} it; give "
@@ -141,13 +161,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         return build_optimizer(self.network, self.vqseg_network.encoder, self.config, self.weight_decay)
 
     def on_train_start(self) -> None:
-        """Prepare the unlabelled cases, start the loaders, give the codebook its first codes.
+        """Prepare the unlabelled cases, start the loaders, give codebook and teacher their first values.
 
         Raises:
-            RuntimeError: a training that began with the foundation model is to go on without it, or vice versa.
+            CheckpointError: a training that began with the foundation model is to go on without it, or vice versa.
         """
         if self._resume_problem:
-            raise RuntimeError(self._resume_problem)
+            raise CheckpointError(self._resume_problem)
         if not self.was_initialized:
             self.initialize()
         self.print_to_log_file(f"nnunetv2_vqseg {__version__}, {type(self).__name__}:\n{self.config.describe()}")
@@ -156,6 +176,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         super().on_train_start()
         if self.step == 0:
             self._initialize_codebook()
+            self.teacher.module.load_state_dict(self.vqseg_network.state_dict())  # pretrained weights came after it
         _, dataset_val = self.get_tr_and_val_datasets()
         self._preview = preview_slices(dataset_val, self.configuration_manager.patch_size)
         if self._resumed_random_states is not None:
@@ -181,7 +202,6 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         if self.is_ddp:
             for state in quantizer.state_dict().values():
                 dist.broadcast(state, 0)
-        self.teacher.module.load_state_dict(student.state_dict())
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's; QPM's neighbours are looked up anew, so that resuming changes nothing."""
@@ -204,9 +224,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
         grad_norm = self._backward_and_step(loss)
 
-        statistics |= {name: term for name, (_, term) in terms.items()}
-        statistics |= self._displacement(output) | {"loss": loss, "gradient_norm": grad_norm}
-        values = self.mean_over_ranks(statistics)
+        # Losses first: the first that is not finite is the one to blame.
+        values = self.mean_over_ranks(
+            {name: term for name, (_, term) in terms.items()}
+            | {"loss": loss, "gradient_norm": grad_norm}
+            | statistics
+            | self._displacement(output)
+        )
         if self._step_was_finite(values):
             update_teacher(self.teacher, self.vqseg_network)
             self._update_codebook(output)
@@ -253,8 +277,12 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
                 network.perturbation.prepare(network.quantizer.codes())
 
     def _backward_and_step(self, loss: Tensor) -> Tensor:
-        """Backward, clip at 12 as nnU-Net does, step unless the gradient is not finite; returns its norm."""
+        """Backward, clip at 12 as nnU-Net does, step unless loss or gradient are not finite; returns the latter's norm.
+
+        The norm is NaN where the loss is not finite: an infinite loss may have a finite gradient, as L1 has.
+        """
         parameters = list(self.network.parameters())
+        loss = loss * (1 + 0 * loss.detach())  # times 1, or times NaN, on the device
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
@@ -269,12 +297,13 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         return grad_norm
 
     def _step_was_finite(self, values: dict[str, float]) -> bool:
-        """Count steps in a row whose loss was NaN or infinite, and stop after too many.
+        """Count skipped steps, and those in a row whose loss was NaN or infinite; stop after too many of the latter.
 
         Raises:
             RuntimeError: naming the term that went bad and the checkpoint to go back to.
         """
         finite = bool(np.isfinite(values["gradient_norm"]))
+        self.skipped_steps += not finite
         # AMP finds its scale by overflowing now and then; where even a scale below 1 does, it is not AMP's doing.
         overflow_of_amp = (
             self.grad_scaler is not None and np.isfinite(values["loss"]) and self.grad_scaler.get_scale() >= 1
@@ -323,10 +352,10 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Close the epoch's curves: loss terms, pseudo-labels, codebook, QPM."""
         super().on_train_epoch_end(train_outputs)
-        extra: dict[str, float] = {}
+        extra: dict[str, float] = {"skipped_steps": self.skipped_steps}
         if self.usage is not None:
             self.usage.reduce()
-            extra = {
+            extra |= {
                 "utilization": self.usage.utilization,
                 "utilization_tokens": float(self.usage.num_tokens),
                 "perplexity": self.usage.perplexity,

@@ -25,14 +25,22 @@ def clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def compare(runs: Mapping[str, Run], device: torch.device, repeats: int = 5, seconds: float = 20.0) -> dict[str, float]:
+def compare(
+    runs: Mapping[str, Run],
+    device: torch.device,
+    repeats: int = 5,
+    seconds: float = 20.0,
+    compiled: bool = False,
+) -> dict[str, float]:
     """Median seconds of each run; they take turns, so that all meet the same state of the machine.
 
     Args:
         repeats: measured rounds, after one of warm-up.
         seconds: soft limit for one run in all; two measurements there are in any case, and where one alone takes a
-            quarter of the limit its warm-up counts as the first.
+            quarter of the limit its warm-up counts as the first, unless it compiles or loads kernels.
+        compiled: the first round compiles.
     """
+    first_counts = device.type == "cpu" and not compiled
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats + 1):
         for name, run in runs.items():
@@ -41,7 +49,7 @@ def compare(runs: Mapping[str, Run], device: torch.device, repeats: int = 5, sec
             started = clock(device)
             run()
             elapsed = clock(device) - started
-            if number > 0 or elapsed > seconds / 4:
+            if number > 0 or (first_counts and elapsed > seconds / 4):
                 times[name].append(elapsed)
     return {name: statistics.median(measured) for name, measured in times.items()}
 

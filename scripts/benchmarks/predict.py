@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
         for name, (trainer_name, block) in VARIANTS.items():
             predictor = _predictor(bench.trainer(trainer_name, **block), stock.num_input_channels, device)
             runs[name] = partial(_predict, predictor, image)
-        seconds = compare(runs, device, args.repeats, args.seconds)
+        seconds = compare(runs, device, args.repeats, args.seconds, args.compile)
         memory = {name: peak_memory(predict, device) / 1e6 for name, predict in runs.items()}
     rows: list[Row] = [{"network": name, "s": seconds[name], "peak_MB": memory[name]} for name in runs]
     first = rows[0]

@@ -38,16 +38,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="steps before measuring, over which rebuilds of QPM's table are counted (default: 0)",
     )
+    parser.add_argument(
+        "--plain-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run N steps of each variant and measure nothing, for TORCH_LOGS: a stopwatch inside compiled code would "
+        "break its graph (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
         trainers = {name: _start(bench, name) for name in args.variants}
+        if args.plain_steps:
+            for trainer in trainers.values():
+                _train(trainer, range(args.plain_steps))
+                workbench.stop_loaders(trainer)
+            return {}
         steps = {name: lambda trainer=trainer: _step(trainer) for name, trainer in trainers.items()}
         counted = [
             row for name, trainer in trainers.items() for row in _train_first(name, trainer, args.train_first, device)
         ]
-        seconds = compare(steps, device, args.repeats, args.seconds)
+        seconds = compare(steps, device, args.repeats, args.seconds, args.compile)
         memory = {name: peak_memory(step, device) for name, step in steps.items()}
         totals = [_total(name, trainers[name], seconds[name], memory[name]) for name in steps]
         stock = totals[0]["ms_per_image"]

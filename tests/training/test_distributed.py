@@ -99,12 +99,12 @@ def test_ranks_of_a_training_draw_differently_and_agree_on_everything_else(home,
     assert first["sums"] == second["sums"], "curves are means over ranks"
     assert {"loss", "gradient_norm", "confidence", "qpm_displacement"} <= first["sums"].keys()
     for rank in (first, second):
-        assert rank["bad_steps"] == 1, "NaN on one rank skips the step on all"
+        assert rank["bad_steps"] == 2, "NaN or Inf on one rank skips the step on all"
         assert rank["unchanged"]
         assert rank["exit_code"] == EXIT_INTERRUPTED, "a signal to one rank stops all"
     saved = torch.load(fold_folder(home, "RanksPlans") / "checkpoint_latest.pth", weights_only=True)
     assert saved["current_epoch"] == 0
-    assert saved["vqseg"]["step"] == 22
+    assert saved["vqseg"]["step"] == 23
 
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")

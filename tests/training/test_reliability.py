@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +99,35 @@ def test_training_killed_at_random_moments_is_continued_to_its_end(home, results
     assert_complete(folder, epochs, steps=epochs * STEPS)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a worker that its parent died")
+def test_no_worker_outlives_a_training_that_is_killed(home, results, tmp_path) -> None:
+    from real_training import finish, nnunet_train, start, write_plan
+
+    arguments = write_plan(home, "KilledPlans", num_epochs=50)
+    process = start(nnunet_train, *arguments, log=tmp_path / "log", environment={"nnUNet_n_proc_DA": "2"})
+    assert wait_for(": Epoch 0", tmp_path / "log", process)
+    workers = children(process.pid)
+    assert len(workers) == 4, "two for labelled images, one each for validation and unlabelled ones"
+    process.kill()
+    assert finish([process]) == [-signal.SIGKILL]
+    deadline = time.monotonic() + 20
+    try:
+        while any(map(runs, workers)):
+            assert time.monotonic() < deadline, f"{[pid for pid in workers if runs(pid)]} still run"
+            time.sleep(0.1)
+    finally:
+        for pid in filter(runs, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def runs(pid: int) -> bool:
+    """A dead process that nobody has asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def children(pid: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(child) for child in listed.stdout.split()]
@@ -160,6 +191,66 @@ def test_signal_that_kills_the_loaders_workers_too_still_saves(make_trainer, mon
     assert signal.getsignal(signal.SIGTERM) is before
     saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=True)
     assert (saved["current_epoch"], saved["vqseg"]["step"]) == (1, 4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_during_preprocessing_ends_with_the_code_and_a_line(make_trainer, monkeypatch, capfd, number) -> None:
+    from nnunetv2_vqseg.training import data_trainer
+
+    trainer = make_trainer()
+    monkeypatch.setattr(data_trainer, "prepare_unlabeled_cases", lambda *_, **__: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert signal.getsignal(number) is before
+    expected = f"{number.name}: stopped; nothing was trained or saved yet; run the same command again.\n"
+    assert capfd.readouterr().err.count(expected) == 1
+
+
+def test_signal_during_the_final_validation_ends_it_and_its_processes(make_trainer, monkeypatch, capfd) -> None:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = make_trainer()
+    trainer.initialize()
+    student = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    for parameter in trainer.teacher.parameters():
+        parameter.add_(1)
+    monkeypatch.setattr(
+        nnUNetPredictor, "predict_sliding_window_return_logits", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as stopped:
+        trainer.perform_actual_validation()
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert "to repeat the validation, run the same command with --val or --c.\n" in capfd.readouterr().err
+    assert multiprocessing.active_children() == []
+    assert all(torch.equal(value, student[key]) for key, value in trainer.vqseg_network.state_dict().items())
+
+
+def test_signal_after_the_last_step_stops_before_the_validation(make_trainer, monkeypatch) -> None:
+    trainer = make_trainer(num_epochs=1)
+    end = trainer.on_train_end
+    monkeypatch.setattr(trainer, "on_train_end", lambda: (os.kill(os.getpid(), signal.SIGTERM), end()))
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run_training()
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=True)["current_epoch"] == 1
+    assert "run the same command with --val or --c." in Path(trainer.log_file).read_text(encoding="utf-8")
+
+
+def test_signal_before_there_is_a_trainer_ends_the_command_with_the_code(home, results, monkeypatch, capfd) -> None:
+    from real_training import write_plan
+
+    from nnunetv2_vqseg import train
+
+    arguments = write_plan(home, "SignalPlans")
+    monkeypatch.setattr(train, "get_trainer_from_args", lambda *_, **__: os.kill(os.getpid(), signal.SIGUSR1))
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    assert stopped.value.code == EXIT_INTERRUPTED
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert "SIGUSR1: stopped; start the same command again, with --c if" in capfd.readouterr().err
 
 
 @pytest.fixture
@@ -342,5 +433,5 @@ def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
     save_atomically({"weights": torch.ones(100_000)}, file)
     os.truncate(file, 1000)
-    with pytest.raises(RuntimeError, match=r"checkpoint_latest.pth cannot be read .*Move it away"):
+    with pytest.raises(RuntimeError, match=r"checkpoint_latest.pth cannot be read .*move it away"):
         trainer.load_checkpoint(str(file))

@@ -139,26 +139,6 @@ def test_best_checkpoint_can_be_continued_too(make_trainer):
     assert math.isfinite(loss)
 
 
-def test_pretrained_weights_of_stock_nnunet_are_taken_but_for_the_output_layers(make_trainer, tmp_path):
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
-
-    trainer = make_trainer("nnUNetTrainerMeanTeacher")
-    trainer.initialize()
-    own = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
-    weights = {key: torch.full_like(value, 0.5) for key, value in own.items()}
-    # nnU-Net saves NumPy's scalars beside the weights.
-    logging = {"mean_fg_dice": [np.float64(0.1)], "train_losses": [np.float32(2.0)]}
-    torch.save({"network_weights": weights, "logging": logging, "_best_ema": np.float64(0.1)}, tmp_path / "stock.pth")
-    load_pretrained_weights(trainer, str(tmp_path / "stock.pth"))
-    for key, value in trainer.vqseg_network.state_dict().items():
-        assert torch.equal(value, own[key] if ".seg_layers." in key else weights[key]), key
-
-    weights.pop(next(iter(weights)))
-    torch.save({"network_weights": weights}, tmp_path / "other.pth")
-    with pytest.raises(RuntimeError, match=r"other.pth has no weights of shape .* needs a checkpoint of the same"):
-        load_pretrained_weights(trainer, str(tmp_path / "other.pth"))
-
-
 def test_online_validation_scores_the_teacher(make_trainer):
     trainer = make_trainer()
     trainer.on_train_start()
@@ -333,6 +313,57 @@ def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(m
     assert same(before, trainer.vqseg_network.state_dict())
     with pytest.raises(RuntimeError, match="supervised was not finite for 2 steps in a row"):
         trainer.train_step(batch)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_infinite_loss_with_a_finite_gradient_is_skipped_counted_and_remembered(make_trainer, scaled):
+    """As the L1 of a reconstruction that overflowed has."""
+    trainer = make_trainer(max_bad_steps=2, num_epochs=2)
+    if scaled:
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    terms = trainer.objective.terms
+
+    def overflown(*args):
+        found = terms(*args)
+        weight, value = found["reconstruction"]
+        return found | {"reconstruction": (weight, value + math.inf)}
+
+    trainer.objective.terms = overflown
+    batch = next(trainer.dataloader_train)
+    loss = trainer.train_step(batch)
+    assert trainer.bad_steps == trainer.skipped_steps == 1
+    assert same(before, trainer.vqseg_network.state_dict())
+    trainer.objective.terms = terms
+    trainer.on_train_epoch_end([loss, trainer.train_step(batch)])
+    assert (trainer.bad_steps, trainer.skipped_steps) == (0, 1)
+    assert not same(before, trainer.vqseg_network.state_dict())
+    assert trainer.curves.history["skipped_steps"] == [1]
+    assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(continue_training=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    assert resumed.skipped_steps == 1
+
+    trainer.objective.terms = overflown
+    trainer.train_step(batch)
+    with pytest.raises(RuntimeError, match="Training stopped: reconstruction was not finite for 2 steps in a row"):
+        trainer.train_step(batch)
+
+
+def test_unlabeled_image_that_is_not_finite_is_blamed_on_a_loss(make_trainer):
+    """Of the teacher's confidence, which is not finite either, nobody has heard."""
+    trainer = make_trainer(max_bad_steps=1, num_epochs=1)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    unlabeled = next(trainer.dataloader_unlabeled)
+    unlabeled["data"][:] = math.nan
+    trainer.dataloader_unlabeled = iter([unlabeled])
+    with pytest.raises(
+        RuntimeError, match=r"Training stopped: (pseudo_strong|reconstruction_unlabeled|vq|feature) was"
+    ):
+        trainer.train_step(next(trainer.dataloader_train))
 
 
 def test_gradient_that_stays_infinite_at_any_scale_of_amp_stops_training_too(make_trainer):
