@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,14 @@ class ReliableTrainer(TeacherTrainer):
     _stop_request: StopRequest | None = None
 
     def initialize(self) -> None:
-        """Nothing new, but that `progress.png` may fail."""
+        """Nothing new, but that `progress.png` may fail and leaves nothing in memory."""
         super().initialize()
         plot: Callable[[str], None] = self.logger.plot_progress_png
 
         def plot_or_warn(output_folder: str) -> None:
             with self.warn_where_disk_fails("progress.png"):
                 plot(output_folder)
+            gc.collect()  # Matplotlib's figure of 60 MB is in cycles
 
         self.logger.plot_progress_png = plot_or_warn
 
