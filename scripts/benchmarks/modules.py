@@ -94,17 +94,14 @@ class Point:
         )
         return [lookup, entropy, *self.perturbation_rows(lookup["ours_ms"]), *self.whole(), *self.other_library()]
 
-    def row(
-        self, what: str, ours: Callable[[], Any], plain_version: Callable[[], Any] | None, with_memory: bool = True
-    ) -> Row:
+    def row(self, what: str, ours: Callable[[], Any], plain_version: Callable[[], Any] | None) -> Row:
         runs = {"ours": ours}
         if plain_version is not None and self.has_plain:
             runs["plain"] = plain_version
         seconds = self.compare(runs)
         row: Row = {**self.size, "what": what}
         row |= {f"{name}_ms": value * 1e3 for name, value in seconds.items()}
-        if with_memory:
-            row |= {f"{name}_MB": peak_memory(run, self.device) / 1e6 for name, run in runs.items()}
+        row |= {f"{name}_MB": peak_memory(run, self.device) / 1e6 for name, run in runs.items()}
         for quantity in ("ms", "MB"):
             if f"plain_{quantity}" in row:
                 row[f"plain/ours_{quantity}"] = row[f"plain_{quantity}"] / row[f"ours_{quantity}"]
@@ -136,7 +133,7 @@ class Point:
 
                 loop = partial(plain.perturb, self.indices, self.codes, epsilon)
                 compared = loop if mode == "literal" else None
-                row = self.row(f"QPM {mode}, epsilon {epsilon}", step, compared, with_memory=False)
+                row = self.row(f"QPM {mode}, epsilon {epsilon}", step, compared)
                 per_step = row["ours_ms"] + (share if mode == "calibrated" else 0.0)
                 rows.append({**row, "of_lookup": per_step / lookup_ms})
         return rows
