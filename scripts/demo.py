@@ -173,7 +173,8 @@ def facts(records: Mapping[str, TrainingRecord], device: str) -> list[str]:
     )
     notes = [
         f"Demonstration: {told}. Too short to rank the methods: it shows that the whole path works on this machine.",
-        "Both methods trained in one process: the resident memory of the second is the larger of both.",
+        "Resident memory is the peak of the one process that planned and trained both methods, so it does not compare "
+        "them.",
     ]
     return notes if device == "cuda" else [*notes, WITHOUT_PFA]
 
