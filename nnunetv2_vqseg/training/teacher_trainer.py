@@ -187,7 +187,8 @@ class TeacherTrainer(UnlabeledDataTrainer):
             checkpoint = read_checkpoint(source, self.device)
         if "vqseg" not in checkpoint:
             raise CheckpointError(
-                f"{source} was not written by a VQ-Seg trainer and cannot be continued with {type(self).__name__}."
+                f"{source} was not written by a VQ-Seg trainer and cannot be used with {type(self).__name__}; start "
+                f"anew without --c."
             )
         try:
             self._compare_settings(str(source), checkpoint["vqseg"]["config"])

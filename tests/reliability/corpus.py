@@ -3,7 +3,7 @@
 from other_cases import CONVERT, EVALUATE, SPLIT
 from plan_file_cases import PLAN_FILES
 from planning_cases import CHANNELS, DESCRIPTION, FILES, GEOMETRY, NAMES, PLANNED_BEFORE, VOXELS
-from training_cases import START, STOCK
+from training_cases import START, STOCK, WEIGHTS
 
 SECTIONS = {
     "Planning: files (`nnUNetv2_vqseg_plan_and_preprocess`)": FILES,
@@ -15,6 +15,7 @@ SECTIONS = {
     "Planning: what is there already": PLANNED_BEFORE,
     "Start of training: the plan (`python -m nnunetv2_vqseg.train`)": PLAN_FILES,
     "Start of training: data": START,
+    "Start of training: weights, checkpoints, options": WEIGHTS,
     "Start of training with `nnUNetv2_train`": STOCK,
     "`nnUNetv2_vqseg_split`": SPLIT,
     "`nnUNetv2_vqseg_evaluate`": EVALUATE,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from cases import (
     AGAIN,
     IMAGE,
@@ -17,6 +19,7 @@ from cases import (
     UNLABELED,
     Case,
     Refused,
+    block,
     clear,
     in_2d,
     nothing,
@@ -26,7 +29,7 @@ from cases import (
 )
 from commands import nnunet_train, stock_plan, train
 from tiny_raw_dataset import add_case
-from worlds import World, edit, empty, make_text, one_voxel, resize, truncate, voxels
+from worlds import NAME, Damage, World, edit, empty, make_text, one_voxel, resize, truncate, voxels
 
 
 def _preprocessed_label_of_another_dataset(world: World) -> None:
@@ -199,6 +202,129 @@ START = [
         _new_unlabeled,
         Refused("nnUNetVQSegPlans_2d_unlabeled", "Permission denied", "make it writable"),
         sealed=lambda world: [world.preprocessed],
+    ),
+]
+
+
+def _checkpoint(name: str, content: dict[str, Any] | None = None) -> Damage:
+    """A checkpoint in the folder of the training, with this content; None: a text."""
+
+    def damage(world: World) -> None:
+        folder = world.root / "nnUNet_results" / NAME / "nnUNetTrainerVQSeg__nnUNetVQSegPlans__2d" / "fold_0"
+        folder.mkdir(parents=True)
+        if content is None:
+            make_text(folder / name)
+        else:
+            torch.save(content, folder / name)
+
+    return damage
+
+
+def _alone(*options: str) -> tuple[str, ...]:
+    return ("901", "2d", "0", "-device", "cpu", *options)
+
+
+WEIGHTS = [
+    Case(
+        "-pretrained_weights: missing",
+        train,
+        nothing,
+        Refused("weights.pth", "cannot be opened (No such file or directory)", "give the path of a checkpoint"),
+        options=_alone("-pretrained_weights", "{root}/weights.pth"),
+    ),
+    Case(
+        "-pretrained_weights: a text",
+        train,
+        lambda world: make_text(world.root / "weights.pth"),
+        Refused("weights.pth", "cannot be read as a checkpoint", "move it away"),
+        options=_alone("-pretrained_weights", "{root}/weights.pth"),
+    ),
+    Case(
+        "-pretrained_weights: weights of another kind",
+        train,
+        lambda world: torch.save({"state_dict": {}}, world.root / "weights.pth"),
+        Refused("weights.pth", "has no network_weights", "needs a checkpoint of nnU-Net"),
+        options=_alone("-pretrained_weights", "{root}/weights.pth"),
+    ),
+    Case(
+        "-pretrained_weights: of another network",
+        train,
+        lambda world: torch.save({"network_weights": {}}, world.root / "weights.pth"),
+        Refused("weights.pth", "has no weights of shape (4, 1, 3, 3)", "needs a checkpoint with the same network"),
+        options=_alone("-pretrained_weights", "{root}/weights.pth"),
+    ),
+    Case(
+        "--c: a checkpoint that is a text",
+        train,
+        _checkpoint("checkpoint_latest.pth"),
+        Refused("fold_0/checkpoint_latest.pth", "cannot be read as a checkpoint", "move it away"),
+        options=_alone("--c"),
+    ),
+    Case(
+        "--c: a checkpoint of stock nnU-Net",
+        train,
+        _checkpoint("checkpoint_latest.pth", {"network_weights": {}}),
+        Refused("fold_0/checkpoint_latest.pth", "was not written by a VQ-Seg trainer", "start anew without --c"),
+        options=_alone("--c"),
+    ),
+    Case(
+        "--c: half of a checkpoint's content",
+        train,
+        _checkpoint("checkpoint_latest.pth", {"network_weights": {}, "vqseg": {"step": 3}}),
+        Refused("fold_0/checkpoint_latest.pth", "does not fit this trainer and plan", "start anew without --c"),
+        options=_alone("--c"),
+        quotes=True,
+    ),
+    Case("--c: no checkpoint", train, nothing, options=_alone("--c"), warns="there seems to be no checkpoint"),
+    Case(
+        "--val: before the end of the training",
+        train,
+        _checkpoint("checkpoint_latest.pth"),
+        Refused("fold_0/checkpoint_final.pth", "There is no", "train to the end first"),
+        options=_alone("--val"),
+    ),
+    Case(
+        "-tr: a trainer that does not exist",
+        train,
+        nothing,
+        Refused("nnUNetTrainerVQSegg", "There is no trainer", "correct its name"),
+        options=_alone("-tr", "nnUNetTrainerVQSegg"),
+    ),
+    *(
+        Case(
+            f"vqseg block: {what}",
+            train,
+            block(foundation_policy="required", **values),
+            refused,
+            channels=channels,
+            quotes="cannot be used" in refused.problem,
+        )
+        for what, values, channels, refused in (
+            (
+                "a foundation model that timm does not know",
+                {"foundation_model": "vit_of_mine"},
+                1,
+                Refused("vit_of_mine", "cannot be used as the foundation model", "choose a ViT of timm"),
+            ),
+            (
+                "a foundation_image_size that the model's patches do not fit",
+                {"foundation_image_size": 225},
+                1,
+                Refused("vit_small_patch14_dinov2", "do not fit an image size of 225", "the next fitting size is 238"),
+            ),
+            (
+                "foundation_channels that images do not have",
+                {"foundation_channels": [0, 1, 4]},
+                4,
+                Refused("vqseg.foundation_channels", "[0, 1, 4] is not valid", "images have channels 0 to 3"),
+            ),
+            (
+                "a foundation_checkpoint that is missing",
+                {"foundation_checkpoint": "/nowhere/dinov2.pth"},
+                1,
+                Refused("/nowhere/dinov2.pth", "does not exist", "correct the path"),
+            ),
+        )
     ),
 ]
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,7 +201,10 @@ def torchrun(*options: str, arguments: list[str], log: Path, prefix: tuple[str, 
 
 
 @pytest.mark.slow
-def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(home, results, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])  # rank 0 serves the store and writes the checkpoints
+def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(
+    home, results, tmp_path: Path, rank: int
+) -> None:
     from real_training import fold_folder, write_plan
     from test_reliability import STEPS, assert_complete
 
@@ -209,7 +213,7 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(hom
     folder.mkdir(parents=True)
     (folder / "checkpoint_final.pth").write_bytes(b"of an earlier training")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT="1:2:1")
+    process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT=f"{rank}:2:1")
     assert process.wait(900) == 0, (tmp_path / "log").read_text(encoding="utf-8")[-3000:]
     assert_complete(folder, 4, steps=4 * STEPS)
     first, second = (log.read_text(encoding="utf-8") for log in sorted(folder.glob("training_log_*.txt")))
@@ -221,16 +225,20 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(hom
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
-def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(home, results, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
+    home, results, tmp_path: Path, number: signal.Signals
+) -> None:
     from real_training import finish, fold_folder, nnunet_train, start, write_plan
     from test_reliability import assert_complete, wait_for
 
     arguments = write_plan(home, "AskedPlans", num_epochs=3, iterations_per_epoch=20)
     log = tmp_path / "log"
-    process = torchrun("--standalone", "--nproc-per-node", "2", arguments=arguments, log=log)
+    options = ("--standalone", "--nproc-per-node", "2", "--signals-to-handle", "SIGTERM,SIGUSR1")  # as in the README
+    process = torchrun(*options, arguments=arguments, log=log)
     try:
         assert wait_for(": Epoch 1", log, SimpleNamespace(is_alive=lambda: process.poll() is None))
-        process.terminate()  # torchrun passes it on to the ranks
+        process.send_signal(number)  # torchrun passes it on to the ranks
         assert process.wait(300) != 0
     finally:
         process.kill()

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
+from nnunetv2_vqseg.training.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +54,30 @@ def test_run_that_began_with_the_alignment_never_goes_on_without_it(make_trainer
     trainer.run_training()
     without = make_trainer(continue_training=True, **settings(None, "off"))
     without.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
-    with pytest.raises(RuntimeError, match="began with the foundation model and cannot go on without it"):
+    with pytest.raises(CheckpointError, match="began with the foundation model and cannot go on without it"):
         without.on_train_start()
     # its weights still serve validation
     teacher = trainer.teacher.module.inference_state_dict()
     loaded = without.teacher.module.inference_state_dict()
     assert all(torch.equal(teacher[key], loaded[key]) for key in teacher)
+
+
+def test_validation_does_not_need_the_weights(make_trainer, weights, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nonexistent")
+    trained = make_trainer("nnUNetTrainerVQSegPFARequired", **settings(weights))
+    trained.run_training()
+    final = f"{trained.output_folder}/checkpoint_final.pth"
+    capsys.readouterr()
+    validating = make_trainer("nnUNetTrainerVQSegPFARequired", **settings(None))
+    validating.load_checkpoint(final)
+    assert "WARNING" not in capsys.readouterr().out
+    teacher = trained.teacher.module.inference_state_dict()
+    loaded = validating.teacher.module.inference_state_dict()
+    assert all(torch.equal(teacher[key], loaded[key]) for key in teacher)
+    continuing = make_trainer("nnUNetTrainerVQSegPFARequired", continue_training=True, **settings(None))
+    with pytest.raises(FoundationModelUnavailable, match=NAME):
+        continuing.load_checkpoint(final)
 
 
 def test_without_weights_auto_trains_without_alignment_and_says_so_everywhere(make_trainer, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_vqseg.training.checkpoint import save_atomically
+from nnunetv2_vqseg.training.checkpoint import CheckpointError, save_atomically
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
@@ -435,3 +435,13 @@ def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
     os.truncate(file, 1000)
     with pytest.raises(RuntimeError, match=r"checkpoint_latest.pth cannot be read .*move it away"):
         trainer.load_checkpoint(str(file))
+
+
+def test_checkpoint_of_another_configuration_is_refused_by_name(make_trainer) -> None:
+    trainer = make_trainer()
+    trainer.initialize()
+    file = f"{trainer.output_folder}/checkpoint_latest.pth"
+    assert trainer.save_unfinished_epoch(file)
+    other = make_trainer(continue_training=True, num_codes=32)
+    with pytest.raises(CheckpointError, match=rf"^{file} does not fit this trainer and plan \(.*quantizer.codebook"):
+        other.load_checkpoint(file)
