@@ -51,7 +51,7 @@ def test_the_same_training_has_the_same_folder_in_every_experiment(
     [
         ("modules", "stock nnU-Net", 0, "2d_39804443"),
         ("labels", "mean teacher", 1, "2d_12b8d99d"),
-        ("modules", "Base + QPM", 2, "2d_078f045d"),
+        ("modules", "QPM", 2, "2d_078f045d"),
         ("hyperparameters", "default: epsilon 0.7, lambda_u 1", 0, "2d_1e7f7b45"),
         ("codebook", "K = 4096", 0, "2d_1e7f7b45"),
         ("view", "QPM on the one strong view", 0, "2d_ad9076ab"),
@@ -97,7 +97,7 @@ def test_rows_of_another_profile_say_why_they_are_not_measured() -> None:
     reasons = {run.name: run.not_measured for run in read_experiment("modules", "cpu").runs}
     assert reasons["full"] == "needs DINOv2 weights"
     assert reasons["paper's settings"] == "GPU profile"
-    assert reasons["Base"] is None
+    assert reasons["Base, decoder reads q(z)"] is None
     assert all(run.not_measured is None for run in read_experiment("modules", "gpu").runs)
 
 
