@@ -280,7 +280,7 @@ WEIGHTS = [
         "--val: before the end of the training",
         train,
         _checkpoint("checkpoint_latest.pth"),
-        Refused("fold_0/checkpoint_final.pth", "There is no", "train to the end first"),
+        Refused("fold_0/checkpoint_final.pth", "does not exist", "train first, or go on with --c"),
         options=_alone("--val"),
     ),
     Case(
