@@ -154,3 +154,12 @@ def test_time_of_an_inner_part_is_not_counted_twice(monkeypatch) -> None:
     watch = Stopwatch(CPU)
     watch.timed("outer", watch.timed("inner", lambda: None))()
     assert watch.seconds == {"inner": 2.0, "outer": 8.0}
+
+
+def test_fresh_memory_is_told_by_its_page_faults() -> None:
+    kept = torch.zeros(1_000_000)
+    assert measure.in_the_kernel(lambda: None)[1] < 1000
+    seconds, faults = measure.in_the_kernel(lambda: [torch.ones(25_000_000) for _ in range(3)])  # 300 MB
+    assert faults > 100
+    assert seconds >= 0.0
+    assert measure.in_the_kernel(lambda: kept.add_(1.0))[1] < faults

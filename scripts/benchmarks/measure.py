@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,17 @@ def compare(
             if number > 0 or (first_counts and elapsed > seconds / 4):
                 times[name].append(elapsed)
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def in_the_kernel(run: Run) -> tuple[float, int]:
+    """Seconds of the process's time that the operating system took during the run, and page faults.
+
+    Both are large where an allocator hands memory back after every use and gets it anew, empty, for the next.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_stime - before.ru_stime, after.ru_minflt - before.ru_minflt
 
 
 def peak_memory(run: Run, device: torch.device) -> int:

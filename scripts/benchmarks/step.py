@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import workbench
-from benchmarks.measure import clock, compare, peak_memory
+from benchmarks.measure import clock, compare, in_the_kernel, peak_memory
 from benchmarks.output import Row, print_table
 from nnunetv2_vqseg.modules import quantizer
 
@@ -63,6 +63,10 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
         seconds = compare(steps, device, args.repeats, args.seconds, args.compile)
         memory = {name: peak_memory(step, device) for name, step in steps.items()}
         totals = [_total(name, trainers[name], seconds[name], memory[name]) for name in steps]
+        if device.type == "cpu":
+            for row, step in zip(totals, steps.values(), strict=True):
+                in_kernel, faults = in_the_kernel(step)
+                row |= {"kernel_ms": in_kernel * 1e3, "page_faults": faults}
         stock = totals[0]["ms_per_image"]
         totals = [{**row, "of_first": row["ms_per_image"] / stock} for row in totals]
         parts = [_parts(name, trainer, device, args.repeats) for name, trainer in trainers.items()]
