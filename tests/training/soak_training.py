@@ -53,13 +53,10 @@ def write_down(record: Path, **line: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def train_measured(record: Path, plan: str, quick: bool) -> None:
+def train_measured(record: Path, plan: str) -> None:
     """A whole training with its plots.
 
     After 45 minutes it is asked to stop, as by a cluster.
-
-    nnU-Net's progress.png leaves 60 MB of cyclic garbage an epoch, which Python collects every third epoch or so. In a
-    hurry it is collected before each measurement; over many epochs the measurements show the memory as it is.
     """
     trainer = make_trainer(plan)
     begin, time_is_up = trainer.on_epoch_start, time.monotonic() + SECONDS
@@ -67,8 +64,6 @@ def train_measured(record: Path, plan: str, quick: bool) -> None:
     def measure_and_begin() -> None:
         if time.monotonic() > time_is_up:
             os.kill(os.getpid(), signal.SIGTERM)
-        if quick:
-            gc.collect()
         write_down(record, epoch=trainer.current_epoch, step=trainer.step, **holdings())
         begin()
 
@@ -112,7 +107,7 @@ def main(record: Path, long_plan: str, short_plan: str, *options: str) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore Ctrl-C
     quick = "--quick" in options
-    train_measured(record, long_plan, quick)
+    train_measured(record, long_plan)
     for happens in (None, fail, press_ctrl_c):
         train_until(happens, short_plan, record)
     trainer = make_trainer(short_plan)
