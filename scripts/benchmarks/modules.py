@@ -126,6 +126,7 @@ class Point:
         for epsilon in self.epsilons:
             for mode in ("calibrated", "literal"):
                 perturbation = QuantizedPerturbation(epsilon, mode, PERPLEXITY, NEIGHBORS)
+                perturbation.prepare(self.codes)  # a rebuild has a row of its own
 
                 def step(perturbation: QuantizedPerturbation = perturbation) -> None:
                     perturbation.prepare(self.codes)
