@@ -236,7 +236,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
                 f"{source} was trained with {'; '.join(network)}; set the old value in the plan's vqseg block to "
                 f"continue or validate it, or start anew without --c."
             )
-        if changed:
+        if changed and not self._only_validates:
             self.print_to_log_file(f"WARNING: {source} was trained with other settings: {'; '.join(changed.values())}.")
 
     def _newer_than(self, filename: str | os.PathLike[str]) -> str:
