@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -157,9 +158,14 @@ def test_time_of_an_inner_part_is_not_counted_twice(monkeypatch) -> None:
 
 
 def test_fresh_memory_is_told_by_its_page_faults() -> None:
-    kept = torch.zeros(1_000_000)
-    assert measure.in_the_kernel(lambda: None)[1] < 1000
-    seconds, faults = measure.in_the_kernel(lambda: [torch.ones(25_000_000) for _ in range(3)])  # 300 MB
-    assert faults > 100
+    size = 1 << 26
+
+    def touch_every_page() -> None:
+        with mmap.mmap(-1, size) as fresh:
+            for place in range(0, size, mmap.PAGESIZE):
+                fresh[place] = 1
+
+    seconds, faults = measure.in_the_kernel(touch_every_page)
+    assert faults >= size // (1 << 21)  # pages of 2 MB at most
     assert seconds >= 0.0
-    assert measure.in_the_kernel(lambda: kept.add_(1.0))[1] < faults
+    assert measure.in_the_kernel(lambda: None)[1] < faults

@@ -443,5 +443,11 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(make_trainer) ->
     file = f"{trainer.output_folder}/checkpoint_latest.pth"
     assert trainer.save_unfinished_epoch(file)
     other = make_trainer(continue_training=True, num_codes=32)
-    with pytest.raises(CheckpointError, match=rf"^{file} does not fit this trainer and plan \(.*quantizer.codebook"):
+    with pytest.raises(CheckpointError, match=rf"^{file} was trained with num_codes 64, now 32; set the old value"):
         other.load_checkpoint(file)
+    damaged = torch.load(file, weights_only=True)
+    del damaged["vqseg"]["student"]["quantizer.codebook"]
+    with pytest.raises(
+        CheckpointError, match=r"^This checkpoint does not fit this trainer and plan \(.*quantizer.codebook"
+    ):
+        make_trainer(continue_training=True).load_checkpoint(damaged)
