@@ -447,7 +447,5 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(make_trainer) ->
         other.load_checkpoint(file)
     damaged = torch.load(file, weights_only=True)
     del damaged["vqseg"]["student"]["quantizer.codebook"]
-    with pytest.raises(
-        CheckpointError, match=r"^This checkpoint does not fit this trainer and plan \(.*quantizer.codebook"
-    ):
+    with pytest.raises(CheckpointError, match=r"^This checkpoint does not fit this .* \(.*quantizer.codebook"):
         make_trainer(continue_training=True).load_checkpoint(damaged)
