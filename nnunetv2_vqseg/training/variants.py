@@ -12,6 +12,8 @@ from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 _METHOD = frozenset({"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view"})
 """Switches of the whole method's parts but PFA, which has a policy."""
 
+_WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
+
 
 class _Variant(nnUNetTrainerVQSeg):
     """A trainer whose `switches` are set and locked."""
@@ -47,13 +49,7 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
 class nnUNetTrainerVQSegPFARequired(_Variant):
     """The whole method; stops at the start where the foundation model's weights cannot be had."""
 
-    switches: ClassVar = {
-        "use_unlabeled": True,
-        "quantize": True,
-        "perturbation": "qpm",
-        "reconstruct": True,
-        "foundation_policy": "required",
-    }
+    switches: ClassVar = {**_WITH_QPM, "reconstruct": True, "foundation_policy": "required"}
 
 
 class nnUNetTrainerVQSegBase(_Variant):
@@ -76,37 +72,19 @@ class nnUNetTrainerVQSegBase(_Variant):
 class nnUNetTrainerVQSegQPM(_Variant):
     """Table 2, row 2: QPM."""
 
-    switches: ClassVar = {
-        "use_unlabeled": True,
-        "quantize": True,
-        "perturbation": "qpm",
-        "reconstruct": False,
-        "foundation_policy": "off",
-    }
+    switches: ClassVar = {**_WITH_QPM, "reconstruct": False, "foundation_policy": "off"}
 
 
 class nnUNetTrainerVQSegQPMDB(_Variant):
     """Table 2, row 3: QPM and the dual branch."""
 
-    switches: ClassVar = {
-        "use_unlabeled": True,
-        "quantize": True,
-        "perturbation": "qpm",
-        "reconstruct": True,
-        "foundation_policy": "off",
-    }
+    switches: ClassVar = {**_WITH_QPM, "reconstruct": True, "foundation_policy": "off"}
 
 
 class nnUNetTrainerVQSegQPMPFA(_Variant):
     """Table 2, row 4: QPM and PFA; needs the foundation model's weights."""
 
-    switches: ClassVar = {
-        "use_unlabeled": True,
-        "quantize": True,
-        "perturbation": "qpm",
-        "reconstruct": False,
-        "foundation_policy": "required",
-    }
+    switches: ClassVar = {**_WITH_QPM, "reconstruct": False, "foundation_policy": "required"}
 
 
 class nnUNetTrainerMeanTeacher(_Variant):

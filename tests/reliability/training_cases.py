@@ -225,33 +225,40 @@ def _alone(*options: str) -> tuple[str, ...]:
 
 
 WEIGHTS = [
-    Case(
-        "-pretrained_weights: missing",
-        train,
-        nothing,
-        Refused("weights.pth", "cannot be opened (No such file or directory)", "give the path of a checkpoint"),
-        options=_alone("-pretrained_weights", "{root}/weights.pth"),
-    ),
-    Case(
-        "-pretrained_weights: a text",
-        train,
-        lambda world: make_text(world.root / "weights.pth"),
-        Refused("weights.pth", "cannot be read as a checkpoint", "move it away"),
-        options=_alone("-pretrained_weights", "{root}/weights.pth"),
-    ),
-    Case(
-        "-pretrained_weights: weights of another kind",
-        train,
-        lambda world: torch.save({"state_dict": {}}, world.root / "weights.pth"),
-        Refused("weights.pth", "has no network_weights", "needs a checkpoint of nnU-Net"),
-        options=_alone("-pretrained_weights", "{root}/weights.pth"),
-    ),
-    Case(
-        "-pretrained_weights: of another network",
-        train,
-        lambda world: torch.save({"network_weights": {}}, world.root / "weights.pth"),
-        Refused("weights.pth", "has no weights of shape (4, 1, 3, 3)", "needs a checkpoint with the same network"),
-        options=_alone("-pretrained_weights", "{root}/weights.pth"),
+    *(
+        Case(
+            f"-pretrained_weights: {what}",
+            train,
+            make,
+            Refused("weights.pth", problem, remedy),
+            options=_alone("-pretrained_weights", "{root}/weights.pth"),
+        )
+        for what, make, problem, remedy in (
+            (
+                "missing",
+                nothing,
+                "cannot be opened (No such file or directory)",
+                "give the path of a checkpoint",
+            ),
+            (
+                "a text",
+                lambda world: make_text(world.root / "weights.pth"),
+                "cannot be read as a checkpoint",
+                "move it away",
+            ),
+            (
+                "weights of another kind",
+                lambda world: torch.save({"state_dict": {}}, world.root / "weights.pth"),
+                "has no network_weights",
+                "needs a checkpoint of nnU-Net",
+            ),
+            (
+                "of another network",
+                lambda world: torch.save({"network_weights": {}}, world.root / "weights.pth"),
+                "has no weights of shape (4, 1, 3, 3)",
+                "needs a checkpoint with the same network",
+            ),
+        )
     ),
     Case(
         "--c: a checkpoint that is a text",
