@@ -339,6 +339,18 @@ class VQSegConfig:
         """Plain JSON-able dictionary, for the log and the checkpoint."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
+    def changed_since(self, stored: Mapping[str, Any]) -> dict[str, str]:
+        """Keys that have another value than in a stored `as_dict`, with both values as text.
+
+        Keys that only one of both has, because another version wrote it, are left out.
+        """
+        now = self.as_dict()
+        return {
+            key: f"{key} {value!r}, now {now[key]!r}"
+            for key, value in stored.items()
+            if key in now and value != now[key]
+        }
+
     def describe(self) -> str:
         """One line a field, for the log."""
         return "\n".join(f"  {key}: {value}" for key, value in self.as_dict().items())

@@ -15,7 +15,7 @@ from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
 from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import Method
-from nnunetv2_vqseg.evaluation.models import TrainedModel, TrainingRecord, read_training_record
+from nnunetv2_vqseg.evaluation.models import TrainedModel, read_training_record
 from nnunetv2_vqseg.evaluation.prediction import predict_missing
 from nnunetv2_vqseg.evaluation.reading import reader_for
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
@@ -128,7 +128,7 @@ def measure(
         for training, record in zip(scored, records, strict=True):
             check_defaults(training, record.config)
         notes = [read_record(training) for training in scored]
-        images = images_a_step(records[0], scored[0])
+        images = records[0].images_a_step or []
         steps = records[0].steps
         rows.append(
             row
@@ -203,26 +203,14 @@ def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
         ExperimentError: the same run would train with other values today.
     """
     config = training.config
-    today = config.as_dict()
-    idle = [] if config.has_perturbed_stream else ["perturbed_view"]
-    changed = [
-        f"{key} {value!r}, now {today[key]!r}"
-        for key, value in trained_with.items()
-        if key in today and value != today[key] and key not in idle
-    ]
+    changed = config.changed_since(trained_with)
+    if not config.has_perturbed_stream:
+        changed.pop("perturbed_view", None)
     if changed:
         raise ExperimentError(
-            f"{training.fold} was trained with other defaults ({'; '.join(changed)}); name the old value in the "
-            "experiment and the folder after it, or move the folder away and train again."
+            f"{training.fold} was trained with other defaults ({'; '.join(changed.values())}); name the old value in "
+            "the experiment and the folder after it, or move the folder away and train again."
         )
-
-
-def images_a_step(record: TrainingRecord, training: Training) -> list[int]:
-    """Labelled images, then each view of unlabelled ones that passes the student; empty where it is not known."""
-    runtime = record.runtime
-    if "labeled_batch_size" in runtime:
-        return [runtime["labeled_batch_size"], *[runtime["unlabeled_batch_size"]] * training.config.unlabeled_streams]
-    return [] if record.batch_size is None else [record.batch_size]
 
 
 def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str]) -> list[str]:

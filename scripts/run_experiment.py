@@ -18,7 +18,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from benchmarks.output import processor
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
 from experiment_page import measure, read_record, replace_json, tables, write_page
@@ -267,22 +267,14 @@ def train(training: Training, device: str, log: Path, children: Children) -> str
 
 def machine(device: str) -> dict[str, Any]:
     """What a training runs on: CPU model, number of cores, GPU (None on the CPU)."""
-    cpu, gpu = platform.processor() or platform.machine(), None
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [
-            line.partition(":")[2].strip()
-            for line in info.read_text(encoding="utf-8").splitlines()
-            if "model name" in line
-        ]
-        cpu = models[0] if models else cpu
+    gpu = None
     if device == "cuda":
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
             gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
         except (OSError, subprocess.SubprocessError, IndexError):
             gpu = "unknown GPU"
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+    return {"cpu": processor(), "cores": os.cpu_count(), "gpu": gpu}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

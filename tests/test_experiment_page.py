@@ -40,7 +40,12 @@ def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, m
     # of the second seed nothing is known: its record was lost
     (runner.Training(stock, 0).fold / "experiment.json").write_text(json.dumps(known), encoding="utf-8")
     curves = {"steps": 1500, "labeled_batch_size": 8, "unlabeled_batch_size": 4}
-    monkeypatch.setattr(page, "read_training_record", lambda file: TrainingRecord(runtime=curves))
+    configs = {training.fold: training.config.as_dict() for training in runner.trainings_of(teacher, (0, 1))}
+    monkeypatch.setattr(
+        page,
+        "read_training_record",
+        lambda file: TrainingRecord(runtime=curves, config=configs.get(file.parent, {})),
+    )
     text, content = write(tmp_path)
     assert "| 3 | stock nnU-Net | 0.525 ± 0.014 | 0.525 | 0.525 | 12.5 ± 0.0 | 2 of 16 |  |  |  | 0, 1 |" in text
     assert (

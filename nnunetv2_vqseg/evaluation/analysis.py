@@ -71,7 +71,7 @@ def describe_training(
                 "iterations_per_epoch": record.iterations_per_epoch,
                 "steps": record.steps,
                 "batch_size": record.batch_size,
-                "unlabeled_streams": record.unlabeled_streams,
+                "images_a_step": record.images_a_step,
                 "seconds_per_epoch": _median(record.epoch_seconds),
                 "seconds": sum(record.epoch_seconds) if record.epoch_seconds else None,
                 "device": record.device,

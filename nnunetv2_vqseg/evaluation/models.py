@@ -70,6 +70,18 @@ class TrainingRecord:
         return VQSegConfig().override({k: v for k, v in self.config.items() if k in known}).unlabeled_streams
 
     @property
+    def images_a_step(self) -> list[int] | None:
+        """Labelled images, then each view of unlabelled ones that passed the student; None where it is not known."""
+        if "labeled_batch_size" not in self.runtime:
+            return None if self.batch_size is None else [self.batch_size]
+        if self.unlabeled_streams is None:
+            return None
+        return [
+            self.runtime["labeled_batch_size"],
+            *[self.runtime.get("unlabeled_batch_size", 0)] * self.unlabeled_streams,
+        ]
+
+    @property
     def steps(self) -> int | None:
         """Optimiser steps: as counted, else epochs times iterations."""
         if isinstance(self.runtime.get("steps"), int):

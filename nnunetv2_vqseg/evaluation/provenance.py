@@ -153,21 +153,15 @@ def _steps(record: Mapping[str, Any]) -> str:
 
 
 def _batch(record: Mapping[str, Any]) -> str:
-    if "labeled_batch_size" not in record:
-        return NOTHING if record["batch_size"] is None else str(record["batch_size"])
-    views = [record.get("unlabeled_batch_size", 0)] * (record["unlabeled_streams"] or 0)
-    known = record["unlabeled_streams"] is not None
-    return " + ".join(map(str, [record["labeled_batch_size"], *(views if known else ["?"])]))
+    images = record["images_a_step"]
+    if images is None and "labeled_batch_size" in record:
+        images = [record["labeled_batch_size"], "?"]
+    return NOTHING if images is None else " + ".join(map(str, images))
 
 
 def _images_seen(training: Mapping[str, Any]) -> int | None:
-    runtime = training["runtime"]
-    batch = training["batch_size"]
-    if "labeled_batch_size" in runtime:
-        if training["unlabeled_streams"] is None:
-            return None
-        batch = runtime["labeled_batch_size"] + training["unlabeled_streams"] * runtime.get("unlabeled_batch_size", 0)
-    return None if batch is None or training["steps"] is None else training["steps"] * batch
+    images, steps = training["images_a_step"], training["steps"]
+    return None if images is None or steps is None else steps * sum(images)
 
 
 def _title(key: str) -> str:

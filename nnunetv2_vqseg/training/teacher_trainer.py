@@ -226,10 +226,7 @@ class TeacherTrainer(UnlabeledDataTrainer):
 
     def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, and name the other settings that have changed since."""
-        now = self.config.as_dict()
-        changed = {
-            key: f"{key} {before[key]!r}, now {now[key]!r}" for key in now if before.get(key, now[key]) != now[key]
-        }
+        changed = self.config.changed_since(before)
         network = [changed[key] for key in (*ARCHITECTURE, "reconstruct") if key in changed]
         if network:
             raise CheckpointError(

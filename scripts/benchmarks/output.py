@@ -57,7 +57,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     )
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -67,7 +67,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():
