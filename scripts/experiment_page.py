@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment_files import Experiment, ExperimentError, Run, Training
+from experiment_results import Result, has_failed, with_nan
 
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
-from nnunetv2_vqseg.evaluation.datasets import Split, test_cases, validation_cases
-from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
-from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
-from nnunetv2_vqseg.evaluation.methods import Method
-from nnunetv2_vqseg.evaluation.models import TrainedModel, read_training_record
-from nnunetv2_vqseg.evaluation.prediction import predict_missing
-from nnunetv2_vqseg.evaluation.reading import reader_for
+from nnunetv2_vqseg.evaluation.datasets import Split
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
 BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"
@@ -33,129 +25,87 @@ EXPLANATION = (
 )
 
 
-def replace_json(content: Any, file: Path) -> None:
-    """Write JSON so that a kill leaves the old file or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    write_json(content, temporary)
-    temporary.replace(file)
-
-
-def read_record(training: Training) -> dict[str, Any]:
-    """What the runner noted about a training: commits, machines, seconds so far, exit code of the last attempt."""
-    file = training.fold / "experiment.json"
-    record = read_json(file, "delete it") if file.is_file() else {}
-    return {"commits": [], "machines": [], "seconds": None, "exit_code": None} | record
-
-
-def has_failed(training: Training) -> bool:
-    """The last attempt ended otherwise than by finishing or by being stopped."""
-    return not training.done and read_record(training)["exit_code"] not in (None, EXIT_INTERRUPTED)
-
-
-def stored_scores(training: Training, split: Split) -> Path | None:
-    """The file with a finished training's scores, None where they are older than its weights or not there."""
-    file, weights = training.fold / f"experiment_scores_{split}.json", training.fold / "checkpoint_final.pth"
-    return file if file.is_file() and file.stat().st_mtime_ns >= weights.stat().st_mtime_ns else None
-
-
-def score(training: Training, split: Split, device: str, num_processes: int) -> dict[str, Any]:
-    """Scores of a finished training's validation or test cases, computed once."""
-    stored = stored_scores(training, split)
-    if stored is not None:
-        return {case: _with_nan(scores) for case, scores in read_json(stored, "delete it").items()}
-    raw, dataset_json = _raw(training)
-    ending = dataset_json["file_ending"]
-    if split == "val":
-        cases, folder = validation_cases(raw, dataset_json, "0"), training.fold / "validation"
-    else:
-        cases, folder = test_cases(raw, dataset_json), training.fold / "test"
-        method = Method(training.run.name, training.run.trainer, training.run.plans)
-        model = TrainedModel(method, training.folder, ("0",), "checkpoint_final.pth")
-        predict_missing(model, "0", cases, folder, ending, device, num_processes)
-    classes = classes_from_dataset_json(dataset_json)
-    settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases.values())).reference))
-    pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
-    scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
-    replace_json(scores, training.fold / f"experiment_scores_{split}.json")
-    return dict(scores)
-
-
-def _raw(training: Training) -> tuple[Path, dict[str, Any]]:
-    raw = Path(os.environ["nnUNet_raw"]) / training.dataset
-    return raw, read_json(raw / "dataset.json", "convert the dataset again")
-
-
-def _with_nan(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
-    return {
-        key: {name: float("nan") if value is None else value for name, value in values.items()}
-        for key, values in scores.items()
-    }
-
-
 def measure(
     experiment: Experiment,
     trainings: Mapping[Run, Sequence[Training]],
+    results: Mapping[Training, Result],
     split: Split,
-    may_compute: Callable[[Training], bool],
-    num_processes: int,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """The experiment's rows; those with a `summary` are measured, the others have a `state` instead.
 
     Args:
         trainings: of each run, finished or not.
-        may_compute: whether scores of a finished training that are not stored are to be computed.
+        results: of those that are finished.
+        earlier: rows that the page showed until now; those of which no training is left stay as they were.
     """
     rows: list[dict[str, Any]] = []
     baselines: dict[int, Scores] = {}
     for run in experiment.runs:
         row: dict[str, Any] = {"name": run.name, "labeled": run.labeled, "trainer": run.trainer}
-        finished = [training for training in trainings[run] if training.done]
-        scored = [item for item in finished if stored_scores(item, split) is not None or may_compute(item)]
+        finished = {training: results[training] for training in trainings[run] if training in results}
+        scored = {training: result for training, result in finished.items() if split in result.scores}
         first = run.labeled not in baselines
         if first:
             baselines[run.labeled] = {}
         failed = [training.seed for training in trainings[run] if has_failed(training)]
         if not scored:
-            rows.append(row | {"state": "not read" if finished else _state(run, trainings[run], failed)})
+            state = "not read" if finished else _state(run, trainings[run], failed)
+            rows.append(_earlier_row(run, earlier) or row | {"state": state})
             continue
-        scores = {str(item.seed): score(item, split, experiment.profile["device"], num_processes) for item in scored}
-        classes = classes_from_dataset_json(_raw(scored[0])[1])
+        scores = {str(training.seed): result.scores[split] for training, result in scored.items()}
+        found = list(scored.values())
+        classes = found[0].classes
         if first:
             baselines[run.labeled] = scores
-        analysis = analyse_method(scores, classes.keys, patient_key(DEFAULT_PATIENT_REGEX))
-        test = None if first else compare_shared_seeds(baselines[run.labeled], scores, classes.keys)
-        records = [read_training_record(training.fold / "checkpoint_final.pth") for training in scored]
-        for training, record in zip(scored, records, strict=True):
-            check_defaults(training, record.config)
-        notes = [read_record(training) for training in scored]
-        images = records[0].images_a_step or []
-        steps = records[0].steps
+        analysis = analyse_method(scores, list(classes), patient_key(DEFAULT_PATIENT_REGEX))
+        test = None if first else compare_shared_seeds(baselines[run.labeled], scores, list(classes))
+        images = found[0].images_a_step or []
+        steps = [result.steps for result in found if result.steps is not None]
         rows.append(
             row
             | {
                 "settings": {**run.settings, "seed": [training.seed for training in scored]},
-                "classes": classes.names,
+                "classes": classes,
                 "summary": analysis["summary"],
                 "folds": analysis["folds"],
                 "empty": analysis["empty"],
                 "patients": analysis["patients"],
                 "test_against_first": test,
                 "last_values": {
-                    name: [item.vqseg_curves[name][-1] for item in records if name in item.vqseg_curves]
+                    name: [result.last_values[name] for result in found if name in result.last_values]
                     for name in experiment.columns
                 },
                 "steps": steps,
                 "images_a_step": images,
-                "images_seen": steps * sum(images) if steps and images else None,
-                "minutes": [note["seconds"] / 60 for note in notes if note["seconds"] is not None],
-                "commits": _distinct(short_commit(commit) for note in notes for commit in note["commits"] if commit),
-                "machines": _distinct(machine for note in notes for machine in note["machines"]),
+                "images_seen": round(sum(steps) / len(steps) * sum(images)) if steps and images else None,
+                "minutes": [result.seconds / 60 for result in found if result.seconds is not None],
+                "commits": _distinct(short_commit(commit) for result in found for commit in result.commits if commit),
+                "machines": _distinct(machine for result in found for machine in result.machines),
                 "failed_seeds": failed,
                 "line": run.line,
-                "x": scored[0].config.as_dict()[experiment.figure["lines"][run.line]] if run.line else None,
+                "x": next(iter(scored)).config.as_dict()[experiment.figure["lines"][run.line]] if run.line else None,
             }
         )
     return rows
+
+
+def _earlier_row(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """A measured row of the same run: name, labels, trainer and settings are the same."""
+    for row in earlier:
+        same = (row["name"], row["labeled"], row["trainer"]) == (run.name, run.labeled, run.trainer)
+        if same and "summary" in row:
+            settings = {key: value for key, value in row["settings"].items() if key != "seed"}
+            if settings == dict(run.settings):
+                return _null_as_nan(row)
+    return None
+
+
+def _null_as_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it, with NaN for the null of a single seed's spread or of a score that no case has."""
+    summary = {key: with_nan(values) for key, values in row["summary"].items()}
+    folds = {seed: with_nan(values) for seed, values in row["folds"].items()}
+    return {**row, "summary": summary, "folds": folds}
 
 
 def _state(run: Run, trainings: Sequence[Training], failed: Sequence[int]) -> str:
@@ -191,26 +141,6 @@ def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str
         for values in (baseline, scores)
     )
     return dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
-
-
-def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
-    """A folder is named by the settings that differ from the trainer's; those may have changed since.
-
-    Args:
-        trained_with: the whole configuration that the checkpoint names; empty for nnU-Net's own trainer.
-
-    Raises:
-        ExperimentError: the same run would train with other values today.
-    """
-    config = training.config
-    changed = config.changed_since(trained_with)
-    if not config.has_perturbed_stream:
-        changed.pop("perturbed_view", None)
-    if changed:
-        raise ExperimentError(
-            f"{training.fold} was trained with other defaults ({'; '.join(changed.values())}); name the old value in "
-            "the experiment and the folder after it, or move the folder away and train again."
-        )
 
 
 def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str]) -> list[str]:

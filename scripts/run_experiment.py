@@ -34,10 +34,11 @@ from typing import IO, Any
 from benchmarks.output import processor
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
-from experiment_page import measure, read_record, replace_json, tables, write_page
+from experiment_page import measure, tables, write_page
+from experiment_results import gather, read_record, replace_json
 
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.evaluation.datasets import SPLITS, Split
+from nnunetv2_vqseg.evaluation.datasets import SPLITS
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
 from nnunetv2_vqseg.evaluation.provenance import git_commit
@@ -383,21 +384,23 @@ def train_all(
 
 
 def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], testing: set[Path], page: Path) -> None:
-    """Write page, figures and JSON of everything that is finished.
+    """Write page, figures and JSON of everything that is finished, here or, by what was kept of it, elsewhere.
 
     Args:
         testing: folders of the trainings whose test patients are to be scored; those that were scored before are
             shown anyway.
     """
     unit = experiment.runs[0].data.unit
+    data = page.parent / "data"
+    file = data / f"{page.stem}.json"
+    earlier = read_json(file, "delete it, or take it back from git") if file.is_file() else {}
+    everything = [training for items in trainings.values() for training in items]
+    kept, device = data / "trainings" / experiment.profile_name, experiment.profile["device"]
+    results = gather(everything, kept, lambda training: training.folder in testing, device, 2)
     parts: list[str] = []
     content: dict[str, Any] = {"experiment": experiment.name, "profile": experiment.profile_name}
     for split in reversed(SPLITS):
-
-        def may_compute(training: Training, split: Split = split) -> bool:
-            return split == "val" or training.folder in testing
-
-        rows = measure(experiment, trainings, split, may_compute, 2)
+        rows = measure(experiment, trainings, results, split, earlier.get(split, ()))
         if split == "test" and not any("summary" in row for row in rows):
             continue
         content[split] = rows
@@ -410,9 +413,8 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
             parts += [f"![{figure.alt}]({figure.name}.png)", ""]
     print("\n".join(parts))
     write_page(page, experiment, parts)
-    data = page.parent / "data"
     data.mkdir(parents=True, exist_ok=True)
-    replace_json(content, data / f"{page.stem}.json")
+    replace_json(content, file)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import experiment_figures as figures  # noqa: E402, F401
 import experiment_files as files  # noqa: E402
 import experiment_page as page  # noqa: E402, F401
+import experiment_results as results  # noqa: E402, F401
 import run_experiment as runner  # noqa: E402
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_world import add_scores, figures, finish, page, runner, use_fake_trainer
+from experiment_world import VARIABLES, add_scores, figures, finish, page, results, runner, use_fake_trainer
 
 from nnunetv2_vqseg.evaluation.models import TrainingRecord
 from nnunetv2_vqseg.training import variants
@@ -42,7 +42,7 @@ def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, m
     curves = {"steps": 1500, "labeled_batch_size": 8, "unlabeled_batch_size": 4}
     configs = {training.fold: training.config.as_dict() for training in runner.trainings_of(teacher, (0, 1))}
     monkeypatch.setattr(
-        page,
+        results,
         "read_training_record",
         lambda file: TrainingRecord(runtime=curves, config=configs.get(file.parent, {})),
     )
@@ -79,6 +79,50 @@ def test_page_keeps_test_scores_and_seeds_that_a_later_run_does_not_ask_for(
     assert len(content["test"][0]["folds"]) == 2
 
 
+def test_page_keeps_what_was_trained_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first := tmp_path / "first").mkdir()
+    use_fake_trainer(first, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    for seed in (0, 1):
+        finish(first, runner.Training(stock, seed), 0.5, ("val", "test"))
+    text, content = write(first)
+    (second := tmp_path / "second").mkdir()
+    (first / "results").rename(second / "results")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(second / name))
+    assert write(second) == (text, content), "nothing was trained, so nothing has changed"
+    finish(second, runner.Training(stock, 1), 0.7)
+    finish(second, runner.Training(stock, 2), 0.5)
+    finish(second, runner.Training(teacher, 0), 0.6)
+    _, content = write(second)
+    validation, test = ({row["name"]: row for row in content[split]} for split in ("val", "test"))
+    dice = {seed: fold["1"]["Dice"] for seed, fold in validation["stock nnU-Net"]["folds"].items()}
+    assert dice == pytest.approx({"0": 0.515, "1": 0.715, "2": 0.515})
+    assert validation["mean teacher"]["test_against_first"]["difference"] == pytest.approx(0.1), "of seed 0"
+    assert list(test["stock nnU-Net"]["folds"]) == ["0"], "seed 1 was trained again and its test patients not read"
+
+
+def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    finish(tmp_path, runner.Training(stock, 0), 0.5)
+    text, _ = write(tmp_path)
+    kept = tmp_path / "results" / "data" / "trainings"
+    kept.rename(tmp_path / "lost")
+    (tmp_path / "nnUNet_results").rename(tmp_path / "gone")
+    assert write(tmp_path)[0] == text
+    finish(tmp_path, runner.Training(teacher, 0), 0.6)
+    text, content = write(tmp_path)
+    assert "| 3 | stock nnU-Net | 0.515 | 0.515 | 0.515 | 12.5 |" in text
+    assert "| 3 | mean teacher | 0.615 |" in text
+    rows = {row["name"]: row for row in content["val"]}
+    assert rows["mean teacher"]["test_against_first"] is None, "the baseline's cases are not known any more"
+    file = tmp_path / "results" / "data" / "modules-cpu.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"num_epochs": 15', '"num_epochs": 16'), encoding="utf-8")
+    kept.joinpath("cpu").rename(tmp_path / "lost too")
+    assert "| 3 | stock nnU-Net | not run |" in write(tmp_path)[0], "a row with other settings is another row"
+
+
 def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
@@ -89,10 +133,10 @@ def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: py
     def predict(model: Any, fold: str, *others: Any) -> None:
         predicted.append(model.method.name)
         add_scores(runner.Training(teacher, 0), 0.7, ("test",))
-        raise page.ExperimentError("enough")
+        raise runner.ExperimentError("enough")
 
-    monkeypatch.setattr(page, "test_cases", lambda raw, dataset_json: {})
-    monkeypatch.setattr(page, "predict_missing", predict)
+    monkeypatch.setattr(results, "test_cases", lambda raw, dataset_json: {})
+    monkeypatch.setattr(results, "predict_missing", predict)
     with pytest.raises(SystemExit, match="enough"):
         write(tmp_path, "--test", "--only", "mean teacher")
     text, _ = write(tmp_path)
@@ -106,10 +150,10 @@ def test_scores_older_than_the_weights_are_not_used(tmp_path: Path, monkeypatch:
     (stock,) = runs_of("modules", "stock nnU-Net")
     training = runner.Training(stock, 0)
     finish(tmp_path, training, 0.5, ("test",))
-    assert page.stored_scores(training, "test") is not None
+    assert results.stored_scores(training, "test") is not None
     scores = training.fold / "experiment_scores_test.json"
     os.utime(scores, ns=(0, 0))
-    assert page.stored_scores(training, "test") is None
+    assert results.stored_scores(training, "test") is None
 
 
 def test_page_follows_the_experiment_and_keeps_what_was_written_around_it(tmp_path: Path) -> None:
@@ -172,19 +216,19 @@ def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pyt
     run = runner.Run("a", "nnUNetTrainerVQSegQPM", 3, settings={"epsilon": 0.3})
     training = runner.Training(run, 0)
     trained_with = variants.nnUNetTrainerVQSegQPM.default_config().override(training.block).as_dict()
-    page.check_defaults(training, trained_with)
-    page.check_defaults(training, {})
+    results.check_defaults(training, trained_with)
+    results.check_defaults(training, {})
     with pytest.raises(runner.ExperimentError, match=r"other defaults \(commitment 9.0, now 0.25\)"):
-        page.check_defaults(training, trained_with | {"commitment": 9.0})
+        results.check_defaults(training, trained_with | {"commitment": 9.0})
     with pytest.raises(runner.ExperimentError, match="perturbed_view 'weak', now 'strong'"):
-        page.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+        results.check_defaults(training, trained_with | {"perturbed_view": "weak"})
 
 
 def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_results", "results")
     training = runner.Training(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), 0)
     trained_with = variants.nnUNetTrainerMeanTeacher.default_config().override(training.block).as_dict()
-    page.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+    results.check_defaults(training, trained_with | {"perturbed_view": "weak"})
 
 
 def test_rows_are_compared_over_the_seeds_that_both_have() -> None:

@@ -1,0 +1,196 @@
+"""What is kept of a finished training, beside the pages, so that they can be written again without the training.
+
+A training's weights stay in the folder of the experiments; one small JSON file goes beside the pages: scores of each
+case, last values of the curves, configuration, commits and machines. Pages are made of these files alone, whichever
+machine and experiment made the training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiment_files import ExperimentError, Training
+
+from nnunetv2_vqseg.evaluation.datasets import SPLITS, Split, test_cases, validation_cases
+from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
+from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
+from nnunetv2_vqseg.evaluation.methods import Method
+from nnunetv2_vqseg.evaluation.models import TrainedModel, read_training_record
+from nnunetv2_vqseg.evaluation.prediction import predict_missing
+from nnunetv2_vqseg.evaluation.reading import reader_for
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+
+CaseScores = Mapping[str, Any]  # case -> scores
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished training. What is not known of it is None or empty.
+
+    Attributes:
+        classes: key of a class in the scores -> its name.
+        scores: of the cases of each split that was scored.
+        config: whole configuration that it was trained with; empty for nnU-Net's own trainer.
+        last_values: of its curves.
+        steps: optimiser steps, those repeated after an interruption counted too.
+        images_a_step: see `TrainingRecord.images_a_step`.
+        seconds: of wall time.
+    """
+
+    classes: Mapping[str, str]
+    scores: Mapping[str, CaseScores]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    last_values: Mapping[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    images_a_step: list[int] | None = None
+    seconds: float | None = None
+    commits: list[str] = field(default_factory=list)
+    machines: list[dict[str, Any]] = field(default_factory=list)
+
+
+def gather(
+    trainings: Iterable[Training], folder: Path, may_test: Callable[[Training], bool], device: str, num_processes: int
+) -> dict[Training, Result]:
+    """Results of all trainings that are finished or were kept; the former are kept too, instead of an older one.
+
+    Args:
+        folder: of the kept results.
+        may_test: whether scores of the test cases that are not there yet are to be computed.
+
+    Raises:
+        ExperimentError: a training had other values than the same run would have today.
+    """
+    found = {}
+    for training in trainings:
+        file = kept_file(folder, training)
+        if training.done:
+            splits = [split for split in SPLITS if split == "val" or _has_scores(training, split) or may_test(training)]
+            result = read_finished(training, splits, device, num_processes)
+            check_defaults(training, result.config)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_json(asdict(result), file)
+        elif file.is_file():
+            result = read_kept(file)
+            check_defaults(training, result.config)
+        else:
+            continue
+        found[training] = result
+    return found
+
+
+def kept_file(folder: Path, training: Training) -> Path:
+    return folder / training.dataset / f"{training.folder.name}.json"
+
+
+def read_kept(file: Path) -> Result:
+    content = read_json(file, "delete it, or take it back from git")
+    scores = {
+        split: {case: with_nan(values) for case, values in cases.items()} for split, cases in content["scores"].items()
+    }
+    return Result(**content | {"scores": scores})
+
+
+def read_finished(training: Training, splits: Iterable[Split], device: str, num_processes: int) -> Result:
+    """The result of a training in its folder; scores that are not stored there are computed."""
+    scores = {split: score(training, split, device, num_processes) for split in splits}
+    record, notes = read_training_record(training.fold / "checkpoint_final.pth"), read_record(training)
+    return Result(
+        classes=dict(classes_from_dataset_json(_raw(training)[1]).names),
+        scores=scores,
+        config=record.config,
+        last_values={name: values[-1] for name, values in record.vqseg_curves.items() if values},
+        steps=record.steps,
+        images_a_step=record.images_a_step,
+        seconds=notes["seconds"],
+        commits=notes["commits"],
+        machines=notes["machines"],
+    )
+
+
+def replace_json(content: Any, file: Path) -> None:
+    """Write JSON so that a kill leaves the old file or the new one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    write_json(content, temporary)
+    temporary.replace(file)
+
+
+def read_record(training: Training) -> dict[str, Any]:
+    """What the runner noted about a training: commits, machines, seconds so far, exit code of the last attempt."""
+    file = training.fold / "experiment.json"
+    record = read_json(file, "delete it") if file.is_file() else {}
+    return {"commits": [], "machines": [], "seconds": None, "exit_code": None} | record
+
+
+def has_failed(training: Training) -> bool:
+    """The last attempt ended otherwise than by finishing or by being stopped."""
+    return not training.done and read_record(training)["exit_code"] not in (None, EXIT_INTERRUPTED)
+
+
+def stored_scores(training: Training, split: Split) -> Path | None:
+    """The file with a finished training's scores, None where they are older than its weights or not there."""
+    file, weights = training.fold / f"experiment_scores_{split}.json", training.fold / "checkpoint_final.pth"
+    return file if file.is_file() and file.stat().st_mtime_ns >= weights.stat().st_mtime_ns else None
+
+
+def _has_scores(training: Training, split: Split) -> bool:
+    return stored_scores(training, split) is not None
+
+
+def score(training: Training, split: Split, device: str, num_processes: int) -> dict[str, Any]:
+    """Scores of a finished training's validation or test cases, computed once."""
+    stored = stored_scores(training, split)
+    if stored is not None:
+        return {case: with_nan(scores) for case, scores in read_json(stored, "delete it").items()}
+    raw, dataset_json = _raw(training)
+    ending = dataset_json["file_ending"]
+    if split == "val":
+        cases, folder = validation_cases(raw, dataset_json, "0"), training.fold / "validation"
+    else:
+        cases, folder = test_cases(raw, dataset_json), training.fold / "test"
+        method = Method(training.run.name, training.run.trainer, training.run.plans)
+        model = TrainedModel(method, training.folder, ("0",), "checkpoint_final.pth")
+        predict_missing(model, "0", cases, folder, ending, device, num_processes)
+    classes = classes_from_dataset_json(dataset_json)
+    settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases.values())).reference))
+    pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
+    scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
+    replace_json(scores, training.fold / f"experiment_scores_{split}.json")
+    return dict(scores)
+
+
+def _raw(training: Training) -> tuple[Path, dict[str, Any]]:
+    raw = Path(os.environ["nnUNet_raw"]) / training.dataset
+    return raw, read_json(raw / "dataset.json", "convert the dataset again")
+
+
+def with_nan(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    """A case's scores as JSON has them, with NaN for null."""
+    return {
+        key: {name: float("nan") if value is None else value for name, value in values.items()}
+        for key, values in scores.items()
+    }
+
+
+def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
+    """A folder is named by the settings that differ from the trainer's; those may have changed since.
+
+    Args:
+        trained_with: the whole configuration that the checkpoint names; empty for nnU-Net's own trainer.
+
+    Raises:
+        ExperimentError: the same run would train with other values today.
+    """
+    config = training.config
+    changed = config.changed_since(trained_with)
+    if not config.has_perturbed_stream:
+        changed.pop("perturbed_view", None)
+    if changed:
+        raise ExperimentError(
+            f"{training.fold} was trained with other defaults ({'; '.join(changed.values())}); name the old value in "
+            "the experiment and the folder after it, or move the folder away and train again."
+        )
