@@ -16,7 +16,7 @@ from nnunetv2_vqseg.config import VQSegConfig
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 PLANS = "nnUNetVQSegPlans"
-_EXPERIMENT_KEYS = {"title", "question", "dataset", "labeled", "seeds", "columns", "figure", "runs"}
+_EXPERIMENT_KEYS = {"title", "question", "dataset", "labeled", "seeds", "columns", "figure", "runs", "against"}
 _RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line"}
 
 
@@ -131,6 +131,7 @@ class Experiment:
     Attributes:
         columns: of our curves, whose last values the page shows.
         figure: see `experiment_figures.draw`; empty for one row of dots a run.
+        against: name of a run that the others are compared with, besides the first; None for the first alone.
         profile: device, plan and environment.
     """
 
@@ -142,6 +143,7 @@ class Experiment:
     figure: Mapping[str, Any]
     profile: Mapping[str, Any]
     runs: tuple[Run, ...]
+    against: str | None = None
 
     @property
     def command(self) -> str:
@@ -198,6 +200,9 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
             )
             for count in (labeled if isinstance(labeled, list) else [labeled])
         ]
+    against = content.get("against")
+    if against not in {None, *(run.name for run in runs)}:
+        raise ExperimentError(f"{name}.yaml: there is no run '{against}' to compare with.")
     return Experiment(
         name=name,
         profile_name=profile_name,
@@ -207,6 +212,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
         figure=content.get("figure", {}),
         profile=profile,
         runs=tuple(sorted(runs, key=lambda run: run.labeled)),
+        against=against,
     )
 
 

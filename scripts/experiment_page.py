@@ -41,6 +41,15 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     baselines: dict[int, Scores] = {}
+    scores_of = {
+        run: {
+            str(item.seed): results[item].scores[split]
+            for item in items
+            if item in results and split in results[item].scores
+        }
+        for run, items in trainings.items()
+    }
+    others = {run.labeled: scores_of[run] for run in experiment.runs if run.name == experiment.against}
     for run in experiment.runs:
         row: dict[str, Any] = {"name": run.name, "labeled": run.labeled, "trainer": run.trainer}
         finished = {training: results[training] for training in trainings[run] if training in results}
@@ -53,7 +62,7 @@ def measure(
             state = "not read" if finished else _state(run, trainings[run], failed)
             rows.append(_earlier_row(run, earlier) or row | {"state": state})
             continue
-        scores = {str(training.seed): result.scores[split] for training, result in scored.items()}
+        scores = scores_of[run]
         found = list(scored.values())
         classes = found[0].classes
         if first:
@@ -72,6 +81,9 @@ def measure(
                 "empty": analysis["empty"],
                 "patients": analysis["patients"],
                 "test_against_first": test,
+                "test_against_other": None
+                if first or run.name == experiment.against
+                else compare_shared_seeds(others.get(run.labeled, {}), scores, list(classes)),
                 "last_values": {
                     name: [result.last_values[name] for result in found if name in result.last_values]
                     for name in experiment.columns
@@ -143,12 +155,15 @@ def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str
     return dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
 
 
-def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str]) -> list[str]:
+def tables(
+    rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str], against: str | None = None
+) -> list[str]:
     """What `measure` found, as two tables in Markdown: the scores, and what they cost.
 
     Args:
         unit: of the number of labelled patients, empty or percent.
         columns: names of the curves whose last values, mean over seeds, are shown.
+        against: name of the run that others were compared with besides the first.
     """
     measured = [row for row in rows if "summary" in row]
     names = measured[0]["classes"] if measured else {}
@@ -181,6 +196,15 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
             ]
         )
     lines = _markdown(head, scores)
+    compared = [row for row in measured if row.get("test_against_other")]
+    if compared:
+        lines += ["", f"Difference from {against}, over the seeds that both have:", ""]
+    for row in compared:
+        test = row["test_against_other"]
+        lines.append(
+            f"- {row['name']}, {row['labeled']}{unit} labelled: {test['difference']:+.3f} "
+            f"(p = {_p(test, 'wilcoxon')} by Wilcoxon, {_p(test, 't')} by the t-test)"
+        )
     if measured:
         head = ["labelled", "method", "Jaccard", "ASD", "images a step", "images seen", *columns, "minutes", "commit"]
         costs = [

@@ -405,7 +405,12 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
             continue
         content[split] = rows
         title = "validation" if split == "val" else "test"
-        parts += [f"**{title.capitalize()} patients**", "", *tables(rows, unit, experiment.columns), ""]
+        parts += [
+            f"**{title.capitalize()} patients**",
+            "",
+            *tables(rows, unit, experiment.columns, experiment.against),
+            "",
+        ]
         figure = draw(experiment, rows, title, page.stem if split == "val" else f"{page.stem}-test")
         if figure is not None:
             page.parent.mkdir(parents=True, exist_ok=True)

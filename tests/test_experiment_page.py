@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_world import VARIABLES, add_scores, figures, finish, page, results, runner, use_fake_trainer
+from experiment_world import VARIABLES, add_scores, figures, files, finish, page, results, runner, use_fake_trainer
 
 from nnunetv2_vqseg.evaluation.models import TrainingRecord
 from nnunetv2_vqseg.training import variants
@@ -100,6 +101,33 @@ def test_page_keeps_what_was_trained_in_another_folder(tmp_path: Path, monkeypat
     assert dice == pytest.approx({"0": 0.515, "1": 0.715, "2": 0.515})
     assert validation["mean teacher"]["test_against_first"]["difference"] == pytest.approx(0.1), "of seed 0"
     assert list(test["stock nnU-Net"]["folds"]) == ["0"], "seed 1 was trained again and its test patients not read"
+
+
+def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    names = ("stock nnU-Net", "mean teacher", "VQ-Seg without PFA")
+    runs = {run.name: run for run in runner.select(runner.read_experiment("finalists", "cpu").runs, names, [3])}
+    for name, dice in zip(names, (0.5, 0.6, 0.63), strict=True):
+        run = runs[name]
+        finish(tmp_path, runner.Training(run, 0), dice)
+    place = tmp_path / "results"
+    runner.main(["finalists", "--home", str(tmp_path), "--results", str(place), "--report-only"])
+    text = (place / "finalists-cpu.md").read_text(encoding="utf-8")
+    assert (
+        "Difference from mean teacher, over the seeds that both have:\n\n- VQ-Seg without PFA, 3 labelled: +0.030"
+        in text
+    )
+    assert text.count(" labelled: ") == 1, "neither the first row nor the mean teacher itself"
+
+
+def test_an_unknown_run_to_compare_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (files.EXPERIMENTS / "finalists.yaml").read_text(encoding="utf-8")
+    for name in ("finalists", "profiles"):
+        shutil.copy(files.EXPERIMENTS / f"{name}.yaml", tmp_path)
+    (tmp_path / "finalists.yaml").write_text(text.replace("against: mean", "against: kind"), encoding="utf-8")
+    monkeypatch.setattr(files, "EXPERIMENTS", tmp_path)
+    with pytest.raises(runner.ExperimentError, match="there is no run 'kind teacher' to compare with"):
+        runner.read_experiment("finalists", "cpu")
 
 
 def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
