@@ -41,29 +41,25 @@ def measure(
     """
     rows: list[dict[str, Any]] = []
     baselines: dict[int, Scores] = {}
-    scores_of = {
-        run: {
-            str(item.seed): results[item].scores[split]
-            for item in items
-            if item in results and split in results[item].scores
-        }
+    scored = {
+        run: [item for item in items if item in results and split in results[item].scores]
         for run, items in trainings.items()
     }
+    scores_of = {run: {str(item.seed): results[item].scores[split] for item in items} for run, items in scored.items()}
     others = {run.labeled: scores_of[run] for run in experiment.runs if run.name == experiment.against}
     for run in experiment.runs:
         row: dict[str, Any] = {"name": run.name, "labeled": run.labeled, "trainer": run.trainer}
-        finished = {training: results[training] for training in trainings[run] if training in results}
-        scored = {training: result for training, result in finished.items() if split in result.scores}
         first = run.labeled not in baselines
         if first:
             baselines[run.labeled] = {}
         failed = [training.seed for training in trainings[run] if has_failed(training)]
-        if not scored:
+        if not scored[run]:
+            finished = any(training in results for training in trainings[run])
             state = "not read" if finished else _state(run, trainings[run], failed)
             rows.append(_earlier_row(run, earlier) or row | {"state": state})
             continue
         scores = scores_of[run]
-        found = list(scored.values())
+        found = [results[training] for training in scored[run]]
         classes = found[0].classes
         if first:
             baselines[run.labeled] = scores
@@ -74,7 +70,7 @@ def measure(
         rows.append(
             row
             | {
-                "settings": {**run.settings, "seed": [training.seed for training in scored]},
+                "settings": {**run.settings, "seed": [training.seed for training in scored[run]]},
                 "classes": classes,
                 "summary": analysis["summary"],
                 "folds": analysis["folds"],
@@ -96,7 +92,7 @@ def measure(
                 "machines": _distinct(machine for result in found for machine in result.machines),
                 "failed_seeds": failed,
                 "line": run.line,
-                "x": next(iter(scored)).config.as_dict()[experiment.figure["lines"][run.line]] if run.line else None,
+                "x": scored[run][0].config.as_dict()[experiment.figure["lines"][run.line]] if run.line else None,
             }
         )
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,20 @@ def kept_file(folder: Path, training: Training) -> Path:
 
 
 def read_kept(file: Path) -> Result:
-    content = read_json(file, "delete it, or take it back from git")
+    """The result in a kept file.
+
+    Raises:
+        ExperimentError: the file is of another version.
+    """
+    remedy = "delete it, or take it back from git"
+    try:
+        result = Result(**read_json(file, remedy))
+    except TypeError as error:
+        raise ExperimentError(f"{file} is not a training's result as this version keeps them; {remedy}.") from error
     scores = {
-        split: {case: with_nan(values) for case, values in cases.items()} for split, cases in content["scores"].items()
+        split: {case: with_nan(values) for case, values in cases.items()} for split, cases in result.scores.items()
     }
-    return Result(**content | {"scores": scores})
+    return replace(result, scores=scores)
 
 
 def read_finished(training: Training, splits: Iterable[Split], device: str, num_processes: int) -> Result:

@@ -130,6 +130,16 @@ def test_an_unknown_run_to_compare_with_is_refused(tmp_path: Path, monkeypatch: 
         runner.read_experiment("finalists", "cpu")
 
 
+def test_a_kept_result_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (stock,) = runs_of("modules", "stock nnU-Net")
+    file = results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", runner.Training(stock, 0))
+    file.parent.mkdir(parents=True)
+    file.write_text('{"dice": 0.5}', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"Error: .*\.json is not a training's result .*; delete it"):
+        write(tmp_path)
+
+
 def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
