@@ -30,14 +30,15 @@ def measure(
     trainings: Mapping[Run, Sequence[Training]],
     results: Mapping[Training, Result],
     split: Split,
-    earlier: Sequence[Mapping[str, Any]] = (),
+    earlier: Mapping[Split, Sequence[Mapping[str, Any]]],
 ) -> list[dict[str, Any]]:
     """The experiment's rows; those with a `summary` are measured, the others have a `state` instead.
 
     Args:
         trainings: of each run, finished or not.
         results: of those that are finished.
-        earlier: rows that the page showed until now; those of which no training is left stay as they were.
+        earlier: rows of each split that the page showed until now; those of which no training is left stay as they
+            were.
     """
     rows: list[dict[str, Any]] = []
     baselines: dict[int, Scores] = {}
@@ -54,9 +55,10 @@ def measure(
             baselines[run.labeled] = {}
         failed = [training.seed for training in trainings[run] if has_failed(training)]
         if not scored[run]:
-            finished = any(training in results for training in trainings[run])
+            kept = {name: _earlier_row(run, known) for name, known in earlier.items()}
+            finished = any(kept.values()) or any(training in results for training in trainings[run])
             state = "not read" if finished else _state(run, trainings[run], failed)
-            rows.append(_earlier_row(run, earlier) or row | {"state": state})
+            rows.append(kept.get(split) or row | {"state": state})
             continue
         scores = scores_of[run]
         found = [results[training] for training in scored[run]]

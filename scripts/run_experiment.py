@@ -394,13 +394,14 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
     data = page.parent / "data"
     file = data / f"{page.stem}.json"
     earlier = read_json(file, "delete it, or take it back from git") if file.is_file() else {}
+    shown = {split: earlier[split] for split in SPLITS if split in earlier}
     everything = [training for items in trainings.values() for training in items]
     kept, device = data / "trainings" / experiment.profile_name, experiment.profile["device"]
     results = gather(everything, kept, lambda training: training.folder in testing, device, 2)
     parts: list[str] = []
     content: dict[str, Any] = {"experiment": experiment.name, "profile": experiment.profile_name}
     for split in reversed(SPLITS):
-        rows = measure(experiment, trainings, results, split, earlier.get(split, ()))
+        rows = measure(experiment, trainings, results, split, shown)
         if split == "test" and not any("summary" in row for row in rows):
             continue
         content[split] = rows

@@ -149,9 +149,10 @@ def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: 
     kept.rename(tmp_path / "lost")
     (tmp_path / "nnUNet_results").rename(tmp_path / "gone")
     assert write(tmp_path)[0] == text
-    finish(tmp_path, runner.Training(teacher, 0), 0.6)
+    finish(tmp_path, runner.Training(teacher, 0), 0.6, ("val", "test"))
     text, content = write(tmp_path)
     assert "| 3 | stock nnU-Net | 0.515 | 0.515 | 0.515 | 12.5 |" in text
+    assert "| 3 | stock nnU-Net | not read |" in text
     assert "| 3 | mean teacher | 0.615 |" in text
     rows = {row["name"]: row for row in content["val"]}
     assert rows["mean teacher"]["test_against_first"] is None, "the baseline's cases are not known any more"
