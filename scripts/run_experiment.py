@@ -7,9 +7,10 @@ An experiment is a list of runs (trainer, keys of the `vqseg` block, labelled pa
 Trainings that are there already are not repeated, also where another experiment made them; those that were stopped go
 on; those that another process is at are left to it. Ctrl-C or SIGTERM lets the running trainings save, then stops.
 
-The page docs/results/NAME-PROFILE.md shows every finished seed of every run. Scores are those of the validation
-patients; `--test` computes those of the test patients too, to be read once, when everything is chosen. The generated
-part stands between two markers under the title and the question: all other text of a page stays.
+The page docs/results/NAME-PROFILE.md shows every finished seed of every run, also those that were trained elsewhere and
+are kept in docs/results/data/trainings. Scores are those of the validation patients; `--test` computes those of the
+test patients too, to be read once, when everything is chosen. The generated part stands between two markers under the
+title and the question: all other text of a page stays.
 """
 
 from __future__ import annotations
