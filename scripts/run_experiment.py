@@ -169,10 +169,12 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
         if read_json(stamp, f"delete {home}") != wanted:
             raise ExperimentError(f"{home} was planned for another profile; give another folder with --home.")
         return
+    # nnU-Net's planner sets as many torch threads as nnUNet_n_proc_DA says, which fails at 0; ours takes care of that
     planner = (
         "from nnunetv2_vqseg.planning.entrypoint import main"
         if run.plans == PLANS
-        else f"from {NNUNET_PLANNING} import plan_and_preprocess_entry as main"
+        else "import os; os.environ['nnUNet_n_proc_DA'] = '1'; "
+        f"from {NNUNET_PLANNING} import plan_and_preprocess_entry as main"
     )
     call("-c", f"{planner}; main()", "-d", dataset_id, "-c", "2d", "--no_pp")
     if profile["plan"] is not None:

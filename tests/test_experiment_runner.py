@@ -194,6 +194,8 @@ def test_data_are_prepared_once_and_own_plans_keep_their_batch_size(
     assert "--batch-size" not in own
     assert ours[ours.index("--patch") :][:2] == own[own.index("--patch") :][:2] == ["--patch", "80"]
     assert len(calls) == 6
+    (planning,) = (call for call in calls if "plan_and_preprocess_entry as main" in call[1])
+    assert planning[1].startswith("import os; os.environ['nnUNet_n_proc_DA'] = '1'; "), "nnU-Net's planner fails at 0"
     configurations = json.loads(plan.read_text(encoding="utf-8"))["configurations"]
     assert configurations["2d_39804443"]["vqseg"]["seed"] == 0
     assert len(configurations) == 2
