@@ -41,18 +41,16 @@ def measure(
             were.
     """
     rows: list[dict[str, Any]] = []
-    baselines: dict[int, Scores] = {}
     scored = {
         run: [item for item in items if item in results and split in results[item].scores]
         for run, items in trainings.items()
     }
     scores_of = {run: {str(item.seed): results[item].scores[split] for item in items} for run, items in scored.items()}
+    firsts = {run.labeled: run for run in reversed(experiment.runs)}
     others = {run.labeled: scores_of[run] for run in experiment.runs if run.name == experiment.against}
     for run in experiment.runs:
         row: dict[str, Any] = {"name": run.name, "labeled": run.labeled, "trainer": run.trainer}
-        first = run.labeled not in baselines
-        if first:
-            baselines[run.labeled] = {}
+        first = firsts[run.labeled]
         failed = [training.seed for training in trainings[run] if has_failed(training)]
         if not scored[run]:
             kept = {name: _earlier_row(run, known) for name, known in earlier.items()}
@@ -63,10 +61,8 @@ def measure(
         scores = scores_of[run]
         found = [results[training] for training in scored[run]]
         classes = found[0].classes
-        if first:
-            baselines[run.labeled] = scores
         analysis = analyse_method(scores, list(classes), patient_key(DEFAULT_PATIENT_REGEX))
-        test = None if first else compare_shared_seeds(baselines[run.labeled], scores, list(classes))
+        test = None if run is first else compare_shared_seeds(scores_of[first], scores, list(classes))
         images = found[0].images_a_step or []
         steps = [result.steps for result in found if result.steps is not None]
         rows.append(
@@ -80,7 +76,7 @@ def measure(
                 "patients": analysis["patients"],
                 "test_against_first": test,
                 "test_against_other": None
-                if first or run.name == experiment.against
+                if run is first or run.name == experiment.against
                 else compare_shared_seeds(others.get(run.labeled, {}), scores, list(classes)),
                 "last_values": {
                     name: [result.last_values[name] for result in found if name in result.last_values]
