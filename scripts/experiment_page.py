@@ -15,6 +15,7 @@ from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, pa
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
 BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"
+NOT_RUN = "not run"
 EXPLANATION = (
     "Dice, Jaccard, HD95 and ASD (in voxels): mean over the volumes of a class, then over the classes, then over the "
     "seeds, ± standard deviation over the seeds. Empty predictions, of all volumes, classes and seeds, have no HD95 "
@@ -120,7 +121,7 @@ def _state(run: Run, trainings: Sequence[Training], failed: Sequence[int]) -> st
     if failed:
         return f"failed (seed {', '.join(map(str, failed))})"
     begun = any(any(training.fold.glob("checkpoint_*.pth")) for training in trainings)
-    return "not finished" if begun else "not run"
+    return "not finished" if begun else NOT_RUN
 
 
 def _distinct(values: Any) -> list[Any]:
@@ -154,6 +155,8 @@ def tables(
 ) -> list[str]:
     """What `measure` found, as two tables in Markdown: the scores, and what they cost.
 
+    Rows that were not run are named under the first.
+
     Args:
         unit: of the number of labelled patients, empty or percent.
         columns: names of the curves whose last values, mean over seeds, are shown.
@@ -166,6 +169,8 @@ def tables(
     head += ["p (Wilcoxon)", "p (t-test)", "seeds"]
     scores = []
     for row in rows:
+        if row.get("state") == NOT_RUN:
+            continue
         start = [f"{row['labeled']}{unit}", row["name"]]
         if "summary" not in row:
             scores.append([*start, row["state"], *[""] * (len(head) - 3)])
@@ -190,6 +195,9 @@ def tables(
             ]
         )
     lines = _markdown(head, scores)
+    left = [f"{row['name']} ({row['labeled']}{unit} labelled)" for row in rows if row.get("state") == NOT_RUN]
+    if left:
+        lines += ["", f"Not run: {'; '.join(left)}."]
     compared = [row for row in measured if row.get("test_against_other")]
     if compared:
         lines += ["", f"Difference from {against}, over the seeds that both have:", ""]

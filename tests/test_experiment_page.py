@@ -159,7 +159,7 @@ def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: 
     file = tmp_path / "results" / "data" / "modules-cpu.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"num_epochs": 15', '"num_epochs": 16'), encoding="utf-8")
     kept.joinpath("cpu").rename(tmp_path / "lost too")
-    assert "| 3 | stock nnU-Net | not run |" in write(tmp_path)[0], "a row with other settings is another row"
+    assert "Not run: stock nnU-Net (3 labelled)" in write(tmp_path)[0], "a row with other settings is another row"
 
 
 def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
