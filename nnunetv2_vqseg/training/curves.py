@@ -82,23 +82,25 @@ class EpochCurves:
         # nnU-Net's own plot leaves seaborn's settings and a large font behind.
         style = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.formatter.useoffset": False}
         with plt.style.context(["default", style], after_reset=True):
-            figure, axes = plt.subplots(rows, columns, figsize=(14, 3.4 * rows), squeeze=False)
+            figure, axes = plt.subplots(rows, columns, figsize=(14, 3.4 * rows), squeeze=False, layout="constrained")
             for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
                 for name in names:
                     axis.plot(self.history[name], label=name, marker="." if len(self.history[name]) < 30 else None)
                 axis.set_title(self._title(title))
                 axis.set_xlabel("epoch")
-                axis.legend(fontsize=9)
+                if len(names) > 3:  # below, where it hides no curve
+                    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4)
+                elif len(names) > 1:
+                    axis.legend(fontsize=9)
             for axis in list(axes.flat)[len(panels) :]:
                 axis.set_visible(False)
-            figure.tight_layout()
             figure.savefig(filename, dpi=80)
             plt.close(figure)
 
     def _title(self, title: str) -> str:
         tokens = self.history.get("utilization_tokens")
         if title == "codebook" and tokens:
-            return f"codebook utilisation over {tokens[-1]:.0f} tokens an epoch"
+            return f"codebook utilisation over {tokens[-1]:,.0f} tokens an epoch"
         return title
 
 
