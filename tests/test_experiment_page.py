@@ -57,6 +57,8 @@ def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, m
     assert "Trained on Abacus 3, 2 cores, no GPU." in text
     assert "| 3 | full | not measured: needs DINOv2 weights |" in text
     assert "| 3 | paper's settings | not measured: GPU profile |" in text
+    assert "| 3 | QPM |" not in text
+    assert text.partition("\nNot run: ")[2].count("QPM (3 labelled)") == 1
     assert "](modules-cpu.png)" in text
     assert (tmp_path / "results" / "modules-cpu.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["name"]: row for row in content["val"]}
@@ -261,6 +263,23 @@ def test_a_training_with_other_defaults_is_not_taken_for_todays(monkeypatch: pyt
         results.check_defaults(training, trained_with | {"commitment": 9.0})
     with pytest.raises(runner.ExperimentError, match="perturbed_view 'weak', now 'strong'"):
         results.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+
+
+def test_a_kept_training_with_other_defaults_is_not_taken_for_todays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (teacher,) = runs_of("modules", "mean teacher")
+    training = runner.Training(teacher, 0)
+    finish(tmp_path, training, 0.5)
+    write(tmp_path)
+    shutil.rmtree(tmp_path / "nnUNet_results")
+    file = results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", training)
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    kept["config"] = training.config.as_dict() | {"ema_decay": 0.5}
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"was trained with other defaults \(ema_decay 0.5, now"):
+        write(tmp_path)
 
 
 def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
