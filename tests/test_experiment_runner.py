@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from experiment_world import (
     ROOT,
     VARIABLES,
@@ -219,6 +220,18 @@ def test_unknown_runs_are_refused_before_anything_is_trained(tmp_path: Path, mon
     use_fake_trainer(tmp_path, monkeypatch)
     with pytest.raises(SystemExit, match="--only base: this profile of the experiment has only stock nnU-Net"):
         runner.main(["modules", "--home", str(tmp_path), "--only", "base"])
+
+
+def test_scoring_has_as_many_threads_as_the_profile_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads beside a training on two cores wait for each other at every layer."""
+    use_fake_trainer(tmp_path, monkeypatch)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        runner.main([*experiment_arguments(tmp_path), "--report-only"])
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_damaged_file_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
