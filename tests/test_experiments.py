@@ -47,23 +47,26 @@ def test_the_same_training_has_the_same_folder_in_every_experiment(
 
 
 @pytest.mark.parametrize(
-    ("experiment", "name", "seed", "configuration"),
+    ("experiment", "name", "seed", "configuration", "profile"),
     [
-        ("modules", "stock nnU-Net", 0, "2d_39804443"),
-        ("labels", "mean teacher", 1, "2d_12b8d99d"),
-        ("modules", "QPM", 2, "2d_078f045d"),
-        ("hyperparameters", "default: epsilon 0.7, lambda_u 1", 0, "2d_1e7f7b45"),
-        ("codebook", "K = 4096", 0, "2d_1e7f7b45"),
-        ("view", "QPM on the one strong view", 0, "2d_ad9076ab"),
-        ("perturbation", "second strong view alone", 0, "2d_26603c83"),
-        ("perturbation", "QPM 0.7, literal", 0, "2d_0fc010b7"),
-        ("budget", "stock nnU-Net, 3000 steps", 0, "2d_3808716d"),
+        ("modules", "stock nnU-Net", 0, "2d_39804443", "cpu"),
+        ("labels", "mean teacher", 1, "2d_12b8d99d", "cpu"),
+        ("modules", "QPM", 2, "2d_078f045d", "cpu"),
+        ("hyperparameters", "default: epsilon 0.7, lambda_u 1", 0, "2d_1e7f7b45", "cpu"),
+        ("codebook", "K = 4096", 0, "2d_1e7f7b45", "cpu"),
+        ("view", "QPM on the one strong view", 0, "2d_ad9076ab", "cpu"),
+        ("perturbation", "second strong view alone", 0, "2d_26603c83", "cpu"),
+        ("perturbation", "QPM 0.7, literal", 0, "2d_0fc010b7", "cpu"),
+        ("budget", "stock nnU-Net, 3000 steps", 0, "2d_3808716d", "cpu"),
+        ("finalists", "VQ-Seg without PFA, epsilon 0", 1, "2d_1e875640", "cpu"),
+        ("finalists", "mean teacher", 0, "2d_deb74578", "gpu-short"),
+        ("finalists", "VQ-Seg without PFA", 0, "2d_9452c4c9", "gpu-short"),
     ],
 )
 def test_trainings_of_the_published_pages_are_found_again(
-    experiment: str, name: str, seed: int, configuration: str
+    experiment: str, name: str, seed: int, configuration: str, profile: str
 ) -> None:
-    run = next(run for run in read_experiment(experiment, "cpu").runs if run.name == name)
+    run = next(run for run in read_experiment(experiment, profile).runs if run.name == name)
     assert Training(run, seed).configuration == configuration
 
 
