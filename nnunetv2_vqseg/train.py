@@ -34,6 +34,7 @@ from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoin
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 from nnunetv2_vqseg.training.rendezvous import join_process_group
 from nnunetv2_vqseg.training.signals import exit_when_asked
+from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 
 EXIT_REFUSED = 2
 """Exit code where the dataset, the plan or the options cannot be used; argparse uses it too."""
@@ -142,9 +143,8 @@ def require_readable_plan(dataset: str, plans: str, trainer: str) -> None:
 def train_alone(args: argparse.Namespace) -> None:
     """What `nnUNetv2_train` does, but for `OMP_NUM_THREADS`, which that ignores on CPUs."""
     limit_threads(args.device, processes=1)
-    if args.device == "cpu" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        # More threads than free cores wait for each other: two trainings on two cores took four times as long.
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if args.device == "cpu":
+        obey_omp_num_threads()
     train(args, args.c)
 
 

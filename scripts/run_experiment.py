@@ -32,7 +32,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-import torch
 from benchmarks.output import processor
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
@@ -45,6 +44,7 @@ from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
 from nnunetv2_vqseg.evaluation.provenance import git_commit
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 NNUNET_PLANNING = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
@@ -327,9 +327,7 @@ def run_experiment(args: argparse.Namespace) -> list[str]:
         (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("nnUNet_def_n_proc", "2")
     os.environ.update(experiment.profile["environment"])
-    # Scoring predicts in this process, where torch has read the variable before it was set.
-    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        torch.set_num_threads(int(threads))
+    obey_omp_num_threads()  # scoring predicts in this process
     wanted = select(experiment.runs, args.only, args.labeled)
     asked = {run: trainings_of(run, args.seeds or run.seeds) for run in wanted}
     failed = [] if args.report_only else train_all(asked, args, experiment, home)
