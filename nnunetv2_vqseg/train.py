@@ -32,7 +32,7 @@ from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
 from nnunetv2_vqseg.planning.plans import PlansError, load_plans
 from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoint
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
-from nnunetv2_vqseg.training.rendezvous import join_process_group
+from nnunetv2_vqseg.training.rendezvous import join_process_group, leave_process_group
 from nnunetv2_vqseg.training.signals import exit_when_asked
 from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 
@@ -159,7 +159,7 @@ def train_distributed(args: argparse.Namespace) -> None:
         continues = args.c or (not args.val and has_checkpoint(args, restarted))
         train(args, continues)
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 def train(args: argparse.Namespace, continues: bool) -> None:

@@ -1,4 +1,4 @@
-"""How torchrun's processes find each other, also when they are started again."""
+"""How torchrun's processes find each other, also when they are started again, and how they part."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.distributed.rendezvous import rendezvous
 _ADDRESS = "nnunetv2_vqseg/address"
 _STARTS = "nnunetv2_vqseg/starts"
 _CONNECT = timedelta(seconds=5)
+# What gloo's threads still do when a collective has returned takes microseconds, once they get a core.
+_SECONDS_TO_FINISH = 1.0
 
 
 def join_process_group(backend: str, timeout: timedelta) -> bool:
@@ -32,6 +34,19 @@ def join_process_group(backend: str, timeout: timedelta) -> bool:
     restarts: list = [None] * world
     dist.all_gather_object(restarts, starts - 1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
     return any(restarts)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group so that the process can end.
+
+    A thread of gloo lets go of a collective's tensors after the collective has returned, and needs the interpreter for
+    that. If this is being finalised by then, the process aborts, and torchrun reports a finished training as failed
+    (pytorch/pytorch#190489). DistributedDataParallel keeps those threads beyond the group, so they cannot be joined.
+    """
+    waits = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if waits:
+        time.sleep(_SECONDS_TO_FINISH)
 
 
 def _serve(shared: dist.Store, world: int, timeout: timedelta) -> dist.Store:

@@ -21,6 +21,7 @@ from nnunetv2_vqseg.modules.losses import pseudo_labels
 from nnunetv2_vqseg.modules.strong_view import UnlabeledView, cutmix, sample_cutmix_boxes
 from nnunetv2_vqseg.network import VQSegNet, build_image_decoder, build_vqseg_net
 from nnunetv2_vqseg.training.objective import Objective, Views
+from nnunetv2_vqseg.training.rendezvous import leave_process_group
 
 STRIDES = [[1, 1], [2, 2], [2, 2]]
 PATCH = (16, 16)
@@ -143,7 +144,7 @@ def run_rank(rank: int, world: int, folder: str) -> None:
         result[case] = (gradients(network), loss.detach())
     result["trained"] = train(rank, world, steps=20)
     torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 def train(rank: int, world: int, steps: int) -> dict[str, Any]:
