@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from experiment_files import Experiment, ExperimentError, Run, Training
-from experiment_results import Result, has_failed, with_nan
+from experiment_results import Result, has_failed, null_as_nan, with_nan
 
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
 from nnunetv2_vqseg.evaluation.datasets import Split
@@ -18,11 +19,14 @@ BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"
 NOT_RUN = "not run"
 EXPLANATION = (
     "Dice, Jaccard, HD95 and ASD (in voxels): mean over the volumes of a class, then over the classes, then over the "
-    "seeds, ± standard deviation over the seeds. Empty predictions, of all volumes, classes and seeds, have no HD95 "
-    "and no ASD. Difference in Dice and its p-values (Wilcoxon, paired t-test, not corrected for their number) against "
-    "the first row with as many labels, over patients; frames, and those seeds that both have, averaged first. Images "
-    "a step: labelled ones and views of unlabelled ones that pass the student; images seen: that sum times the steps. "
-    "Minutes of wall time a training, other work on the machine."
+    "seeds, ± standard deviation (n - 1) over the seeds. Empty predictions, of all volumes, classes and seeds, have no "
+    "HD95 and no ASD. Difference in Dice and its p-values (Wilcoxon, paired t-test, not corrected for their number) "
+    "against the first row with as many labels, over patients; frames, and those seeds that both have, averaged first; "
+    "empty where the first row's cases were not kept. Images a step: labelled ones and views of unlabelled ones that "
+    "pass the student; images seen: that sum times the steps. Minutes of wall time a training, other work on the "
+    "machine. RV, MLV, LVC: right ventricle, myocardium and cavity of the left ventricle. QPM: quantised perturbation; "
+    "DB: image decoder; PFA: alignment with DINOv2. Own plan: nnU-Net's, with its batch size. A row may have seeds "
+    "that the command does not train; `--seeds` does."
 )
 
 
@@ -80,7 +84,7 @@ def measure(
                 if run is first or run.name == experiment.against
                 else compare_shared_seeds(others.get(run.labeled, {}), scores, list(classes)),
                 "last_values": {
-                    name: [result.last_values[name] for result in found if name in result.last_values]
+                    name: [value for result in found if isfinite(value := result.last_values.get(name, nan))]
                     for name in experiment.columns
                 },
                 "steps": steps,
@@ -109,10 +113,11 @@ def _earlier_row(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, An
 
 
 def _null_as_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as JSON has it, with NaN for the null of a single seed's spread or of a score that no case has."""
+    """A row as JSON has it, with NaN for what a single seed or patient, or a score that no case has, leaves null."""
     summary = {key: with_nan(values) for key, values in row["summary"].items()}
     folds = {seed: with_nan(values) for seed, values in row["folds"].items()}
-    return {**row, "summary": summary, "folds": folds}
+    tests = {key: row.get(key) and null_as_nan(row[key]) for key in ("test_against_first", "test_against_other")}
+    return {**row, "summary": summary, "folds": folds, **tests}
 
 
 def _state(run: Run, trainings: Sequence[Training], failed: Sequence[int]) -> str:
@@ -251,10 +256,13 @@ def _p(test: Mapping[str, float], kind: str) -> str:
     return f"{test[f'p_{kind}']:.2g}"
 
 
-def write_page(file: Path, experiment: Experiment, parts: Sequence[str]) -> None:
+def write_page(file: Path, experiment: Experiment, parts: Sequence[str], tested: bool = False) -> None:
     """Write title, question and, between the markers, the generated part; all other text of the page stays.
 
     The title is the page's first line, the question the paragraph under it.
+
+    Args:
+        tested: scores of test patients are shown.
 
     Raises:
         ExperimentError: the page has lost the marker at the end of the results.
@@ -270,10 +278,10 @@ def write_page(file: Path, experiment: Experiment, parts: Sequence[str]) -> None
     if head.startswith("# "):
         prose = head.partition("\n")[2].strip().split("\n\n")[1:]
     before = [f"# {experiment.title} ({experiment.profile_name} profile)", experiment.question, *filter(None, prose)]
-    text = "\n\n".join([*before, begin, "\n".join(parts).strip(), EXPLANATION, _bash(experiment), END])
+    text = "\n\n".join([*before, begin, "\n".join(parts).strip(), EXPLANATION, _bash(experiment, tested), END])
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text + (tail or "\n"), encoding="utf-8")
 
 
-def _bash(experiment: Experiment) -> str:
-    return f"```bash\n{experiment.command} --data FOLDER\n```"
+def _bash(experiment: Experiment, tested: bool) -> str:
+    return f"```bash\n{experiment.command} --data FOLDER{' --test' if tested else ''}\n```"

@@ -7,6 +7,7 @@ machine and experiment made the training.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -58,6 +59,8 @@ def gather(
 ) -> dict[Training, Result]:
     """Results of all trainings that are finished or were kept; the former are kept too, instead of an older one.
 
+    What is missing here of a training that was kept, such as the scores of its test cases, stays kept.
+
     Args:
         folder: of the kept results.
         may_test: whether scores of the test cases that are not there yet are to be computed.
@@ -71,6 +74,8 @@ def gather(
         if training.done:
             splits = [split for split in SPLITS if split == "val" or _has_scores(training, split) or may_test(training)]
             result = read_finished(training, splits, device, num_processes)
+            if file.is_file():
+                result = completed(result, read_kept(file))
             check_defaults(training, result.config)
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_json(asdict(result), file)
@@ -101,7 +106,25 @@ def read_kept(file: Path) -> Result:
     scores = {
         split: {case: with_nan(values) for case, values in cases.items()} for split, cases in result.scores.items()
     }
-    return replace(result, scores=scores)
+    return replace(result, scores=scores, last_values=null_as_nan(result.last_values))
+
+
+def completed(result: Result, kept: Result) -> Result:
+    """`result`, with what only the kept result of the same training knows."""
+
+    def identity(one: Result) -> tuple[object, ...]:
+        return one.commits, one.seconds, json.dumps(one.scores["val"], sort_keys=True)
+
+    if identity(result) != identity(kept):
+        return result
+    return replace(
+        result,
+        scores={**kept.scores, **result.scores},
+        config=result.config or kept.config,
+        last_values=result.last_values or kept.last_values,
+        steps=kept.steps if result.steps is None else result.steps,
+        images_a_step=result.images_a_step or kept.images_a_step,
+    )
 
 
 def read_finished(training: Training, splits: Iterable[Split], device: str, num_processes: int) -> Result:
@@ -179,10 +202,12 @@ def _raw(training: Training) -> tuple[Path, dict[str, Any]]:
 
 def with_nan(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
     """A case's scores as JSON has them, with NaN for null."""
-    return {
-        key: {name: float("nan") if value is None else value for name, value in values.items()}
-        for key, values in scores.items()
-    }
+    return {key: null_as_nan(values) for key, values in scores.items()}
+
+
+def null_as_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Values as JSON has them, with NaN for null."""
+    return {name: float("nan") if value is None else value for name, value in values.items()}
 
 
 def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:

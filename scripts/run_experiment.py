@@ -103,8 +103,9 @@ class Children:
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Stop at the first of `STOP_SIGNALS`."""
-        previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        """Stop at the first of `STOP_SIGNALS`, but not at those that are ignored, as SIGHUP is under nohup."""
+        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield
         finally:
@@ -303,11 +304,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the page of what is there")
     parser.add_argument("--test", action="store_true", help="score the test patients too; when all is chosen")
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: give the number of trainings at a time, 1 or more.")
     try:
         failed = run_experiment(args)
     except (ExperimentError, EvaluationError, ConfigError, OSError) as error:
         sys.exit(f"Error: {error}")
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     if failed:
@@ -342,9 +345,11 @@ def select(runs: Sequence[Run], names: Sequence[str] | None, labeled: Sequence[i
     """The runs of the profile that the command line asks for.
 
     Raises:
-        ExperimentError: a name or number of labels that no such run has.
+        ExperimentError: a name or number of labels that no such run has, or no run at all.
     """
     runs = [run for run in runs if run.not_measured is None]
+    if not runs:
+        raise ExperimentError("The experiment has no run on this profile; give another one with --profile.")
     for option, asked, known in (
         ("--only", names, [run.name for run in runs]),
         ("--labeled", labeled, [run.labeled for run in runs]),
@@ -423,7 +428,7 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
             (page.parent / f"{figure.name}.png").write_bytes(figure.png)
             parts += [f"![{figure.alt}]({figure.name}.png)", ""]
     print("\n".join(parts))
-    write_page(page, experiment, parts)
+    write_page(page, experiment, parts, tested="test" in content)
     data.mkdir(parents=True, exist_ok=True)
     replace_json(content, file)
 

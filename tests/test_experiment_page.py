@@ -105,6 +105,48 @@ def test_page_keeps_what_was_trained_in_another_folder(tmp_path: Path, monkeypat
     assert list(test["stock nnU-Net"]["folds"]) == ["0"], "seed 1 was trained again and its test patients not read"
 
 
+def test_a_report_without_the_test_scores_keeps_those_that_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (teacher,) = runs_of("modules", "mean teacher")
+    training = runner.Training(teacher, 0)
+    finish(tmp_path, training, 0.5, ("val", "test"))
+    known = TrainingRecord(runtime={"steps": 1500}, config=training.config.as_dict())
+    monkeypatch.setattr(results, "read_training_record", lambda file: known)
+    shown = write(tmp_path)
+    (training.fold / "experiment_scores_test.json").unlink()
+    monkeypatch.setattr(results, "read_training_record", lambda file: TrainingRecord(unreadable="damaged"))
+    assert write(tmp_path) == shown
+    kept = results.read_kept(
+        results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", runner.Training(teacher, 0))
+    )
+    assert set(kept.scores) == {"val", "test"}
+    assert (kept.steps, kept.config) == (
+        1500,
+        known.config | {"batch_size_range": [8, 12], "foundation_channels": [0, 1, 2]},
+    )
+
+
+def test_curves_that_ended_in_nan_are_left_out_of_the_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    trainings = runner.trainings_of(runner.read_experiment("perturbation", "cpu").runs[0], (0, 1))
+    records = {}
+    for training, last in zip(trainings, (float("nan"), 0.25), strict=True):
+        finish(tmp_path, training, 0.5)
+        curves = {"pseudo_perturbed": [0.5, last]}
+        records[training.fold] = TrainingRecord(config=training.config.as_dict(), vqseg_curves=curves)
+    monkeypatch.setattr(results, "read_training_record", lambda file: records[file.parent])
+    place = tmp_path / "results"
+    command = ["perturbation", "--home", str(tmp_path), "--results", str(place), "--report-only"]
+    runner.main(command)
+    text = (place / "perturbation-cpu.md").read_text(encoding="utf-8")
+    assert " | 0.25 | " in text
+    shutil.rmtree(tmp_path / "nnUNet_results")
+    runner.main(command)
+    assert (place / "perturbation-cpu.md").read_text(encoding="utf-8") == text
+
+
 def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     names = ("stock nnU-Net", "mean teacher", "VQ-Seg without PFA")
@@ -209,8 +251,11 @@ def test_page_follows_the_experiment_and_keeps_what_was_written_around_it(tmp_pa
     assert "first table" not in text
     assert "Which?" not in text
     assert text.index("second table") < text.index("results: end") < text.index("What we read.")
+    assert "--test" not in text
     page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"])
     assert file.read_text(encoding="utf-8") == text
+    page.write_page(file, experiment(), ["third table"], tested=True)
+    assert "modules --profile cpu --data FOLDER --test\n" in file.read_text(encoding="utf-8")
 
 
 def test_page_without_its_end_is_not_cut(tmp_path: Path) -> None:

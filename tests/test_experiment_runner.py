@@ -222,6 +222,31 @@ def test_unknown_runs_are_refused_before_anything_is_trained(tmp_path: Path, mon
         runner.main(["modules", "--home", str(tmp_path), "--only", "base"])
 
 
+def test_what_cannot_be_run_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit, match="has no run on this profile; give another one with --profile"):
+        runner.main(["budget", "--profile", "gpu", "--home", str(tmp_path), "--results", str(tmp_path / "results")])
+    with pytest.raises(SystemExit):
+        runner.main(["budget", "--jobs", "0"])
+    assert "--jobs 0: give the number of trainings at a time, 1 or more." in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        children = runner.Children()
+        with children.handling_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not children.stopping.is_set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert children.stopping.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 def test_scoring_has_as_many_threads_as_the_profile_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads beside a training on two cores wait for each other at every layer."""
     use_fake_trainer(tmp_path, monkeypatch)
