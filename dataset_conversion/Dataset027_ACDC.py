@@ -3,8 +3,10 @@
     python dataset_conversion/Dataset027_ACDC.py -i ACDC --labeled 3
 
 Reads the official release (`training/`, `testing/`, `Info.cfg`, real frame numbers, 4D cine files skipped) and copies
-that have `training/` only. With a folder `protocol/` beside it (`train.txt`, `val.txt`, `test.txt`, `labelled-N.txt`,
-one patient a line) these lists decide; otherwise the split is by a seed. A patient's frames are always on one side.
+that have `training/` only. With a folder of lists (`train.txt`, `val.txt`, `test.txt`, `labelled-N.txt`, one patient a
+line) these decide: that of `--protocol`, or `protocol/` beside `training/`. Otherwise the split is by a seed. Frames of
+a patient are always on one side. `dataset_conversion/acdc_protocol` has the lists of the semi-supervised literature
+(those of SSL4MIS, all of them patients of the release's `training/`).
 """
 
 from __future__ import annotations
@@ -119,12 +121,14 @@ def _listed(path: Path, patients: dict[str, Patient]) -> list[str]:
 
 
 def choose_split(root: Path, patients: dict[str, Patient], args: argparse.Namespace) -> Split:
-    """Decide each patient's role: by the lists given, else by those in `protocol/`, else by `testing/` and the seed.
+    """Decide each patient's role: by the lists given, else by the protocol's, else by `testing/` and the seed.
 
     Raises:
-        DatasetError: lists that overlap, name unknown patients or leave nobody to train on.
+        DatasetError: lists that overlap, name unknown patients or leave nobody to train on; a protocol without lists.
     """
-    protocol = root / "protocol"
+    protocol = args.protocol or root / "protocol"
+    if args.protocol and not any(protocol.glob("*.txt")):
+        raise DatasetError(f"{protocol} has no list of patients such as test.txt; correct --protocol.")
     lists = {
         role: given or (protocol / f"{role}.txt" if (protocol / f"{role}.txt").is_file() else None)
         for role, given in (("train", None), ("val", args.val_list), ("test", args.test_list))
@@ -251,11 +255,14 @@ def build_parser() -> argparse.ArgumentParser:
         "-i", dest="input", type=Path, required=True, metavar="ACDC", help="folder with training/ in it"
     )
     parser.add_argument("-d", dest="dataset_id", type=int, default=27, metavar="ID", help="dataset ID (default: 27)")
+    parser.add_argument(
+        "--protocol", type=Path, metavar="DIR", help="folder with lists of patients (default: protocol/ in ACDC)"
+    )
     labeled = parser.add_mutually_exclusive_group()
     labeled.add_argument(
         "--labeled",
         metavar="N|P%",
-        help="labelled patients: protocol/labelled-N.txt if there is one, else chosen by the seed (default: all)",
+        help="labelled patients: the protocol's labelled-N.txt if there is one, else chosen by the seed (default: all)",
     )
     labeled.add_argument("--labeled-list", type=Path, metavar="FILE", help="labelled patients, one a line")
     parser.add_argument("--val-list", type=Path, metavar="FILE", help="validation patients, one a line")

@@ -194,7 +194,7 @@ def conversion(run: Run, data: Path) -> list[object]:
     scripts, general = ROOT / "dataset_conversion", ["-i", data, "-d", run.data.dataset_id(run.labeled)]
     if run.dataset == "acdc":
         labeled = [] if run.labeled >= run.data.everything else ["--labeled", run.labeled]
-        return [scripts / "Dataset027_ACDC.py", *general, *labeled]
+        return [scripts / "Dataset027_ACDC.py", *general, "--protocol", scripts / "acdc_protocol", *labeled]
     percent = ["--labeled-percent", run.labeled]
     if (data / "imagesTr").is_dir():
         return [scripts / "DatasetXXX_MSD_Lung.py", *general, *percent]

@@ -209,8 +209,9 @@ def test_each_dataset_has_its_converter(tmp_path: Path) -> None:
         script, *rest = runner.conversion(runner.Run("a", "nnUNetTrainer", labeled, dataset=dataset), tmp_path)
         return [script.name, *map(str, rest[2:])]
 
-    assert words("acdc", 7) == ["Dataset027_ACDC.py", "-d", "507", "--labeled", "7"]
-    assert words("acdc", 70) == ["Dataset027_ACDC.py", "-d", "570"]
+    protocol = ["--protocol", str(ROOT / "dataset_conversion" / "acdc_protocol")]
+    assert words("acdc", 7) == ["Dataset027_ACDC.py", "-d", "507", *protocol, "--labeled", "7"]
+    assert words("acdc", 70) == ["Dataset027_ACDC.py", "-d", "570", *protocol]
     assert words("lung", 5) == ["DatasetXXX_LC.py", "-d", "605", "--name", "Lung", "--labeled-percent", "5"]
     (tmp_path / "imagesTr").mkdir()
     assert words("lung", 10) == ["DatasetXXX_MSD_Lung.py", "-d", "610", "--labeled-percent", "10"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conversion_inputs import SIZE, heart_label, random_image, remove, write_volume
-from Dataset027_ACDC import main
+from conversion_inputs import REPOSITORY, SIZE, heart_label, random_image, remove, write_volume
+from Dataset027_ACDC import Patient, build_parser, choose_split, main
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesUl", "imagesTs", "labelsTs")
 
@@ -132,6 +132,29 @@ def test_own_lists_win_over_the_protocol(raw: Path, shared: Path, tmp_path: Path
     found, fold = contents(raw), fold_of(raw)
     assert (set(fold["train"]), set(fold["val"]), found["imagesTs"]) == (frames([9]), frames([1]), frames([2]))
     assert found["imagesUl"] == frames([3, 4, 5, 6, 7, 8, 10])
+
+
+def test_official_release_with_the_lists_of_the_literature(tmp_path: Path) -> None:
+    lists = REPOSITORY / "dataset_conversion" / "acdc_protocol"
+    patients = {f"patient{n:03d}": Patient("training" if n <= 100 else "testing", {}, {}) for n in range(1, 151)}
+    found = {}
+    for labeled in (3, 7, 14):
+        args = build_parser().parse_args(["-i", "ACDC", "--protocol", str(lists), "--labeled", str(labeled)])
+        split = found[labeled] = choose_split(tmp_path, patients, args)
+        assert [len(role) for role in (split.labeled, split.unlabeled, split.val, split.test)] == [
+            labeled, 70 - labeled, 10, 20
+        ]  # fmt: skip
+        assert max(split.labeled + split.unlabeled + split.val + split.test) == "patient100"
+    assert found[3].labeled == ["patient038", "patient050", "patient099"]
+    assert set(found[3].labeled) < set(found[7].labeled) < set(found[14].labeled)
+    assert found[3].test == found[14].test
+
+
+def test_a_protocol_without_lists_is_refused(
+    raw: Path, shared: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    said = fails(main, "-i", shared, "--protocol", tmp_path / "none")
+    assert "none has no list of patients such as test.txt; correct --protocol." in said
 
 
 def test_labels_of_unlabelled_patients_are_never_read(raw: Path, shared: Path) -> None:
