@@ -25,7 +25,7 @@ EPOCHS = 10
 STAMP = "demo.json"
 WITHOUT_PFA = (
     "There is no GPU: VQ-Seg trains without its alignment with the foundation model DINOv2 (PFA; foundation_policy is "
-    "off), which would cost about 175 ms an image on a CPU."
+    "off), which would cost about 200 ms an image on a CPU."
 )
 
 
