@@ -1,10 +1,12 @@
-"""JSON as the reports write it: plain numbers, NaN and infinity as null."""
+"""JSON as the reports write it (plain numbers, NaN and infinity as null), and files written as a whole."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,26 @@ def to_jsonable(value: Any) -> Any:
 def write_json(value: Any, path: Path) -> None:
     """Write `value` to `path`, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as it is, in UTF-8; a kill leaves the old file or the new one."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """`replace_text` for other files."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the file that the user knows, also where the disk is full
+        raise
 
 
 def read_json(path: Path, remedy: str, kind: type = dict) -> Any:

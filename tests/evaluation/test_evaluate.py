@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volum
 
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.evaluate import evaluate_folder, main
-from nnunetv2_vqseg.evaluation.json_files import to_jsonable
+from nnunetv2_vqseg.evaluation.json_files import replace_text, to_jsonable
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.metrics import METRICS, score_masks
 
@@ -241,3 +243,24 @@ def test_json_has_null_for_what_is_not_a_number():
         1: np.array([1.0, math.nan]),
     }
     assert to_jsonable(value) == {"a": None, "b": 0.5, "c": [None, 3, [True, None]], "1": [1.0, None]}
+
+
+def test_a_text_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "page.md"
+    replace_text(file, "old ±\r\n")
+    assert file.read_bytes() == "old ±\r\n".encode()
+    write = Path.write_bytes
+
+    def full_disk(path, content):
+        write(path, content[:2])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="no space left") as stopped:
+        replace_text(file, "new")
+    assert stopped.value.filename == str(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
+    assert file.read_bytes() == "old ±\r\n".encode()
+    monkeypatch.undo()
+    replace_text(file, "new")
+    assert file.read_text(encoding="utf-8") == "new"
