@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--patient-regex",
         default=DEFAULT_PATIENT_REGEX,
         help="finds the patient in a case's name: its first group, or all it matches; cases it does not match are "
-        f"patients of their own. Default: {DEFAULT_PATIENT_REGEX.replace('%', '%%')}",
+        "patients of their own. Default, as nnUNetv2_vqseg_split has it: the name without endings such as _frame01, "
+        "_ses-2 or _ED",
     )
     add_scoring_arguments(parser)
     args = parser.parse_args(arguments)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from scipy import stats
 
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.metrics import METRICS
 
@@ -25,7 +26,8 @@ Scores = Mapping[str, FoldScores]
 MEAN = "mean"
 """The key beside the class keys for the mean over classes."""
 
-DEFAULT_PATIENT_REGEX = r"^(.+?)_(?:frame|ED|ES)(?=[\W\d_]|$)"
+DEFAULT_PATIENT_REGEX = PATIENT_PATTERN
+"""That of the splitter and the converters: who was on one side of a split is one patient of a test."""
 
 
 def patient_key(regex: str = DEFAULT_PATIENT_REGEX) -> Callable[[str], str]:

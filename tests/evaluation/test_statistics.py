@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nnunetv2_vqseg.data.patients import group_by_patient
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.statistics import (
     MEAN,
@@ -38,7 +39,10 @@ ABSENT = score(NAN, NAN, n_pred=0, n_ref=0)
         ("patient001_frame01", "patient001"),
         ("patient001_frame12", "patient001"),
         ("patient001_ED", "patient001"),
-        ("a_b_ES_2", "a_b"),
+        ("a_b_ES", "a_b"),
+        ("P7-ED", "P7"),
+        ("P10_scan2", "P10"),
+        ("sub-03_ses-1_frame02", "sub-03"),
         ("lung_017", "lung_017"),
         ("patient_EDUARD", "patient_EDUARD"),
         ("case_framework", "case_framework"),
@@ -47,6 +51,24 @@ ABSENT = score(NAN, NAN, n_pred=0, n_ref=0)
 )
 def test_default_patient_is_the_name_before_the_frame(case, patient):
     assert patient_key()(case) == patient
+
+
+def test_a_report_groups_cases_as_the_splitter_does():
+    cases = [f"patient{number:03d}_frame{frame:02d}" for number in (1, 2) for frame in (1, 12)]
+    cases += [
+        "P10_scan1",
+        "P10_scan2",
+        "sub-03_ses-1",
+        "sub-03_ses-2",
+        "P7-ED",
+        "P7-ES",
+        "a_ED",
+        "a_b_ES_2",
+        "lung_017",
+    ]
+    grouped = {case: patient for patient, members in group_by_patient(cases).items() for case in members}
+    assert {case: patient_key()(case) for case in cases} == grouped
+    assert len(set(grouped.values())) == 8
 
 
 def test_patient_regex_takes_its_first_group_or_the_match():
