@@ -70,3 +70,12 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise EvaluationError(f"{path} does not hold a JSON {'list' if kind is list else 'object'}; {remedy}.")
     return content
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that one can do without: empty where there is none, or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

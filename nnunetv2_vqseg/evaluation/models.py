@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
+from nnunetv2_vqseg.evaluation.json_files import read_object
 from nnunetv2_vqseg.evaluation.methods import Method
 
 RUNTIME_FILE = "runtime.json"
@@ -126,7 +126,7 @@ def find_models(
 
 def read_training_record(checkpoint: Path) -> TrainingRecord:
     """What the checkpoint and nnU-Net's debug.json beside it tell; never runs code from the checkpoint."""
-    debug = _read_object(checkpoint.with_name("debug.json"))
+    debug = read_object(checkpoint.with_name("debug.json"))
     known: dict[str, Any] = {
         "iterations_per_epoch": _as_int(debug.get("num_iterations_per_epoch")),
         "batch_size": _as_int(debug.get("batch_size")),
@@ -141,7 +141,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     started, ended = logging.get("epoch_start_timestamps", []), logging.get("epoch_end_timestamps", [])
     extra = content.get("vqseg") or {}
     foundation = extra.get("foundation_model")
-    runtime = dict(extra.get("runtime") or _read_object(checkpoint.with_name(RUNTIME_FILE)))
+    runtime = dict(extra.get("runtime") or read_object(checkpoint.with_name(RUNTIME_FILE)))
     runtime.setdefault("seed", _as_int(debug.get("_seed")))  # of nnUNetTrainerSupervised
     return TrainingRecord(
         epochs=len(logging["train_losses"]) if "train_losses" in logging else None,
@@ -175,15 +175,6 @@ def _without_alignment(extra: Mapping[str, Any]) -> str | None:
         return "foundation_policy is off"
     name = config.get("foundation_model", "")
     return f"no {'DINOv2' if 'dinov2' in name else name} weights"
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON object that a report can do without: empty where there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _as_int(text: str | None) -> int | None:

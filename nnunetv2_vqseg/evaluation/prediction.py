@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.evaluation.datasets import Case
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.json_files import read_object, write_json
 from nnunetv2_vqseg.evaluation.models import TrainedModel
 
 RECORD_FILE = "prediction_record.json"
+UNFINISHED = "unfinished"
+"""Folder that the predictor writes into, so that a file outside it is a whole one."""
 
 
 def predict_missing(
@@ -33,10 +36,10 @@ def predict_missing(
     checkpoint = model.checkpoint(fold)
     stamp = {"checkpoint": str(checkpoint), "modified_ns": checkpoint.stat().st_mtime_ns}
     record_file = output / RECORD_FILE
-    record: dict[str, Any] = {}
-    if record_file.is_file():
-        record = read_json(record_file, "delete it to predict again")
+    record = read_object(record_file)
     same_checkpoint = all(record.get(key) == value for key, value in stamp.items())
+    unfinished = output / UNFINISHED
+    _keep_whole_files(unfinished, output, ending)
     outdated = {
         case: files
         for case, files in cases.items()
@@ -49,8 +52,12 @@ def predict_missing(
         (output / f"{case}{ending}").unlink(missing_ok=True)
     # the stamp first: a run that is killed while predicting continues where it was
     write_json(stamp, record_file)
+    unfinished.mkdir()
     started = time.perf_counter()
-    peak = run_predictor(model, fold, outdated, output, device, num_processes)
+    peak = run_predictor(model, fold, outdated, unfinished, device, num_processes)
+    for file in list(unfinished.iterdir()):
+        file.replace(output / file.name)
+    unfinished.rmdir()
     record = stamp | {
         "device": device,
         "seconds": time.perf_counter() - started,
@@ -87,6 +94,15 @@ def run_predictor(
             images, targets, num_processes_preprocessing=num_processes // 2, num_processes_segmentation_export=1
         )
     return torch.cuda.max_memory_allocated(target) if target.type == "cuda" else None
+
+
+def _keep_whole_files(unfinished: Path, output: Path, ending: str) -> None:
+    """Take over what a killed run left, but for the newest file: they are written one by one, the last is cut off."""
+    times = {file: file.stat().st_mtime_ns for file in unfinished.glob(f"*{ending}")}
+    for file, written in times.items():
+        if written < max(times.values()):
+            file.replace(output / file.name)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _is_newer(prediction: Path, sources: tuple[Path, ...]) -> bool:

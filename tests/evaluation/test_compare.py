@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -168,6 +169,41 @@ def test_predictions_are_made_once_per_checkpoint(world, predictor, without_repo
     os.utime(image, ns=(image.stat().st_mtime_ns + 10**12,) * 2)
     os.utime(made / "patient003_frame01.nii.gz", ns=(image.stat().st_mtime_ns + 1,) * 2)
     assert again() == [("nnUNetTrainerVQSeg", "0", ["patient003_frame01"])]
+
+
+def test_a_killed_prediction_goes_on_without_its_last_file(world, predictor, without_report, monkeypatch):
+    fake = prediction.run_predictor
+
+    def killed(model, fold, cases, output, *rest):
+        names = list(cases)
+        fake(model, fold, {case: cases[case] for case in names[:5]}, output, *rest)
+        time.sleep(0.05)  # a file system's clock ticks every few milliseconds
+        fake(model, fold, {names[5]: cases[names[5]]}, output, *rest)
+        last = output / f"{names[5]}.nii.gz"
+        last.write_bytes(last.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prediction, "run_predictor", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    monkeypatch.setattr(prediction, "run_predictor", fake)
+    predictor.clear()
+    summary = compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    cases = sorted(summary["methods"]["nnU-Net"]["cases"]["0"])
+    assert predictor == [("nnUNetTrainer", "0", cases[5:])]
+    (record,) = (world / "out").rglob(prediction.RECORD_FILE)
+    assert sorted(file.name.removesuffix(".nii.gz") for file in record.parent.glob("*.nii.gz")) == cases
+    assert not (record.parent / "unfinished").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"'])
+def test_a_spoilt_record_of_predictions_counts_as_none(world, predictor, without_report, content):
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    (record,) = (world / "out").rglob(prediction.RECORD_FILE)
+    record.write_text(content, encoding="utf-8")
+    predictor.clear()
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    assert [len(cases) for _, _, cases in predictor] == [14]
 
 
 def test_another_checkpoint_is_never_scored_with_old_predictions(world, predictor, without_report):
