@@ -173,9 +173,8 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
     ]
     if others:
         raise DatasetError(f"The dataset ID {dataset_id} is taken by {others[0]}; choose another with -d.")
-    existing = [parent / target.name for parent in (raw, preprocessed) if parent and (parent / target.name).exists()]
-    if existing and not overwrite:
-        raise DatasetError(f"{existing[0]} exists already; add --overwrite to replace it or choose another ID with -d.")
+    own = [parent / target.name for parent in (raw, preprocessed) if parent]
+    _refuse_existing(own, overwrite)
     raw.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(p for mark in (UNFINISHED, REPLACED) for p in raw.glob(f"{mark}{target.name}-*")):
         print(
@@ -187,6 +186,7 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
     building.mkdir()
     try:
         yield building
+        _refuse_existing(own, overwrite)  # another conversion may have been faster
         if target.exists():
             target.rename(replaced)
             building.rename(target)
@@ -198,6 +198,12 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
             replaced.rename(target)
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _refuse_existing(folders: Sequence[Path], overwrite: bool) -> None:
+    existing = [folder for folder in folders if folder.exists()]
+    if existing and not overwrite:
+        raise DatasetError(f"{existing[0]} exists already; add --overwrite to replace it or choose another ID with -d.")
 
 
 def finish_dataset(

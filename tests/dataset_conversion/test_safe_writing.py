@@ -107,6 +107,20 @@ def test_existing_dataset_needs_overwrite(raw: Path, shared: Path, fails: Callab
     assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
 
 
+def test_a_dataset_that_appears_meanwhile_is_not_replaced(
+    raw: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    marker = raw / "Dataset027_ACDC" / "marker"
+
+    def finish_last(*words: object, **about: object) -> None:
+        marker.parent.mkdir()
+        marker.touch()
+
+    monkeypatch.setattr("Dataset027_ACDC.finish_dataset", finish_last)
+    assert "add --overwrite to replace it" in fails(main, "-i", shared, "--labeled", 2, "-np", 1)
+    assert list(raw.rglob("*")) == [marker.parent, marker]
+
+
 def test_bad_input_does_not_cost_the_old_dataset(raw: Path, shared: Path, fails: Callable[..., str]) -> None:
     convert(shared)
     before = snapshot(raw)
