@@ -225,7 +225,7 @@ def finish_dataset(
 
 
 def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Report) -> None:
-    """Print what was written, and renew the split of a preprocessed folder that an `--overwrite` left behind."""
+    """Print what was written and what an `--overwrite` left behind, and renew the split of a preprocessed folder."""
     val, declared = set(fold["val"]), set(fold.get("unlabeled", []))
     groups = {
         "labelled": [case for case in cases if case.name in set(fold["train"])],
@@ -244,6 +244,12 @@ def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Repor
         print(
             f"Note: {preprocessed / dataset_name} was made from the previous data; "
             "run nnUNetv2_vqseg_plan_and_preprocess again before training."
+        )
+    results = environment_folder("nnUNet_results")
+    if results is not None and any((results / dataset_name).glob("*/fold_*/checkpoint_*.pth")):
+        print(
+            f"Note: {results / dataset_name} has models that were trained before this conversion, perhaps on patients "
+            "who are now for validation or test; move it away, or train again before you compare."
         )
 
 

@@ -155,6 +155,18 @@ def test_preprocessed_data_of_the_old_dataset_are_not_trusted(
     assert json.loads((preprocessed / "splits_final.json.bak-1").read_text(encoding="utf-8"))[0]["val"] == ["b"]
 
 
+def test_models_of_the_old_dataset_are_named(raw: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = raw.parent / "nnUNet_results" / "Dataset027_ACDC"
+    fold = results / "nnUNetTrainerVQSeg__nnUNetPlans__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    convert(shared)
+    assert str(results) not in capsys.readouterr().out
+    (fold / "checkpoint_best.pth").touch()
+    convert(shared, "--overwrite")
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if str(results) in line]
+    assert "perhaps on patients who are now for validation or test; move it away, or train again" in note
+
+
 def test_unset_environment(shared: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert "nnUNet_raw is not set" in fails(main, "-i", shared, "--labeled", 2)
