@@ -59,6 +59,7 @@ summary { cursor: pointer; color: var(--accent); }
   h1 { font-size: 1.35rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .6rem; }
+  th[scope=row] { max-width: 9.5rem; white-space: normal; overflow-wrap: break-word; }
 }
 @media print {
   @page { margin: 14mm; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import time
 from html.parser import HTMLParser
 
@@ -111,6 +112,14 @@ def test_page_needs_no_network_and_is_accessible(report):
     assert len(tables) == len([tag for tag, _ in page.tags if tag == "caption"])
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert ids == {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
+
+
+def test_a_long_name_leaves_room_for_the_numbers_on_a_phone(report):
+    style = Reader((report[1] / "index.html").read_text(encoding="utf-8")).text
+    phone = style[style.index("@media (max-width: 40rem)") : style.index("@media print")]
+    (rule,) = re.findall(r"th\[scope=row\] \{(.*?)\}", phone)
+    for part in ("max-width: 9.5rem", "white-space: normal", "overflow-wrap: break-word"):
+        assert part in rule
 
 
 def test_summary_json_has_the_numbers_of_the_page(report):
