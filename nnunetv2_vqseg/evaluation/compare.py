@@ -28,6 +28,11 @@ from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, patient_
 MAX_BOXED_CLASSES = 12
 """Box plots are drawn for this many classes; the tables have all."""
 
+SPREAD_DEFINITION = (
+    "Standard deviation (n - 1) over patients, whose frames and trainings are averaged first; what is called SD is "
+    "over trainings."
+)
+
 
 def run(
     dataset: str | int,
@@ -128,7 +133,7 @@ def run(
         "paired": analysis.analyse_pairs(analyses, classes.keys),
         "notes": list(notes),
         "versions": provenance.versions(),
-        "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention]},
+        "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention], "±": SPREAD_DEFINITION},
     }
     summary["notices"] = analysis.notices(summary)
     summary["command"] = provenance.command(summary, output)

@@ -32,6 +32,7 @@ from nnunetv2_vqseg.evaluation.statistics import MEAN, FoldScores, count_empty, 
 
 Units = Literal["voxel", "mm"]
 UNITS: tuple[Units, ...] = ("voxel", "mm")
+SPREAD_DEFINITION = "Standard deviation (n - 1) over the cases that have a value; null for fewer than two."
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def evaluate_folder(
         "missing_predictions": missing,
         "units": units,
         "empty_convention": empty_convention,
-        "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention]},
+        "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention], "std": SPREAD_DEFINITION},
     }
 
 

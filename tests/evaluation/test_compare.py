@@ -83,6 +83,7 @@ def test_report_says_what_was_compared(report):
         "Trained without a foundation model: <no weights> were found.",
         "97,000 tokens",
         "95th percentile",
+        "Standard deviation (n - 1) over patients, whose frames and trainings are averaged first",
         summary["versions"]["torch"],
         "nnUNetv2_vqseg_compare -d Dataset901_Phantom",
         "Wilcoxon p",

@@ -55,6 +55,9 @@ def test_result_holds_case_class_and_mean_and_counts_the_empty(folders, capsys):
         assert result["foreground_mean"][metric] == pytest.approx(
             (result["mean"]["1"][metric] + result["mean"]["2"][metric]) / 2
         )
+    distances = [per_case[0]["HD95"], per_case[2]["HD95"]]
+    assert result["std"]["2"]["HD95"] == pytest.approx(np.std(distances, ddof=1))
+    assert "(n - 1) over the cases that have a value" in result["definitions"]["std"]
     assert result["classes"] == {"1": "RV & <wall>", "2": "LV"}
     assert "MedPy" in result["definitions"]["HD95"]
     assert "RV & <wall>" in capsys.readouterr().out
