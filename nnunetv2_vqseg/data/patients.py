@@ -18,7 +18,7 @@ PATIENT_PATTERN = r"(.+?)(?:[_-](?:frame|phase|time|visit|scan|session|ses)[_-]?
 
 
 def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> dict[str, list[str]]:
-    """Cases of each patient, both sorted; the patient is the pattern's first group, or its whole match.
+    """Cases of each patient, both sorted; the patient is as `patient_of` finds it.
 
     Raises:
         DatasetError: the pattern is not a regular expression or does not match the beginning of a case's name.
@@ -30,11 +30,17 @@ def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> di
     patients: dict[str, list[str]] = {}
     for case in sorted(cases):
         match = regex.match(case)
-        patient = match and match.group(1 if regex.groups else 0)
+        patient = match and patient_of(match)
         if not patient:
             raise DatasetError(f"The patient pattern '{pattern}' finds no patient in the case name '{case}'.")
         patients.setdefault(patient, []).append(case)
     return patients
+
+
+def patient_of(match: re.Match[str]) -> str:
+    """The first group that matched, so that a pattern may have alternatives, or the whole match; empty if neither."""
+    groups = match.groups() or (match.group(0),)
+    return next((group for group in groups if group), "")
 
 
 def seeded_order(patients: Iterable[str], seed: int) -> list[str]:

@@ -85,6 +85,7 @@ def run(
     trainings = find_models(name, methods, fold_names, checkpoint)
     dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw")
     cases = {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
+    patients = {case: patient(case) for content in cases.values() for case in content}
     classes = classes_from_dataset_json(dataset_json)
     reader = reader_for(dataset_json, next(iter(cases[fold_names[0]].values())).reference)
     settings = ScoreSettings(classes, reader, units, empty_convention)
@@ -115,7 +116,6 @@ def run(
             "training": training,
             "prediction": runs,
         }
-    all_cases = {case for content in cases.values() for case in content}
     summary = {
         "title": title or f"{name}: {_versus([method.name for method in methods])}",
         "dataset": name,
@@ -125,8 +125,8 @@ def run(
         "units": units,
         "empty_convention": empty_convention,
         "patient_regex": patient_regex,
-        "n_cases": len(all_cases),
-        "n_patients": len({patient(case) for case in all_cases}),
+        "n_cases": len(patients),
+        "n_patients": len(set(patients.values())),
         "classes": classes.names,
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "methods": analyses,
@@ -205,9 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--patient-regex",
         default=DEFAULT_PATIENT_REGEX,
-        help="finds the patient in a case's name: its first group, or all it matches; cases it does not match are "
-        "patients of their own. Default, as nnUNetv2_vqseg_split has it: the name without endings such as _frame01, "
-        "_ses-2 or _ED",
+        help="finds the patient in a case's name: its first group that matches, or all it matches; cases it does "
+        "not match are patients of their own. Default, as nnUNetv2_vqseg_split has it: the name without endings like "
+        "_frame01, _ses-2 or _ED",
     )
     add_scoring_arguments(parser)
     args = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from scipy import stats
 
-from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN, patient_of
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.metrics import METRICS
 
@@ -31,10 +31,10 @@ DEFAULT_PATIENT_REGEX = PATIENT_PATTERN
 
 
 def patient_key(regex: str = DEFAULT_PATIENT_REGEX) -> Callable[[str], str]:
-    """A function from case to patient: the first group of `regex` (or all it matches) if it matches, else the case.
+    """A function from case to patient: as `patient_of` finds it where `regex` matches, else the case.
 
     Raises:
-        EvaluationError: if `regex` is not a regular expression.
+        EvaluationError: if `regex` is not a regular expression; the function does where it matches no patient in it.
     """
     try:
         pattern = re.compile(regex)
@@ -47,7 +47,12 @@ def patient_key(regex: str = DEFAULT_PATIENT_REGEX) -> Callable[[str], str]:
         match = pattern.search(case)
         if match is None:
             return case
-        return match.group(1) if pattern.groups else match.group(0)
+        if not (found := patient_of(match)):
+            raise EvaluationError(
+                f"--patient-regex {regex!r} matches the case name {case!r} but no patient in it; put its part that "
+                "names the patient into a group."
+            )
+        return found
 
     return patient
 

@@ -153,6 +153,10 @@ def test_default_patient_pattern(case: str, patient: str) -> None:
     assert group_by_patient([case]) == {patient: [case]}
 
 
+def test_a_pattern_may_have_alternatives() -> None:
+    assert group_by_patient(["P1_a", "P1_b", "Q2_a"], r"(P\d+)_|(Q\d+)_") == {"P1": ["P1_a", "P1_b"], "Q2": ["Q2_a"]}
+
+
 def test_own_patient_pattern(dataset: Path) -> None:
     split("--labeled", 1, "--val", 1, "--patient-regex", r"patient0(\d)")  # ten patients in each of two groups
     (fold,) = folds_in(dataset)

@@ -395,6 +395,12 @@ def test_command_line_options_reach_the_report(world, predictor, without_report,
     )
 
 
+def test_a_regex_without_a_patient_stops_before_anything_is_predicted(world, predictor, without_report):
+    with pytest.raises(EvaluationError, match="no patient in it"):
+        compare.run(901, TRAINERS, world / "out", device="cpu", patient_regex=r"^(P\d+)_|^patient")
+    assert predictor == []
+
+
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [

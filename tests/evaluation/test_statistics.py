@@ -75,6 +75,9 @@ def test_patient_regex_takes_its_first_group_or_the_match():
     assert patient_key(r"^(p\d+)-")("p12-scan3") == "p12"
     assert patient_key(r"^p\d+")("p12-scan3") == "p12"
     assert patient_key(r"^(p\d+)-")("other") == "other"
+    assert [patient_key(r"^(P\d+)_|^(Q\d+)_")(case) for case in ("P1_a", "Q2_a", "R3_a")] == ["P1", "Q2", "R3_a"]
+    with pytest.raises(EvaluationError, match=r"matches the case name 'Q2_a' but no patient in it; put .* a group\.$"):
+        patient_key(r"^(P\d+)_|^Q")("Q2_a")
     with pytest.raises(EvaluationError, match="--patient-regex"):
         patient_key("(")
 
