@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,7 +73,11 @@ def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> di
 def score_cases(
     pairs: dict[str, tuple[Path, Path]], settings: ScoreSettings, num_processes: int, description: str = "Scoring"
 ) -> FoldScores:
-    """`score_case` for each case's (reference, prediction) with a progress bar; 0 or 1 processes: in this one."""
+    """`score_case` for each case's (reference, prediction) with a progress bar; 0 or 1 processes: in this one.
+
+    Raises:
+        EvaluationError: as `score_case`, or if a process was killed.
+    """
     scores: dict[str, dict[str, dict[str, float]]] = {}
     with tqdm(total=len(pairs), desc=description, unit="case") as progress:
         if num_processes <= 1 or len(pairs) <= 1:
@@ -86,6 +91,10 @@ def score_cases(
                 for future in as_completed(futures):
                     scores[futures[future]] = future.result()
                     progress.update()
+            except BrokenProcessPool as error:
+                raise EvaluationError(
+                    "A background process was killed, most often because memory ran out; use fewer processes with -np."
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

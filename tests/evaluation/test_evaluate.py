@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volume
 
+from nnunetv2_vqseg.evaluation import evaluate
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.evaluate import evaluate_folder, main
 from nnunetv2_vqseg.evaluation.json_files import replace_text, to_jsonable
@@ -116,6 +119,16 @@ def test_worker_processes_give_the_same_scores(folders):
 def test_an_error_in_a_worker_process_keeps_its_sentence(folders):
     (folders / "pred/b.nii.gz").write_bytes(b"not a gzip")
     with pytest.raises(EvaluationError, match=r"pred/b\.nii\.gz is not a valid gzip file"):
+        evaluate_folder(folders / "ref", folders / "pred", DATASET_JSON, num_processes=2)
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_process_is_one_sentence(folders, monkeypatch):
+    monkeypatch.setattr(evaluate, "score_case", killed)
+    with pytest.raises(EvaluationError, match=r"killed, most often because memory ran out; .* with -np\.$"):
         evaluate_folder(folders / "ref", folders / "pred", DATASET_JSON, num_processes=2)
 
 
