@@ -172,7 +172,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
         choices=EMPTY_CONVENTIONS,
         default="protocol",
         help="protocol: an empty prediction has no surface distance and is counted; literature: its HD95 and ASD "
-        "are 0, as in much published code, which rewards failure. Default: protocol",
+        "are 0, one of several variants in published code, which rewards failure. Default: protocol",
     )
     parser.add_argument(
         "-np",

@@ -32,8 +32,9 @@ EMPTY_DEFINITIONS: dict[EmptyConvention, str] = {
     "protocol": "An empty prediction where there is a reference, and a prediction where there is none, score Dice 0, "
     "Jaccard 0 and no surface distance; where both are empty the case has no value and is left out of the mean. "
     "All three are counted.",
-    "literature": "As much published code has it, HD95 and ASD are 0 wherever a mask is empty, which rewards failure; "
-    "Dice and Jaccard are 0 if one mask is empty, and without a value if both are.",
+    "literature": "One of several variants in published code: HD95 and ASD are 0 wherever a mask is empty, which "
+    "rewards failure; Dice and Jaccard are 0 if one mask is empty, and without a value if both are, where other code "
+    "has 0 or 1.",
 }
 
 
