@@ -13,7 +13,7 @@ from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, t
 from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, Units, add_scoring_arguments, score_cases
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.json_files import read_json, replace_bytes, replace_text, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import parse_methods
 from nnunetv2_vqseg.evaluation.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRICS, EmptyConvention
@@ -166,12 +166,11 @@ def write_report(
     )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for item in pictures.all():
-        (folder / "figures" / f"{item.name}.png").write_bytes(item.png)
+        replace_bytes(folder / "figures" / f"{item.name}.png", item.png)
     for table in [*made, tables.case_table(summary)]:
         table.write(folder / "tables")
     write_json(summary, folder / "summary.json")
-    page = render(summary, {table.name: table for table in made}, pictures)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    replace_text(folder / "index.html", render(summary, {table.name: table for table in made}, pictures))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

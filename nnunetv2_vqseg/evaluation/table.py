@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.evaluation.json_files import to_jsonable, write_json
+from nnunetv2_vqseg.evaluation.json_files import replace_text, to_jsonable, write_json
 
 NOTHING = "–"
 DECIMALS = {"Dice": 4, "Jaccard": 4, "HD95": 2, "ASD": 2}
@@ -41,9 +41,9 @@ class Table:
     def write(self, folder: Path) -> None:
         """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`."""
         write_json(self.records, folder / f"{self.name}.json")
-        (folder / f"{self.name}.csv").write_text(self.to_csv(), encoding="utf-8", newline="")
+        replace_text(folder / f"{self.name}.csv", self.to_csv())
         if self.rows:
-            (folder / f"{self.name}.tex").write_text(self.to_latex(), encoding="utf-8")
+            replace_text(folder / f"{self.name}.tex", self.to_latex())
 
     def to_csv(self) -> str:
         """The records, NaN as an empty field."""

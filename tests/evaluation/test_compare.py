@@ -8,6 +8,7 @@ import os
 import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,15 @@ def test_summary_json_has_the_numbers_of_the_page(report):
     assert stored["methods"]["nnU-Net"]["cases"]["0"]["patient001_frame01"]["2"]["HD95"] is None
     assert {test["n"] for test in stored["paired"]} == {7}  # patients, not 14 volumes or 28 predictions
     assert summary["n_patients"] == 7
+
+
+def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypatch):
+    replaced, replace = set(), Path.replace
+    monkeypatch.setattr(Path, "replace", lambda file, target: replaced.add(target) or replace(file, target))
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    written = {file for file in (world / "out" / "report").rglob("*") if file.is_file()}
+    assert len(written) > 20
+    assert written <= replaced
 
 
 def test_the_better_mean_is_bold_in_every_column(report):
