@@ -99,7 +99,7 @@ def run(
     for method, repetitions in trainings.items():
         scores, runs, files = {}, {}, {}
         for repetition, (model, fold) in repetitions.items():
-            folder = output / "predictions" / split / model.folder.name / f"fold_{fold}_{Path(checkpoint).stem}"
+            folder = output / "predictions" / name / split / model.folder.name / f"fold_{fold}_{Path(checkpoint).stem}"
             runs[repetition] = predict_missing(model, fold, cases[fold], folder, ending, device, num_processes)
             files[repetition] = {case: (content, folder / f"{case}{ending}") for case, content in cases[fold].items()}
             pairs = {case: (content.reference, file) for case, (content, file) in files[repetition].items()}

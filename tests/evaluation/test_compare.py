@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -182,13 +183,21 @@ def test_predictions_are_made_once_per_checkpoint(world, predictor, without_repo
 
     assert [call[:2] for call in again()] == [("nnUNetTrainer", "0"), ("nnUNetTrainerVQSeg", "0")]
     assert again() == []
-    made = world / "out/predictions/test/nnUNetTrainer__nnUNetPlans__2d/fold_0_checkpoint_final"
+    made = world / "out/predictions" / DATASET / "test/nnUNetTrainer__nnUNetPlans__2d/fold_0_checkpoint_final"
     (made / "patient002_frame01.nii.gz").unlink()
     assert again() == [("nnUNetTrainer", "0", ["patient002_frame01"])]
     image = world / "raw" / DATASET / "imagesTs" / "patient003_frame01_0000.nii.gz"
     os.utime(image, ns=(image.stat().st_mtime_ns + 10**12,) * 2)
     os.utime(made / "patient003_frame01.nii.gz", ns=(image.stat().st_mtime_ns + 1,) * 2)
     assert again() == [("nnUNetTrainerVQSeg", "0", ["patient003_frame01"])]
+
+
+def test_datasets_share_an_output_folder_but_no_predictions(world, predictor, without_report):
+    for folder in ("raw", "preprocessed", "results"):
+        shutil.copytree(world / folder / DATASET, world / folder / "Dataset902_Other")
+    for dataset in (901, 902, 901):
+        compare.run(dataset, TRAINERS[:1], world / "out", device="cpu")
+    assert [len(cases) for _, _, cases in predictor] == [14, 14]
 
 
 def test_a_killed_prediction_goes_on_without_its_last_file(world, predictor, without_report, monkeypatch):

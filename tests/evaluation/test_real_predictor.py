@@ -44,7 +44,7 @@ def test_predictions_are_those_of_nnunets_own_command(world, num_processes, monk
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
     images = world / "raw" / DATASET / "imagesTs" / "patient003_frame01_0000.nii.gz"
     predictor.predict_from_files_sequential([[str(images)]], [str(world / "patient003_frame01")])
-    made = world / "out/predictions/test/nnUNetTrainer__nnUNetPlans__2d/fold_0_checkpoint_final"
+    made = world / "out/predictions" / DATASET / "test/nnUNetTrainer__nnUNetPlans__2d/fold_0_checkpoint_final"
     expected = (world / "patient003_frame01.nii.gz").read_bytes()
     assert (made / "patient003_frame01.nii.gz").read_bytes() == expected
     assert summary["n_cases"] == 14
