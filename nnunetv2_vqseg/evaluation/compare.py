@@ -13,7 +13,7 @@ from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, t
 from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, Units, add_scoring_arguments, score_cases
-from nnunetv2_vqseg.evaluation.json_files import read_json, replace_bytes, replace_text, write_json
+from nnunetv2_vqseg.evaluation.json_files import read_json, read_object, replace_bytes, replace_text, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import parse_methods
 from nnunetv2_vqseg.evaluation.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRICS, EmptyConvention
@@ -72,7 +72,7 @@ def run(
         title, notes: heading of the page, and sentences to print above the result.
 
     Returns:
-        What `output/report/summary.json` holds.
+        What `output/report/summary.json` holds, where the names of the figures are added.
 
     Raises:
         EvaluationError: if a model, case or file is missing or cannot be used.
@@ -147,7 +147,7 @@ def write_report(
     overlays: dict[str, list[Picture]],
     folder: Path,
 ) -> None:
-    """Write index.html, summary.json, tables/ and figures/ into `folder`."""
+    """Write index.html, summary.json, tables/ and figures/ into `folder`, and remove figures of an earlier report."""
     made = [
         tables.summary_table(summary),
         tables.class_table(summary),
@@ -165,11 +165,16 @@ def write_report(
         vqseg_curves={m: plots for m, folds in records.items() if (plots := figures.vqseg_plots(m, folds))},
     )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    names = {item.name for item in pictures.all()}
+    outdated = set(read_object(folder / "summary.json").get("figures", [])) - names
+    for file in (folder / "figures").glob("*.png"):
+        if file.stem in outdated:
+            file.unlink()
     for item in pictures.all():
         replace_bytes(folder / "figures" / f"{item.name}.png", item.png)
     for table in [*made, tables.case_table(summary)]:
         table.write(folder / "tables")
-    write_json(summary, folder / "summary.json")
+    write_json({**summary, "figures": sorted(names)}, folder / "summary.json")
     replace_text(folder / "index.html", render(summary, {table.name: table for table in made}, pictures))
 
 

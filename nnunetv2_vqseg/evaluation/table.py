@@ -39,11 +39,14 @@ class Table:
     grouped: bool = False
 
     def write(self, folder: Path) -> None:
-        """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`."""
+        """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`, where no older one stays."""
         write_json(self.records, folder / f"{self.name}.json")
         replace_text(folder / f"{self.name}.csv", self.to_csv())
+        latex = folder / f"{self.name}.tex"
         if self.rows:
-            replace_text(folder / f"{self.name}.tex", self.to_latex())
+            replace_text(latex, self.to_latex())
+        else:
+            latex.unlink(missing_ok=True)
 
     def to_csv(self) -> str:
         """The records, NaN as an empty field."""

@@ -151,6 +151,19 @@ def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypa
     assert written <= replaced
 
 
+def test_nothing_of_an_earlier_report_stays(world, predictor):
+    compare.run(901, TRAINERS, world / "out", device="cpu")
+    report = world / "out" / "report"
+    (report / "figures" / "box_of_mine.png").touch()
+    assert (report / "tables" / "paired.tex").is_file()
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    assert not (report / "tables" / "paired.tex").exists()
+    stored = json.loads((report / "summary.json").read_text(encoding="utf-8"))
+    left = {file.stem for file in (report / "figures").iterdir()}
+    assert left == {*stored["figures"], "box_of_mine"}
+    assert not [name for name in left if "VQSeg" in name]
+
+
 def test_the_better_mean_is_bold_in_every_column(report):
     latex = (report[1] / "tables" / "summary.tex").read_text(encoding="utf-8")
     rows = [line for line in latex.splitlines() if line.startswith(("nnU-Net", "VQSeg"))]
