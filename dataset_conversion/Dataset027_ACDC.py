@@ -139,12 +139,16 @@ def choose_split(root: Path, patients: dict[str, Patient], args: argparse.Namesp
 
     training = [name for name, patient in patients.items() if patient.subset == "training"]
     order = seeded_order(training, args.seed)
-    test = (
-        by_list.get("test") or [name for name in patients if name not in training] or order[: round(0.2 * len(order))]
-    )
-    rest = [name for name in order if name not in test]
-    val = by_list.get("val") or rest[: max(1, round(0.1 * len(order)))]
-    train = by_list.get("train") or [name for name in rest if name not in val]
+    listed = {name for names in by_list.values() for name in names}
+    free = [name for name in order if name not in listed]
+    test = by_list.get("test") or [name for name in patients if name not in training] or free[: round(0.2 * len(order))]
+    val = by_list.get("val") or [name for name in free if name not in test][: max(1, round(0.1 * len(order)))]
+    if not val:
+        raise DatasetError(
+            f"{protocol / 'val.txt'} is missing, and the other lists leave no patient for validation; write it or give "
+            "--val-list."
+        )
+    train = by_list.get("train") or [name for name in order if name not in (*test, *val)]
     if not train:
         raise DatasetError("No patient is left for training; shorten the lists of validation and test patients.")
     labeled, origin = _choose_labeled(protocol, train, patients, args)

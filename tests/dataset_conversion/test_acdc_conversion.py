@@ -157,6 +157,13 @@ def test_a_protocol_without_lists_is_refused(
     assert "none has no list of patients such as test.txt; correct --protocol." in said
 
 
+def test_validation_without_a_list_is_of_patients_in_no_other_list(raw: Path, shared: Path) -> None:
+    (shared / "protocol" / "val.txt").unlink()
+    convert("-i", shared, "--labeled", 2)
+    assert set(fold_of(raw)["val"]) == frames([8])
+    assert contents(raw)["imagesTs"] == frames([9, 10])
+
+
 def test_labels_of_unlabelled_patients_are_never_read(raw: Path, shared: Path) -> None:
     for number in (1, 2, 4, 6, 7):
         for path in (shared / "training" / f"patient{number:03d}").glob("*_gt.nii.gz"):
@@ -273,6 +280,10 @@ GARBAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty list": (
         lambda root: (root / "protocol" / "val.txt").write_text("\n", encoding="utf-8"),
         r"val\.txt is empty",
+    ),
+    "no list and no patient for validation": (
+        lambda root: ((root / "protocol" / "val.txt").unlink(), add_to(root, "train", "patient008")),
+        r"val\.txt is missing, and the other lists leave no patient for validation; write it or give --val-list\.",
     ),
     "labelled but not trained on": (
         lambda root: (root / "protocol" / "train.txt").write_text(
