@@ -72,15 +72,21 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
     differences = {patient: values[1][patient] - values[0][patient] for patient in values[0]}
     ordered = sorted((item for item in differences.items() if not math.isnan(item[1])), key=lambda item: item[1])
     test = next(t for t in summary["paired"] if t["method"] == method and t["metric"] == metric and t["class"] == MEAN)
-    better = sum((value > 0) == HIGHER_IS_BETTER[metric] and value != 0 for _, value in ordered)
+    better = sum(_is_gain(value, metric) for _, value in ordered)
     with report_style():
         figure = Figure(figsize=(6.2, 3.0))
         axes = figure.subplots()
         hue = colour(METHOD_COLOURS, list(summary["methods"]).index(method))
         for position, (_, value) in enumerate(ordered):
-            gain = (value > 0) == HIGHER_IS_BETTER[metric]
             axes.plot([position, position], [0, value], color=hue, linewidth=1.2, alpha=0.8)
-            axes.plot(position, value, "o", color=hue, markersize=5, markerfacecolor=hue if gain else "white")
+            axes.plot(
+                position,
+                value,
+                "o",
+                color=hue,
+                markersize=5,
+                markerfacecolor=hue if _is_gain(value, metric) else "white",
+            )
         axes.axhline(0, color="#333333", linewidth=1)
         if test["n"] > 1:
             axes.axhspan(test["ci_low"], test["ci_high"], color=hue, alpha=0.12, linewidth=0)
@@ -169,6 +175,10 @@ def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -
             if not math.isnan(scores[key][metric]):
                 by_case.setdefault(case, []).append(scores[key][metric])
     return np.array([float(np.mean(values)) for values in by_case.values()])
+
+
+def _is_gain(difference: float, metric: str) -> bool:
+    return difference != 0 and (difference > 0) == HIGHER_IS_BETTER[metric]
 
 
 def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:

@@ -16,11 +16,12 @@ import pytest
 import torch
 from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
 
-from nnunetv2_vqseg.evaluation import compare, prediction, provenance, tables
+from nnunetv2_vqseg.evaluation import compare, figures, prediction, provenance, tables
 from nnunetv2_vqseg.evaluation import page as page_of_tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import parse_methods
 from nnunetv2_vqseg.evaluation.overlays import pick_cases
+from nnunetv2_vqseg.evaluation.statistics import paired_test
 
 
 class Reader(HTMLParser):
@@ -123,6 +124,23 @@ def test_a_long_name_leaves_room_for_the_numbers_on_a_phone(report):
     (rule,) = re.findall(r"th\[scope=row\] \{(.*?)\}", phone)
     for part in ("max-width: 9.5rem", "white-space: normal", "overflow-wrap: break-word"):
         assert part in rule
+
+
+@pytest.mark.parametrize(("metric", "filled"), [("HD95", [True, False, False]), ("Dice", [False, False, True])])
+def test_dots_are_filled_where_the_method_is_better_not_where_it_is_equal(monkeypatch, metric, filled):
+    drawn = []
+    monkeypatch.setattr(figures, "picture", lambda figure, *texts: drawn.append((figure, texts[-1])))
+    values = {"a": {"x": 1.0, "y": 2.0, "z": 3.0}, "b": {"x": 0.0, "y": 2.0, "z": 4.0}}
+    summary = {
+        "methods": {name: {"patients": {"mean": {metric: found}}} for name, found in values.items()},
+        "paired": [{"method": "b", "metric": metric, "class": "mean"} | paired_test(values["a"], values["b"])],
+        "units": "voxel",
+    }
+    figures.difference_plot(summary, "b", metric)
+    ((figure, caption),) = drawn
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() != "white" for dot in dots] == filled
+    assert f"better than a in {metric} for 1 of 3 patients" in caption
 
 
 def test_summary_json_has_the_numbers_of_the_page(report):
