@@ -67,7 +67,7 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
         *([page.table(tables["repetitions"])] if _most_repetitions(summary) > 1 else []),
         page.heading("classes", SECTIONS["classes"]),
         page.table(tables["classes"]),
-        *_boxes(pictures.boxes),
+        *_boxes(pictures.boxes, len(summary["classes"])),
     ]
     if summary["paired"]:
         body += [
@@ -141,11 +141,13 @@ def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _boxes(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
-    """Dice and HD95 in full, the other metrics folded away."""
-    parts = [
-        page.paragraph("One dot per case, repetitions averaged; the box holds the middle half, the line is the median.")
-    ]
+def _boxes(by_metric: Mapping[str, Sequence[Picture]], classes: int) -> list[str]:
+    """Dice and HD95 in full, the other metrics folded away; says where there are more `classes` than boxes."""
+    text = "One dot per case, repetitions averaged; the box holds the middle half, the line is the median."
+    drawn = len(by_metric[FULL[0]])
+    if drawn < classes:
+        text += f" Boxes are drawn for the first {drawn} of {classes} classes; the tables have all."
+    parts = [page.paragraph(text)]
     for metric in FULL:
         parts += [f"<h3>{metric}</h3>", page.gallery(by_metric[metric])]
     return parts + [page.details(metric, page.gallery(by_metric[metric])) for metric in by_metric if metric not in FULL]

@@ -169,6 +169,14 @@ def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypa
     assert written <= replaced
 
 
+def test_classes_without_a_box_are_told(world, predictor, monkeypatch):
+    folder, told = world / "out" / "report", "Boxes are drawn for the first 1 of 2 classes; the tables have all."
+    for boxes in (2, 1):
+        monkeypatch.setattr(compare, "MAX_BOXED_CLASSES", boxes)
+        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+        assert (told in (folder / "index.html").read_text(encoding="utf-8")) == (boxes == 1)
+
+
 def test_nothing_of_an_earlier_report_stays(world, predictor):
     compare.run(901, TRAINERS, world / "out", device="cpu")
     report = world / "out" / "report"
