@@ -70,14 +70,16 @@ def test_heart_contracts_and_narrows_towards_the_apex(scans: list[tuple]) -> Non
 
 
 def test_blood_is_brighter_than_muscle_but_not_the_same_between_patients(scans: list[tuple]) -> None:
-    ratios = []
+    ratios, brighter = [], []
     for _, ed, _ in scans:
         blood, muscle = (ed.image[ed.label == value].mean() for value in (LV, MYOCARDIUM))
         background = ed.image[ed.label == 0]
-        assert (background > blood).mean() > 0.001 or background.max() > muscle, "no distractor is as bright as blood"
+        assert (background > (blood + muscle) / 2).mean() > 0.005, "a threshold would find the heart"
+        brighter.append((background > blood).mean())
         ratios.append(muscle / blood)
     assert max(ratios) < 0.95
     assert np.std(ratios) > 0.08
+    assert np.median(brighter) > 0.01, "no distractor is as bright as blood"
 
 
 def test_some_end_systolic_slices_above_the_base_have_no_label(scans: list[tuple]) -> None:
