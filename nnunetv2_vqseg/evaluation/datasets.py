@@ -68,14 +68,15 @@ def file_ending(dataset_json: dict[str, Any]) -> str:
 
 
 def label_files(folder: Path, ending: str) -> dict[str, Path]:
-    """Case to file, sorted, of the label maps in `folder`.
+    """Case to file, sorted, of the label maps in `folder`; not the `._` files that a Mac puts beside them.
 
     Raises:
         EvaluationError: if the folder does not exist or holds no file with this ending.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder} is not a folder; give the one that holds the reference segmentations.")
-    files = {file.name.removesuffix(ending): file for file in sorted(folder.glob(f"*{ending}")) if file.is_file()}
+    found = [file for file in sorted(folder.glob(f"*{ending}")) if file.is_file() and not file.name.startswith("._")]
+    files = {file.name.removesuffix(ending): file for file in found}
     if not files:
         raise EvaluationError(f"{folder} holds no *{ending} file; check the folder, and file_ending in dataset.json.")
     return files

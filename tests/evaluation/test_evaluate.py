@@ -133,6 +133,12 @@ def test_a_killed_worker_process_is_one_sentence(folders, monkeypatch):
         evaluate_folder(folders / "ref", folders / "pred", DATASET_JSON, num_processes=2)
 
 
+def test_files_that_a_mac_adds_are_no_cases(folders):
+    for name in ("ref", "pred"):
+        (folders / name / "._a.nii.gz").write_bytes(b"resource fork")
+    assert command(folders)["n_cases"] == 3
+
+
 def test_missing_predictions_are_listed_or_left_out_with_chill(folders):
     (folders / "pred/a.nii.gz").unlink()
     (folders / "pred/c.nii.gz").unlink()
