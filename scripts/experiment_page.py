@@ -12,6 +12,7 @@ from experiment_results import Result, has_failed, null_as_nan, with_nan
 
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
 from nnunetv2_vqseg.evaluation.datasets import Split
+from nnunetv2_vqseg.evaluation.json_files import replace_text
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
@@ -280,7 +281,7 @@ def write_page(file: Path, experiment: Experiment, parts: Sequence[str], tested:
     before = [f"# {experiment.title} ({experiment.profile_name} profile)", experiment.question, *filter(None, prose)]
     text = "\n\n".join([*before, begin, "\n".join(parts).strip(), EXPLANATION, _bash(experiment, tested), END])
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text + (tail or "\n"), encoding="utf-8")
+    replace_text(file, text + (tail or "\n"))
 
 
 def _bash(experiment: Experiment, tested: bool) -> str:

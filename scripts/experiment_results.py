@@ -78,7 +78,7 @@ def gather(
                 result = completed(result, read_kept(file))
             check_defaults(training, result.config)
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(asdict(result), file)
+            write_json(asdict(result), file)
         elif file.is_file():
             result = read_kept(file)
             check_defaults(training, result.config)
@@ -144,13 +144,6 @@ def read_finished(training: Training, splits: Iterable[Split], device: str, num_
     )
 
 
-def replace_json(content: Any, file: Path) -> None:
-    """Write JSON so that a kill leaves the old file or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    write_json(content, temporary)
-    temporary.replace(file)
-
-
 def read_record(training: Training) -> dict[str, Any]:
     """What the runner noted about a training: commits, machines, seconds so far, exit code of the last attempt."""
     file = training.fold / "experiment.json"
@@ -191,7 +184,7 @@ def score(training: Training, split: Split, device: str, num_processes: int) -> 
     settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases.values())).reference))
     pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
     scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
-    replace_json(scores, training.fold / f"experiment_scores_{split}.json")
+    write_json(scores, training.fold / f"experiment_scores_{split}.json")
     return dict(scores)
 
 

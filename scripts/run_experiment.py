@@ -36,12 +36,12 @@ from benchmarks.output import processor
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
 from experiment_page import measure, tables, write_page
-from experiment_results import gather, read_record, replace_json
+from experiment_results import gather, read_record
 
 from nnunetv2_vqseg.config import ConfigError
 from nnunetv2_vqseg.evaluation.datasets import SPLITS
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.json_files import read_json, replace_bytes, replace_text, write_json
 from nnunetv2_vqseg.evaluation.provenance import git_commit
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 from nnunetv2_vqseg.training.threads import obey_omp_num_threads
@@ -212,9 +212,7 @@ def add_configurations(trainings: Sequence[Training]) -> None:
                     "inherits_from": "2d",
                     "vqseg": training.block,
                 }
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
-        temporary.replace(file)
+        replace_text(file, json.dumps(content, indent=4))
 
 
 def training_command(training: Training, device: str) -> list[str]:
@@ -251,7 +249,7 @@ def train(training: Training, device: str, log: Path, children: Children) -> str
 
         def note(**changed: Any) -> None:
             record.update(seconds=before + time.monotonic() - started, **changed)
-            replace_json(record, training.fold / "experiment.json")
+            write_json(record, training.fold / "experiment.json")
 
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -425,12 +423,12 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
         figure = draw(experiment, rows, title, page.stem if split == "val" else f"{page.stem}-test")
         if figure is not None:
             page.parent.mkdir(parents=True, exist_ok=True)
-            (page.parent / f"{figure.name}.png").write_bytes(figure.png)
+            replace_bytes(page.parent / f"{figure.name}.png", figure.png)
             parts += [f"![{figure.alt}]({figure.name}.png)", ""]
     print("\n".join(parts))
     write_page(page, experiment, parts, tested="test" in content)
     data.mkdir(parents=True, exist_ok=True)
-    replace_json(content, file)
+    write_json(content, file)
 
 
 if __name__ == "__main__":
