@@ -103,8 +103,9 @@ class Children:
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
-        """Stop at the first of `STOP_SIGNALS`, but not at those that are ignored, as SIGHUP is under nohup."""
-        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        """Stop at the first of `STOP_SIGNALS`, but not at SIGHUP under nohup."""
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
         previous = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield
