@@ -99,7 +99,7 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
             axes.set_xlabel(f"{len(ordered)} patients, sorted")
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(f"Difference in {_with_unit(metric, summary['units'])}")
-        axes.set_title(f"{method} − {baseline}: {metric}")
+        axes.set_title(textwrap.fill(f"{method} − {baseline}: {metric}", 64))
         places = DECIMALS[metric]
         interval = f"{number(test['ci_low'], places, sign=True)} to {number(test['ci_high'], places, sign=True)}"
         text = (
@@ -127,7 +127,7 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
                     _draw_curve(axes, curve, colour(METHOD_COLOURS, position), method if index == 0 else None)
             axes.set_title(title)
             axes.set_xlabel("Epoch")
-            axes.legend(fontsize=8)
+            _legend_below(figure, axes)
             last = "; ".join(f"{m} ends at {_last(c)}" for m, c in lines.items() if c)
             caption = f"{title}{', a line per training' if any(len(c) > 1 for c in lines.values()) else ''}."
             pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", caption))
@@ -151,13 +151,14 @@ def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Pictur
             figure = Figure(figsize=(4.6, 3.0))
             axes = figure.subplots()
             for position, (name, lines) in enumerate(curves.items()):
+                style = "-" if position < len(METHOD_COLOURS) - 1 else "--"  # where the colours begin again
                 for index, line in enumerate(lines):
                     label = _readable(name) if len(group) > 1 and index == 0 else None
-                    _draw_curve(axes, line, colour(METHOD_COLOURS[1:], position), label)
+                    _draw_curve(axes, line, colour(METHOD_COLOURS[1:], position), label, style)
             axes.set_title(_readable(title))
             axes.set_xlabel("Epoch")
             if len(group) > 1:
-                axes.legend(fontsize=8)
+                _legend_below(figure, axes)
             else:
                 axes.set_ylabel(_readable(group[0]))
             caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
@@ -191,9 +192,23 @@ def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
     axes.plot([median, median], [position - 0.25, position + 0.25], color=hue, linewidth=2.2, solid_capstyle="butt")
 
 
-def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None) -> None:
+def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None, style: str = "-") -> None:
     marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
-    axes.plot(range(len(curve)), curve, color=hue, linewidth=1.4, alpha=0.85, label=label, marker=marker)
+    look: dict[str, Any] = {"color": hue, "linestyle": style, "linewidth": 1.4, "alpha": 0.85, "marker": marker}
+    axes.plot(range(len(curve)), curve, label=label, **look)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Names of the lines under the axes, where they cover nothing; the figure grows by them."""
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=0)
+    columns = 3 if longest <= 16 else 2 if longest <= 28 else 1
+    labels = [textwrap.fill(name, 60) for name in names]
+    rows = [labels[start : start + columns] for start in range(0, len(labels), columns)]
+    lines = sum(max(label.count("\n") + 1 for label in row) for row in rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * lines)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
 
 
 def _last(curves: Sequence[Sequence[float]]) -> str:

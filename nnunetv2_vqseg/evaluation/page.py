@@ -25,15 +25,16 @@ p, li, dd { max-width: 46rem; overflow-wrap: anywhere; }
 .notices li { max-width: none; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; padding: 0; list-style: none; }
 a { color: var(--accent); }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; container-type: inline-size; }
 .scroll:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: separate; border-spacing: 0; min-width: 100%; font-size: .93rem;
   font-variant-numeric: tabular-nums; }
 caption { padding: 0 0 .5rem; text-align: left; caption-side: top; font-size: .9rem; }
-caption span { display: block; position: sticky; left: 0; width: min(100%, calc(100vw - 2rem)); }
+caption span { display: block; position: sticky; left: 0; width: min(100%, 100cqw); }
 th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; }
+th[scope=row] { max-width: 18rem; white-space: normal; overflow-wrap: break-word; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3;
   white-space: normal; }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
@@ -48,7 +49,7 @@ td strong { font-weight: 700; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; }
 figcaption { margin-top: .35rem; font-size: .88rem; line-height: 1.4; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; }
+dl { display: grid; grid-template-columns: fit-content(16rem) minmax(0, 1fr); gap: .3rem 1.25rem; }
 dt { font-weight: 600; }
 dd { margin: 0; }
 pre { padding: .75rem 1rem; overflow-x: auto; background: var(--tint); font-size: .85rem; white-space: pre-wrap;
@@ -59,7 +60,7 @@ summary { cursor: pointer; color: var(--accent); }
   h1 { font-size: 1.35rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .6rem; }
-  th[scope=row] { max-width: 9.5rem; white-space: normal; overflow-wrap: break-word; }
+  th[scope=row] { min-width: 7rem; max-width: 9.5rem; }
 }
 @media print {
   @page { margin: 14mm; }

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nnunetv2_vqseg.evaluation import compare, figures, prediction, provenance, tables
 from nnunetv2_vqseg.evaluation import page as page_of_tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import parse_methods
+from nnunetv2_vqseg.evaluation.models import TrainingRecord
 from nnunetv2_vqseg.evaluation.overlays import pick_cases
 from nnunetv2_vqseg.evaluation.statistics import paired_test
 
@@ -120,10 +122,11 @@ def test_page_needs_no_network_and_is_accessible(report):
 
 def test_a_long_name_leaves_room_for_the_numbers_on_a_phone(report):
     style = Reader((report[1] / "index.html").read_text(encoding="utf-8")).text
-    phone = style[style.index("@media (max-width: 40rem)") : style.index("@media print")]
-    (rule,) = re.findall(r"th\[scope=row\] \{(.*?)\}", phone)
-    for part in ("max-width: 9.5rem", "white-space: normal", "overflow-wrap: break-word"):
-        assert part in rule
+    anywhere, phone = re.findall(r"th\[scope=row\] \{(.*?)\}", style)
+    assert style.index(phone) > style.index("@media (max-width: 40rem)")
+    assert "max-width: 9.5rem" in phone
+    for part in ("white-space: normal", "overflow-wrap: break-word"):
+        assert part in anywhere
 
 
 @pytest.mark.parametrize(("metric", "filled"), [("HD95", [True, False, False]), ("Dice", [False, False, True])])
@@ -141,6 +144,29 @@ def test_dots_are_filled_where_the_method_is_better_not_where_it_is_equal(monkey
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() != "white" for dot in dots] == filled
     assert f"better than a in {metric} for 1 of 3 patients" in caption
+
+
+def test_names_of_curves_cover_no_curve_and_fit_into_the_figure(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "picture", lambda figure, *texts: drawn.append(figure))
+    names = {name: [0.5, 0.4] for name in ("supervised", *"abcdef", "reconstruction_unlabeled")}
+    monkeypatch.setattr(figures, "PANELS", {"loss terms (unweighted)": list(names)})
+    record = TrainingRecord(curves={"train_losses": [1.0, 0.5]}, vqseg_curves=names)
+    figures.curve_plots(
+        {"short": {"0": record}, "a method with a name that takes more than a line " * 3: {"0": record}}
+    )
+    figures.vqseg_plots("short", {"0": record})
+    assert len(drawn) == 2
+    for figure in drawn:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        (legend,), (axes,) = figure.legends, figure.axes
+        place = legend.get_window_extent(renderer)
+        assert place.y1 < axes.get_tightbbox(renderer).y0
+        assert place.x0 >= 0
+        assert place.x1 <= figure.bbox.x1
+    looks = [(line.get_color(), line.get_linestyle()) for line in drawn[1].axes[0].lines]
+    assert len(looks) == len(set(looks)) == len(names)
 
 
 def test_summary_json_has_the_numbers_of_the_page(report):
