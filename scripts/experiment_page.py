@@ -109,11 +109,11 @@ def _earlier_row(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, An
         if same and "summary" in row:
             settings = {key: value for key, value in row["settings"].items() if key != "seed"}
             if settings == dict(run.settings):
-                return _null_as_nan(row)
+                return _with_nan_for_null(row)
     return None
 
 
-def _null_as_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+def _with_nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as JSON has it, with NaN for what a single seed or patient, or a score that no case has, leaves null."""
     summary = {key: with_nan(values) for key, values in row["summary"].items()}
     folds = {seed: with_nan(values) for seed, values in row["folds"].items()}

@@ -77,7 +77,6 @@ def gather(
             if file.is_file():
                 result = completed(result, read_kept(file))
             check_defaults(training, result.config)
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(asdict(result), file)
         elif file.is_file():
             result = read_kept(file)

@@ -30,6 +30,10 @@ def write(home: Path, *options: str) -> tuple[str, dict[str, Any]]:
     return text, json.loads((home / "results" / "data" / "modules-cpu.json").read_text(encoding="utf-8"))
 
 
+def kept_file(home: Path, training: runner.Training) -> Path:
+    return results.kept_file(home / "results" / "data" / "trainings" / "cpu", training)
+
+
 def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
@@ -118,9 +122,7 @@ def test_a_report_without_the_test_scores_keeps_those_that_were_kept(
     (training.fold / "experiment_scores_test.json").unlink()
     monkeypatch.setattr(results, "read_training_record", lambda file: TrainingRecord(unreadable="damaged"))
     assert write(tmp_path) == shown
-    kept = results.read_kept(
-        results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", runner.Training(teacher, 0))
-    )
+    kept = results.read_kept(kept_file(tmp_path, training))
     assert set(kept.scores) == {"val", "test"}
     assert (kept.steps, kept.config) == (
         1500,
@@ -177,7 +179,7 @@ def test_an_unknown_run_to_compare_with_is_refused(tmp_path: Path, monkeypatch: 
 def test_a_kept_result_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     (stock,) = runs_of("modules", "stock nnU-Net")
-    file = results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", runner.Training(stock, 0))
+    file = kept_file(tmp_path, runner.Training(stock, 0))
     file.parent.mkdir(parents=True)
     file.write_text('{"dice": 0.5}', encoding="utf-8")
     with pytest.raises(SystemExit, match=r"Error: .*\.json is not a training's result .*; delete it"):
@@ -319,7 +321,7 @@ def test_a_kept_training_with_other_defaults_is_not_taken_for_todays(
     finish(tmp_path, training, 0.5)
     write(tmp_path)
     shutil.rmtree(tmp_path / "nnUNet_results")
-    file = results.kept_file(tmp_path / "results" / "data" / "trainings" / "cpu", training)
+    file = kept_file(tmp_path, training)
     kept = json.loads(file.read_text(encoding="utf-8"))
     kept["config"] = training.config.as_dict() | {"ema_decay": 0.5}
     file.write_text(json.dumps(kept), encoding="utf-8")
