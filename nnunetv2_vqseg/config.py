@@ -180,7 +180,7 @@ class VQSegConfig:
     )
     pseudo_loss: str = _choice("ce_dice", ("ce_dice", "ce"), "loss against the teacher's labels (Eq. 9)")
     confidence_threshold: float = _number(0.95, 0, 1, "teacher's probability under which a pixel is left out; 0: none")
-    lambda_u: float = _number(1.0, 0, 1000, "weight of the unlabelled loss (Eq. 10, Table 3)")
+    lambda_u: float = _number(0.3, 0, 1000, "weight of the unlabelled loss (Eq. 10, Table 3)")
     lambda_a: float = _number(5.0, 0, 1000, "weight of the alignment loss (Eq. 12, Table 3)")
     weight_perturbed: float = _number(0.5, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
     weight_strong: float = _number(1.0, 0, 1000, "weight of the strong view's term in Eq. 9")

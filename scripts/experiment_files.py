@@ -17,7 +17,7 @@ from nnunetv2_vqseg.config import VQSegConfig
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 PLANS = "nnUNetVQSegPlans"
 _EXPERIMENT_KEYS = {"title", "question", "dataset", "labeled", "seeds", "columns", "figure", "runs", "against"}
-_RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line"}
+_RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line", "against"}
 
 
 class ExperimentError(ValueError):
@@ -61,6 +61,7 @@ class Run:
         known_seeds: that the table shows where they are finished, whichever experiment trained them.
         not_measured: why the profile does not have this row.
         line: of the experiment's figure, which this row is a point of.
+        against: name of another run that this one is compared with, besides the first; None for the first alone.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Run:
     known_seeds: tuple[int, ...] = ()
     not_measured: str | None = None
     line: str | None = None
+    against: str | None = None
 
     @property
     def data(self) -> Data:
@@ -131,7 +133,6 @@ class Experiment:
     Attributes:
         columns: of our curves, whose last values the page shows.
         figure: see `experiment_figures.draw`; empty for one row of dots a run.
-        against: name of a run that the others are compared with, besides the first; None for the first alone.
         profile: device, plan and environment.
     """
 
@@ -143,7 +144,6 @@ class Experiment:
     figure: Mapping[str, Any]
     profile: Mapping[str, Any]
     runs: tuple[Run, ...]
-    against: str | None = None
 
     @property
     def command(self) -> str:
@@ -170,6 +170,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
     profile, here = profiles[profile_name], content.get(profile_name, {})
     lines = content.get("figure", {}).get("lines", {})
     general_seeds = content.get("seeds", profile["seeds"])
+    names = {row["name"] for row in content["runs"]}
     runs = []
     for row in content["runs"]:
         _check_keys(row, _RUN_KEYS | set(profiles), f"{name}.yaml, run '{row.get('name')}'")
@@ -178,6 +179,9 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
             _check_keys(part, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
         if row.get("line") not in {None, *lines}:
             raise ExperimentError(f"{name}.yaml: the figure has no line '{row['line']}', only {', '.join(lines)}.")
+        against = row.get("against", content.get("against"))
+        if against not in {None, *names}:
+            raise ExperimentError(f"{name}.yaml: there is no run '{against}' to compare with.")
         seeds = own.get("seeds", here.get("seeds", general_seeds))
         labeled = row.get("labeled", content.get("labeled", [3]))
         runs += [
@@ -197,12 +201,10 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
                 known_seeds=tuple(sorted({*seeds, *general_seeds, *profile["seeds"]})),
                 not_measured=_why_not_measured(row, profile_name),
                 line=row.get("line"),
+                against=None if against == row["name"] else against,
             )
             for count in (labeled if isinstance(labeled, list) else [labeled])
         ]
-    against = content.get("against")
-    if against not in {None, *(run.name for run in runs)}:
-        raise ExperimentError(f"{name}.yaml: there is no run '{against}' to compare with.")
     return Experiment(
         name=name,
         profile_name=profile_name,
@@ -212,7 +214,6 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
         figure=content.get("figure", {}),
         profile=profile,
         runs=tuple(sorted(runs, key=lambda run: run.labeled)),
-        against=against,
     )
 
 

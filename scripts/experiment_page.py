@@ -53,7 +53,7 @@ def measure(
     }
     scores_of = {run: {str(item.seed): results[item].scores[split] for item in items} for run, items in scored.items()}
     firsts = {run.labeled: run for run in reversed(experiment.runs)}
-    others = {run.labeled: scores_of[run] for run in experiment.runs if run.name == experiment.against}
+    named = {(run.name, run.labeled): scores_of[run] for run in experiment.runs}
     for run in experiment.runs:
         row: dict[str, Any] = {"name": run.name, "labeled": run.labeled, "trainer": run.trainer}
         first = firsts[run.labeled]
@@ -81,9 +81,10 @@ def measure(
                 "empty": analysis["empty"],
                 "patients": analysis["patients"],
                 "test_against_first": test,
+                "against": run.against,
                 "test_against_other": None
-                if run is first or run.name == experiment.against
-                else compare_shared_seeds(others.get(run.labeled, {}), scores, list(classes)),
+                if run is first or run.against is None
+                else compare_shared_seeds(named.get((run.against, run.labeled), {}), scores, list(classes)),
                 "last_values": {
                     name: [value for result in found if isfinite(value := result.last_values.get(name, nan))]
                     for name in experiment.columns
@@ -156,9 +157,7 @@ def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str
     return dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
 
 
-def tables(
-    rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str], against: str | None = None
-) -> list[str]:
+def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str]) -> list[str]:
     """What `measure` found, as two tables in Markdown: the scores, and what they cost.
 
     Rows that were not run are named under the first.
@@ -166,7 +165,6 @@ def tables(
     Args:
         unit: of the number of labelled patients, empty or percent.
         columns: names of the curves whose last values, mean over seeds, are shown.
-        against: name of the run that others were compared with besides the first.
     """
     measured = [row for row in rows if "summary" in row]
     names = measured[0]["classes"] if measured else {}
@@ -206,11 +204,11 @@ def tables(
         lines += ["", f"Not run: {'; '.join(left)}."]
     compared = [row for row in measured if row.get("test_against_other")]
     if compared:
-        lines += ["", f"Difference from {against}, over the seeds that both have:", ""]
+        lines += ["", "Differences over the seeds that both have:", ""]
     for row in compared:
         test = row["test_against_other"]
         lines.append(
-            f"- {row['name']}, {row['labeled']}{unit} labelled: {test['difference']:+.3f} "
+            f"- {row['labeled']}{unit} labelled, *{row['name']}* less *{row['against']}*: {test['difference']:+.3f} "
             f"(p = {_p(test, 'wilcoxon')} by Wilcoxon, {_p(test, 't')} by the t-test)"
         )
     if measured:

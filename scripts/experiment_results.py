@@ -213,6 +213,8 @@ def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
     """
     config = training.config
     changed = config.changed_since(trained_with)
+    if not config.use_unlabeled:
+        changed.pop("lambda_u", None)
     if not config.has_perturbed_stream:
         changed.pop("perturbed_view", None)
     if changed:

@@ -418,7 +418,7 @@ def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], test
         parts += [
             f"**{title.capitalize()} patients**",
             "",
-            *tables(rows, unit, experiment.columns, experiment.against),
+            *tables(rows, unit, experiment.columns),
             "",
         ]
         figure = draw(experiment, rows, title, page.stem if split == "val" else f"{page.stem}-test")

@@ -151,19 +151,25 @@ def test_curves_that_ended_in_nan_are_left_out_of_the_mean(tmp_path: Path, monke
 
 def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
-    names = ("stock nnU-Net", "mean teacher", "VQ-Seg without PFA")
-    runs = {run.name: run for run in runner.select(runner.read_experiment("finalists", "cpu").runs, names, [3])}
-    for name, dice in zip(names, (0.5, 0.6, 0.63), strict=True):
-        run = runs[name]
-        finish(tmp_path, runner.Training(run, 0), dice)
+    dice = {
+        "stock nnU-Net": 0.5,
+        "mean teacher": 0.6,
+        "VQ-Seg without PFA": 0.63,
+        "mean teacher, lambda_u 1": 0.61,
+        "VQ-Seg without PFA, lambda_u 1": 0.59,
+    }
+    for run in runner.select(runner.read_experiment("finalists", "cpu").runs, list(dice), [3]):
+        finish(tmp_path, runner.Training(run, 0), dice[run.name])
     place = tmp_path / "results"
     runner.main(["finalists", "--home", str(tmp_path), "--results", str(place), "--report-only"])
     text = (place / "finalists-cpu.md").read_text(encoding="utf-8")
-    assert (
-        "Difference from mean teacher, over the seeds that both have:\n\n- VQ-Seg without PFA, 3 labelled: +0.030"
-        in text
-    )
-    assert text.count(" labelled: ") == 1, "neither the first row nor the mean teacher itself"
+    _, _, after = text.partition("Differences over the seeds that both have:\n\n")
+    compared = [line.split(" (p = ")[0] for line in after.partition("\n\n")[0].splitlines()]
+    assert compared == [
+        "- 3 labelled, *VQ-Seg without PFA* less *mean teacher*: +0.030",
+        "- 3 labelled, *mean teacher, lambda_u 1* less *mean teacher*: +0.010",
+        "- 3 labelled, *VQ-Seg without PFA, lambda_u 1* less *mean teacher, lambda_u 1*: -0.020",
+    ]
 
 
 def test_an_unknown_run_to_compare_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +340,11 @@ def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytes
     training = runner.Training(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), 0)
     trained_with = variants.nnUNetTrainerMeanTeacher.default_config().override(training.block).as_dict()
     results.check_defaults(training, trained_with | {"perturbed_view": "weak"})
+    with pytest.raises(runner.ExperimentError, match=r"lambda_u 1.0, now 0.3"):
+        results.check_defaults(training, trained_with | {"lambda_u": 1.0})
+    supervised = runner.Training(runner.Run("a", "nnUNetTrainerSupervisedEMA", 3), 0)
+    trained_with = variants.nnUNetTrainerSupervisedEMA.default_config().override(supervised.block).as_dict()
+    results.check_defaults(supervised, trained_with | {"lambda_u": 1.0})
 
 
 def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
