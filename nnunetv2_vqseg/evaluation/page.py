@@ -34,7 +34,8 @@ caption span { display: block; position: sticky; left: 0; width: min(100%, 100cq
 th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; }
-th[scope=row] { max-width: 18rem; white-space: normal; overflow-wrap: break-word; }
+th[scope=row] span { display: inline-block; width: max-content; max-width: 18rem; white-space: normal;
+  overflow-wrap: break-word; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3;
   white-space: normal; }
 tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
@@ -60,7 +61,7 @@ summary { cursor: pointer; color: var(--accent); }
   h1 { font-size: 1.35rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .6rem; }
-  th[scope=row] { min-width: 7rem; max-width: 9.5rem; }
+  th[scope=row] span { max-width: 9.5rem; }
 }
 @media print {
   @page { margin: 14mm; }
@@ -74,6 +75,8 @@ summary { cursor: pointer; color: var(--accent); }
   th[scope=rowgroup], thead { break-after: avoid; }
   th, td { line-height: 1.3; }
   th, td { padding-left: .5rem; }
+  table { font-size: .8rem; }
+  th[scope=row] span { max-width: 9rem; }
   caption span, tr > :first-child { position: static; background: none; }
   .grid { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
   .grid.wide { grid-template-columns: 1fr 1fr; }
@@ -133,7 +136,7 @@ def table(content: Table) -> str:
                 body.append(f"</tbody><tbody><tr>{title}</tr>")
             row = row[1:]
         note = f"<small>{escape(row[0].note)}</small>" if row[0].note else ""
-        cells = [f'<th scope="row">{escape(row[0].text)}{note}</th>']
+        cells = [f'<th scope="row"><span>{escape(row[0].text)}</span>{note}</th>']
         for cell in row[1:]:
             text = escape(cell.text)
             cells.append(f"<td>{f'<strong>{text}</strong>' if cell.bold else text}</td>")
