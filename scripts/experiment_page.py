@@ -208,7 +208,7 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
     for row in compared:
         test = row["test_against_other"]
         lines.append(
-            f"- {row['labeled']}{unit} labelled, *{row['name']}* less *{row['against']}*: {test['difference']:+.3f} "
+            f"- {row['labeled']}{unit} labelled, *{row['name']}* minus *{row['against']}*: {test['difference']:+.3f} "
             f"(p = {_p(test, 'wilcoxon')} by Wilcoxon, {_p(test, 't')} by the t-test)"
         )
     if measured:

@@ -166,9 +166,9 @@ def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pyt
     _, _, after = text.partition("Differences over the seeds that both have:\n\n")
     compared = [line.split(" (p = ")[0] for line in after.partition("\n\n")[0].splitlines()]
     assert compared == [
-        "- 3 labelled, *VQ-Seg without PFA* less *mean teacher*: +0.030",
-        "- 3 labelled, *mean teacher, lambda_u 1* less *mean teacher*: +0.010",
-        "- 3 labelled, *VQ-Seg without PFA, lambda_u 1* less *mean teacher, lambda_u 1*: -0.020",
+        "- 3 labelled, *VQ-Seg without PFA* minus *mean teacher*: +0.030",
+        "- 3 labelled, *mean teacher, lambda_u 1* minus *mean teacher*: +0.010",
+        "- 3 labelled, *VQ-Seg without PFA, lambda_u 1* minus *mean teacher, lambda_u 1*: -0.020",
     ]
 
 
