@@ -45,8 +45,8 @@ class QuantizedPerturbation(nn.Module):
     Args:
         epsilon: probability of replacing a code, in [0, 1].
         mode: see above.
-        perplexity: effective number of neighbours, in [1, num_neighbors).
-        num_neighbors: neighbours a code kept in the table, at least 2.
+        perplexity: effective number of neighbours, in [1, num_neighbors) (calibrated).
+        num_neighbors: neighbours a code kept in the table, at least 2 (calibrated).
         max_strain: how stale the table may get, see `prepare`; >= 0.
 
     Raises:
@@ -66,7 +66,7 @@ class QuantizedPerturbation(nn.Module):
             raise ValueError(f"epsilon is a probability between 0 and 1, got {epsilon}.")
         if mode not in ("calibrated", "literal"):
             raise ValueError(f"mode must be 'calibrated' or 'literal', got {mode!r}.")
-        if not 1.0 <= perplexity < num_neighbors:
+        if mode == "calibrated" and not 1.0 <= perplexity < num_neighbors:
             raise ValueError(
                 f"perplexity must be at least 1 and less than num_neighbors, got {perplexity} with {num_neighbors} "
                 "neighbours."
@@ -205,7 +205,8 @@ class QuantizedPerturbation(nn.Module):
     def _move_literal(self, indices: Tensor, codes: Tensor, moves: Tensor, uniform: Tensor) -> Tensor:
         """Sizes depend on the data throughout: one break in a compiled graph instead of one at each of them."""
         moved = indices.clone()
-        moved[moves] = self._sample_literal(indices[moves], codes, uniform[moves])
+        if moves.any():
+            moved[moves] = self._sample_literal(indices[moves], codes, uniform[moves])
         return moved
 
     def _sample_literal(self, indices: Tensor, codes: Tensor, uniform: Tensor) -> Tensor:

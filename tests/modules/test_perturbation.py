@@ -192,6 +192,12 @@ def test_effective_neighbors_are_the_perplexity(codes: Tensor) -> None:
     assert perturbation.effective_neighbors == pytest.approx(4.0, rel=1e-3)
 
 
+def test_literal_mode_has_nothing_to_do_where_no_token_moves(codes: Tensor) -> None:
+    indices = torch.arange(200)
+    perturbation = qpm(1e-12, "literal", perplexity=8.0, num_neighbors=8)  # which that mode does not read
+    assert torch.equal(perturbation(indices, codes), indices)
+
+
 def test_literal_effective_neighbors_show_that_geometry_plays_no_part() -> None:
     # METHOD's first row: codes N(0, 1/C) of 384 dimensions are all equally far.
     codes = torch.randn(1000, 384) / 384**0.5
