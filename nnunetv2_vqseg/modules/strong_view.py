@@ -119,8 +119,8 @@ def cutmix(values: Tensor, boxes: Tensor, partners: Tensor) -> Tensor:
 class IntensityJitter:
     """Random brightness, contrast, gamma, blur and noise, drawn anew for every image and channel.
 
-    Made for z-scored images: strengths are in units of the standard deviation 1. Each effect is applied to an image
-    channel with its own probability.
+    Made for z-scored images: strengths are in units of the standard deviation 1, or with `relative` of the channel's
+    own. Each effect is applied to an image channel with its own probability.
 
     Args:
         strength: scales the ranges below all at once; 0 leaves the images as they are.
@@ -131,6 +131,8 @@ class IntensityJitter:
         noise: largest standard deviation of the noise.
         color_probability: chance of each of brightness, contrast and gamma.
         blur_probability, noise_probability: chance of blur and of noise.
+        relative: brightness and noise are shares of the standard deviation of the image's channel, for images that are
+            not z-scored.
 
     Raises:
         ValueError: a negative strength.
@@ -147,6 +149,7 @@ class IntensityJitter:
         color_probability: float = 0.8,
         blur_probability: float = 0.5,
         noise_probability: float = 0.5,
+        relative: bool = False,
     ):
         if strength < 0:
             raise ValueError(f"strength must not be negative, got {strength}")
@@ -158,6 +161,7 @@ class IntensityJitter:
         self.color_probability = color_probability
         self.blur_probability = blur_probability
         self.noise_probability = noise_probability
+        self.relative = relative
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -172,7 +176,8 @@ class IntensityJitter:
         mean = values.mean(dim=(2, 3), keepdim=True)
         factor = drawn(-self.contrast, self.contrast, self.color_probability).exp()
         shift = drawn(-self.brightness, self.brightness, self.color_probability)
-        values = (values - mean) * factor + mean + shift
+        unit = values.std(dim=(2, 3), keepdim=True) if self.relative else 1.0
+        values = (values - mean) * factor + mean + shift * unit
         low = values.amin(dim=(2, 3), keepdim=True)
         span = (values.amax(dim=(2, 3), keepdim=True) - low).clamp(min=1e-6)
         exponent = drawn(-self.gamma, self.gamma, self.color_probability).exp()
@@ -181,7 +186,7 @@ class IntensityJitter:
         values = _gaussian_blur(values, sigma, radius=math.ceil(3 * self.blur))
         strength = drawn(0.0, self.noise, self.noise_probability)
         noise = torch.randn(values.shape, device=values.device, generator=generator)
-        return (values + strength * noise).to(images.dtype)
+        return (values + strength * unit * noise).to(images.dtype)
 
 
 def strong_view(

@@ -190,3 +190,13 @@ def test_a_generator_makes_the_view_repeatable():
     images = torch.randn(2, 1, 8, 8)
     once, again = (IntensityJitter()(images, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(once, again)
+
+
+def test_relative_jitter_does_the_same_to_images_of_any_scale():
+    images = torch.randn(4, 2, 12, 12)
+    scale = torch.tensor([200.0, 0.01]).reshape(2, 1, 1)
+    one, other = (
+        IntensityJitter(relative=True)(values, torch.Generator().manual_seed(7)) for values in (images, images * scale)
+    )
+    assert not torch.allclose(one, images, atol=0.1)
+    torch.testing.assert_close(other / scale, one, rtol=1e-3, atol=1e-3)
