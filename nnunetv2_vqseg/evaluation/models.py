@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_object
 from nnunetv2_vqseg.evaluation.methods import Method
+from nnunetv2_vqseg.unpickling import trusted_numpy
 
 RUNTIME_FILE = "runtime.json"
 """Beside the checkpoints of `nnUNetTrainerSupervised`: what nnU-Net's own checkpoints do not hold."""
@@ -160,9 +159,7 @@ def _load_safely(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint with weights mapped from disk, allowing numbers of numpy beside what torch trusts."""
     import torch
 
-    allowed: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "?bhilBHILefd")]
-    allowed.append(np.float64(0).__reduce__()[0])  # numpy 1 and 2 keep this function in different modules
-    with torch.serialization.safe_globals(allowed):
+    with trusted_numpy():
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.training.checkpoint import CheckpointError, read_checkpoint
-
-# What nnU-Net's checkpoints hold beside tensors and plain values.
-NUMPY_SCALARS = [
-    np.float64(0).__reduce__()[0],  # the function that unpickles a scalar, wherever this NumPy keeps it
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-]
+from nnunetv2_vqseg.unpickling import trusted_numpy
 
 OWN_PARTS = ("quantizer", "image_decoder", "adapter")
 """Parts of the network that stock nnU-Net lacks; `network_weights` has the first at most."""
@@ -35,7 +27,7 @@ def load_pretrained_weights(trainer: nnUNetTrainer, filename: str) -> None:
     if not trainer.was_initialized:
         trainer.initialize()
     network: Any = unwrap(trainer.network)
-    with torch.serialization.safe_globals(NUMPY_SCALARS):
+    with trusted_numpy():
         content = read_checkpoint(filename, trainer.device)
     pretrained = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(pretrained, dict):

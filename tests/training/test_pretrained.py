@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,28 @@ def test_default_trainer_starts_from_stock_and_from_its_own_kind(new, saved: str
     log = Path(trainer.log_file).read_text(encoding="utf-8")
     missing = "image_decoder" if "VQSeg" in saved else "quantizer, image_decoder"
     assert log.count(f"Starting from the weights of {saved}, but for what it does not have: {missing}.") == 1
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core: str) -> None:
+    """Each unpickles them with a function in a module that the other calls differently."""
+    from nnunetv2_vqseg.evaluation.models import read_training_record
+    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+
+    other = tmp_path / "other.pth"
+    named = 0
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(other, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                content, named = re.subn(rb"cnumpy\._?core\.", f"cnumpy.{core}.".encode(), content)
+            target.writestr(entry.filename, content)
+    assert (named > 0) == ("VQSeg" not in saved), "ours are plain"
+    trainer = new("nnUNetTrainerVQSeg")
+    fresh = state_of(trainer)
+    load_pretrained_weights(trainer, str(other))
+    assert_started_from(trainer, saved, fresh)
+    assert read_training_record(other).unreadable is None
 
 
 def test_converted_checkpoint_is_taken_by_nnunets_own_loader(new, plan: str, saved: str, tmp_path: Path) -> None:
