@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,18 @@ def preview_slices(dataset: Any, patch_size: Any, count: int = 4) -> PreviewSlic
 
 @torch.no_grad()
 def draw_preview(
-    filename: str | Path, slices: PreviewSlices, student: VQSegNet, teacher: nn.Module, regions: bool, device: Any
+    filename: str | Path,
+    slices: PreviewSlices,
+    student: VQSegNet,
+    teacher: nn.Module,
+    region_labels: Sequence[int] | None,
+    device: Any,
 ) -> None:
-    """One row a slice: image, reconstruction from q(z), teacher, student under perturbation, reference."""
+    """One row a slice: image, reconstruction from q(z), teacher, student under perturbation, reference.
+
+    Args:
+        region_labels: nnU-Net's `regions_class_order`, None without regions.
+    """
     import matplotlib.pyplot as plt
 
     images = slices.images.to(device)
@@ -55,8 +65,8 @@ def draw_preview(
     if student.image_decoder is not None:
         columns["reconstruction"] = student.reconstruct(images)[:, 0].float().cpu()
     overlays = {
-        "teacher": _labels(teacher(images), regions),
-        "student, perturbed": _labels(_perturbed(student, images), regions),
+        "teacher": _labels(teacher(images), region_labels),
+        "student, perturbed": _labels(_perturbed(student, images), region_labels),
         "reference": slices.references,
     }
     student.train(was_training)
@@ -98,11 +108,11 @@ def _perturbed(student: VQSegNet, images: Tensor) -> Tensor | list[Tensor]:
         return student.predict_perturbed(images)
 
 
-def _labels(logits: Tensor | list[Tensor], regions: bool) -> Tensor:
+def _labels(logits: Tensor | list[Tensor], region_labels: Sequence[int] | None) -> Tensor:
     finest = logits[0] if isinstance(logits, list) else logits
-    if not regions:
+    if region_labels is None:
         return finest.argmax(1).cpu()
     painted = torch.zeros(finest[:, 0].shape, dtype=torch.long, device=finest.device)
-    for index in range(finest.shape[1]):
-        painted[finest[:, index] > 0] = index + 1
+    for index, label in enumerate(region_labels):  # a later one lies over an earlier one
+        painted[finest[:, index] > 0] = label
     return painted.cpu()
