@@ -61,6 +61,29 @@ def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | st
     return None
 
 
+def check_same_folds(original_folder: Path, copy_folder: Path) -> None:
+    """Planning copies `splits_final.json` from nnUNet_raw to nnUNet_preprocessed once, and training reads the copy.
+
+    More folds in the copy, and `unlabeled` lists in the copy alone, are what users add to it.
+
+    Raises:
+        DatasetError: a fold of the original is another in the copy.
+    """
+    original, copy = original_folder / SPLITS_FILE, copy_folder / SPLITS_FILE
+    if not (original.is_file() and copy.is_file()):
+        return
+    copied = load_splits(copy_folder)
+    for number, fold in enumerate(load_splits(original_folder)):
+        other = copied[number] if number < len(copied) else {"train": [], "val": []}
+        keys = ("train", "val", *(["unlabeled"] if fold.get("unlabeled") else []))
+        different = [key for key in keys if set(fold[key]) != set(other.get(key) or ())]
+        if different:
+            raise DatasetError(
+                f'{original} and {copy}, which training reads, differ in "{different[0]}" of fold {number}; delete the '
+                f"latter to use the former, or make them equal."
+            )
+
+
 def check_fold_entry(fold_entry: Mapping[str, Any], known_cases: Iterable[str]) -> list[str]:
     """The fold's `unlabeled` list, after a check of its names.
 

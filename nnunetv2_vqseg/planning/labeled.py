@@ -37,7 +37,15 @@ def verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processe
         folder = str(raw_folder(dataset_name))
         if roles.hidden:
             folder = view
-            visible = {**dataset_json, "dataset": roles.visible, "numTraining": len(roles.visible)}
+            # nnU-Net takes relative paths for relative to the dataset's folder.
+            cases = {
+                case: TrainingCase(
+                    images=[str(Path(file).absolute()) for file in entry["images"]],
+                    label=str(Path(entry["label"]).absolute()),
+                )
+                for case, entry in roles.visible.items()
+            }
+            visible = {**dataset_json, "dataset": cases, "numTraining": len(cases)}
             (Path(view) / "dataset.json").write_text(json.dumps(visible), encoding="utf-8")
         try:
             verify_dataset_integrity(folder, num_processes)

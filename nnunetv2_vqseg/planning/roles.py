@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
 from nnunetv2_vqseg.data.cases import TrainingCase, UnlabeledCases, collect_unlabeled_cases, training_cases
-from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_splits
+from nnunetv2_vqseg.data.splits_file import check_fold_entry, check_same_folds, load_splits
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,13 @@ def read_roles(dataset_name: str, dataset_json: Mapping) -> CaseRoles:
     """Find all images and read the splits, the preprocessed folder's first, as nnU-Net's trainers do.
 
     Raises:
-        DatasetError: a name, a number of files or a fold that does not fit.
+        DatasetError: a name, a number of files or a fold that does not fit, or two files of splits that differ.
     """
     raw = raw_folder(dataset_name)
     training = training_cases(raw, dict(dataset_json))
-    splits = load_splits(preprocessed_folder(dataset_name), raw)
+    preprocessed = preprocessed_folder(dataset_name)
+    check_same_folds(raw, preprocessed)
+    splits = load_splits(preprocessed, raw)
     listed: set[str] = set()
     taught: set[str] = set()
     for fold in splits:

@@ -14,6 +14,7 @@ from nnunetv2_vqseg.data.cases import (
     labeled_as_unlabeled,
     load_fold_entry,
 )
+from nnunetv2_vqseg.data.splits_file import check_same_folds
 
 
 def touch(path: Path) -> Path:
@@ -215,3 +216,32 @@ def test_a_real_tiny_dataset(tmp_path: Path):
     raw = make_dataset(tmp_path, channels=2)
     add_case(raw, "imagesUl", "W", channels=2)
     assert list(find(raw).files) == ["U", "V", "W"]
+
+
+@pytest.mark.parametrize(
+    ("original", "copy", "key"),
+    [
+        ([{"train": ["A"], "val": ["B"]}], [{"train": ["A"], "val": ["C"]}], "val"),
+        ([{"train": ["A"], "val": ["B"]}] * 2, [{"train": ["A"], "val": ["B"]}], "train"),
+        ([{"train": ["A"], "val": ["B"], "unlabeled": ["C"]}], [{"train": ["A"], "val": ["B"]}], "unlabeled"),
+    ],
+)
+def test_splits_that_training_would_not_read_are_refused(tmp_path: Path, original, copy, key):
+    """nnU-Net copies the file once and then compares train and val, with a bare assertion."""
+    folders = [tmp_path / name for name in ("raw", "preprocessed")]
+    for folder, folds in zip(folders, (original, copy), strict=True):
+        folder.mkdir()
+        (folder / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    with pytest.raises(DatasetError, match=rf'differ in "{key}" of fold {len(original) - 1}; delete the latter'):
+        check_same_folds(*folders)
+
+
+def test_splits_may_be_added_to_in_the_copy_that_training_reads(tmp_path: Path):
+    folders = [tmp_path / name for name in ("raw", "preprocessed")]
+    folds = [{"train": ["A", "B"], "val": ["C"]}]
+    for folder in folders:
+        check_same_folds(*folders)
+        folder.mkdir()
+        (folder / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+        folds = [{"train": ["B", "A"], "val": ["C"], "unlabeled": ["D"]}, *folds]
+    check_same_folds(*folders)

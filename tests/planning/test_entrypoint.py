@@ -135,8 +135,10 @@ def test_from_raw_images_to_two_folders(home: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_hidden_labels_may_be_garbage_all_the_way(home: Path):
+def test_hidden_labels_may_be_garbage_all_the_way(home: Path, monkeypatch: pytest.MonkeyPatch):
     """A benchmark inside one dataset: C and D are unlabelled in every fold, and nothing opens their labels."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("nnUNet_raw", "nnUNet_raw")  # as relative paths go into the list that nnU-Net is given
     raw = make_dataset(home, labeled="ABCD", unlabeled="U")
     for case in "CD":
         (raw / "labelsTr" / f"{case}.nii.gz").write_text("garbage", encoding="utf-8")
