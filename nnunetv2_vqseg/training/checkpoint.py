@@ -72,6 +72,22 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
+def is_ahead_of(file: str | Path, other: str | Path) -> bool:
+    """Whether a checkpoint belongs to the same training as another one and has come at least as far.
+
+    Epochs know when they started. False where one of the files cannot be read, or is from before the first epoch's end.
+    """
+    starts, others = _epoch_starts(file), _epoch_starts(other)
+    return bool(others) and starts[: len(others)] == others
+
+
+def _epoch_starts(file: str | Path) -> list[float]:
+    try:
+        return list(read_checkpoint(file, "cpu")["logging"]["epoch_start_timestamps"])
+    except (CheckpointError, KeyError, TypeError):
+        return []
+
+
 def to_plain(value: Any) -> Any:
     """NumPy scalars and arrays as Python numbers and lists, so that `weights_only=True` can read them."""
     if isinstance(value, dict):

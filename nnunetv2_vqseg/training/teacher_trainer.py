@@ -17,6 +17,7 @@ from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import (
     CheckpointError,
+    is_ahead_of,
     newest_checkpoint,
     random_states,
     read_checkpoint,
@@ -240,11 +241,14 @@ class TeacherTrainer(UnlabeledDataTrainer):
         """What to continue from instead, where nnU-Net's `--c` asks for an outdated file.
 
         nnU-Net takes final, else latest, else best. But a final checkpoint that is older than the others belongs to an
-        earlier training in this folder, and a best one may be some epochs ahead of the latest.
+        earlier training in this folder, and a best one may be some epochs ahead of the latest. Copying a folder may
+        have changed the times of its files, so of two checkpoints of one training the further one counts.
         """
         asked = Path(filename)
         newest = newest_checkpoint(asked.parent)
         if not self.logger.resume or asked.name == "checkpoint_best.pth" or newest is None or newest.samefile(asked):
+            return str(filename)
+        if is_ahead_of(asked, newest):
             return str(filename)
         self.print_to_log_file(f"{asked.name} is older than {newest.name}; continuing from the latter.")
         return str(newest)

@@ -428,6 +428,30 @@ def test_continuing_prefers_the_checkpoint_written_last(make_trainer) -> None:
     assert epoch_from("best", continue_training=True) == 1, "so does --val_best"
 
 
+def test_continuing_prefers_the_furthest_checkpoint_of_one_training(make_trainer) -> None:
+    """Copying a folder may make its best checkpoint the newest file."""
+    trainer = make_trainer(num_epochs=2)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    content["current_epoch"] = 1
+    content["logging"] = {name: values[:1] for name, values in content["logging"].items()}
+
+    def epoch_from(asked: str, newer: str) -> int:
+        save_atomically(content, folder / "checkpoint_best.pth")
+        os.utime(folder / f"checkpoint_{asked}.pth", (1, 1))
+        os.utime(folder / f"checkpoint_{newer}.pth", (2, 2))
+        other = make_trainer(num_epochs=2, continue_training=True)
+        other.load_checkpoint(str(folder / f"checkpoint_{asked}.pth"))
+        return other.current_epoch
+
+    assert epoch_from("final", newer="best") == 2
+    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")
+    assert epoch_from("latest", newer="best") == 2
+    content["logging"]["epoch_start_timestamps"] = [1.0]
+    assert epoch_from("latest", newer="best") == 1, "another training's"
+
+
 def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
     trainer = make_trainer(continue_training=True)
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
