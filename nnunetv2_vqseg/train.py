@@ -19,6 +19,7 @@ import torch.distributed as dist
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -31,6 +32,7 @@ from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
 from nnunetv2_vqseg.planning.plans import PlansError, load_plans
 from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoint
+from nnunetv2_vqseg.training.distributed import DistributedTrainer
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 from nnunetv2_vqseg.training.rendezvous import join_process_group, leave_process_group
 from nnunetv2_vqseg.training.signals import exit_when_asked
@@ -62,8 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # Where the trainer has something to save, it handles signals itself.
         with exit_when_asked("start the same command again, with --c if a checkpoint was written"):
-            require_readable_plan(args.dataset_name_or_id, args.p, args.tr)
+            trainer = require_readable_plan(args.dataset_name_or_id, args.p, args.tr)
             if "TORCHELASTIC_RUN_ID" in os.environ:
+                require_trainer_for_torchrun(trainer, args.device)
                 train_distributed(args)
             else:
                 train_alone(args)
@@ -110,8 +113,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def require_readable_plan(dataset: str, plans: str, trainer: str) -> None:
+def require_readable_plan(dataset: str, plans: str, trainer: str) -> type[nnUNetTrainer]:
     """Say in a sentence what `nnUNetv2_train` says in a traceback, before it opens the plan.
+
+    Returns:
+        The trainer's class.
 
     Raises:
         DatasetError, PlansError: a path variable is not set, or dataset, plan or dataset.json cannot be read.
@@ -133,11 +139,25 @@ def require_readable_plan(dataset: str, plans: str, trainer: str) -> None:
     load_dataset_json(folder / "dataset.json")
     try:
         with contextlib.redirect_stdout(None):  # it tells where it looks, and will again
-            recursive_find_trainer_class_by_name(trainer)
+            return recursive_find_trainer_class_by_name(trainer)
     except RuntimeError as error:
         raise ConfigError(
             f"There is no trainer {trainer}; correct its name after -tr, or set nnUNet_extTrainer to its folder."
         ) from error
+
+
+def require_trainer_for_torchrun(trainer: type[nnUNetTrainer], device: str) -> None:
+    """nnU-Net's own trainers take the GPU with the number of the global rank.
+
+    Raises:
+        ConfigError: this one would, and there is no such GPU.
+    """
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if not issubclass(trainer, DistributedTrainer) and (device == "cpu" or machines > 1):
+        raise ConfigError(
+            f"{trainer.__name__} trains on the GPUs of one machine only; use -tr nnUNetTrainerSupervised, which is "
+            f"stock nnU-Net anywhere, or leave torchrun out."
+        )
 
 
 def train_alone(args: argparse.Namespace) -> None:

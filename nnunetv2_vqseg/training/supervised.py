@@ -12,10 +12,10 @@ from nnunetv2_vqseg.evaluation.json_files import write_json
 from nnunetv2_vqseg.evaluation.models import RUNTIME_FILE
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.checkpoint import seed_everything
-from nnunetv2_vqseg.training.log import LoggingTrainer
+from nnunetv2_vqseg.training.distributed import DistributedTrainer
 
 
-class nnUNetTrainerSupervised(LoggingTrainer):
+class nnUNetTrainerSupervised(DistributedTrainer):
     """nnU-Net as it is, but for the number of steps and the seed, which it takes from the plan's `vqseg` block."""
 
     def __init__(

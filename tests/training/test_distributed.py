@@ -271,6 +271,30 @@ def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Pat
             assert torch.equal(other["vqseg"][kind][name], value), f"{kind}: {name}"
 
 
+@pytest.mark.usefixtures("_no_training_outlives_its_test")
+@pytest.mark.slow
+def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, results, tmp_path: Path) -> None:
+    from real_training import DATASET, write_plan
+
+    arguments = write_plan(home, "StockPlans", num_epochs=1)
+    options = ("--standalone", "--nproc-per-node", "2")
+    for trainer in ("nnUNetTrainerSupervised", "nnUNetTrainer"):
+        arguments[arguments.index("-tr") + 1] = trainer
+        process = torchrun(*options, arguments=arguments, log=tmp_path / trainer)
+        ended = process.wait(300)
+        said = (tmp_path / trainer).read_text(encoding="utf-8")
+        folder = home / "results" / DATASET / f"{trainer}__StockPlans__2d" / "fold_0"
+        if trainer == "nnUNetTrainer":
+            assert ended != 0
+            assert (
+                "ERROR: nnUNetTrainer trains on the GPUs of one machine only; use -tr nnUNetTrainerSupervised" in said
+            )
+            assert not folder.exists()
+        else:
+            assert ended == 0, said[-3000:]
+            assert (folder / "checkpoint_final.pth").exists()
+
+
 @pytest.mark.slow
 def test_a_step_sends_the_gradients_once_and_little_else(make_trainer, monkeypatch, tmp_path: Path) -> None:
     from count_traffic import count  # of scripts/
