@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,7 @@ def load_prepared_identifiers(
     fold_entry: Mapping[str, Any] | None = None,
     plans_manager: PlansManager | None = None,
     configuration_manager: ConfigurationManager | None = None,
+    labeled: Iterable[str] = (),
 ) -> list[str]:
     """The prepared cases where the raw images are not there, as on a cluster.
 
@@ -118,6 +119,7 @@ def load_prepared_identifiers(
         cases: the cases wanted; None: those that came from `imagesUl` and the fold's `unlabeled` list.
         fold_entry: the fold of `splits_final.json`; cases of other folds' lists are not returned.
         plans_manager: with `configuration_manager`, also check that the cases were made for this plan.
+        labeled: labelled cases that serve as unlabelled ones where `cases` is None and there are no others.
 
     Raises:
         DatasetError: nothing was prepared, or a wanted case is missing, incomplete or made for another plan.
@@ -133,6 +135,7 @@ def load_prepared_identifiers(
     else:
         wanted = {case for case, entry in manifest.cases.items() if entry.get("origin") == "imagesUl"}
         wanted |= set(check_fold_entry(fold_entry, fold_entry.get("unlabeled") or ())) if fold_entry else set()
+        wanted = wanted or set(labeled)
     settings = None
     if plans_manager is not None and configuration_manager is not None:
         settings = settings_hash(preprocessing_settings(plans_manager, configuration_manager))

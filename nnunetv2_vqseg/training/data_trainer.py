@@ -228,8 +228,9 @@ class UnlabeledDataTrainer(DistributedTrainer):
             sleep(1.0)
 
     def _load_prepared(self, folder: str, cases: UnlabeledCases | None) -> list[str]:
+        labeled = self.do_split()[0] if cases is None and self.config.labeled_as_unlabeled else ()
         return load_prepared_identifiers(
-            folder, cases, self._fold_entry(), self.plans_manager, self.configuration_manager
+            folder, cases, self._fold_entry(), self.plans_manager, self.configuration_manager, labeled
         )
 
     @staticmethod

@@ -33,6 +33,9 @@ from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy, build
 from nnunetv2_vqseg.training.preview import PreviewSlices, draw_preview, preview_slices
 from nnunetv2_vqseg.training.reliable_trainer import ReliableTrainer
 
+Z_SCORES = frozenset({"ZScoreNormalization", "CTNormalization"})
+"""nnU-Net's normalisation schemes after which intensities have a standard deviation of about 1."""
+
 
 class nnUNetTrainerVQSeg(ReliableTrainer):
     """VQ-Seg (NeurIPS 2025) on nnU-Net's 2D plan, preprocessing and augmentation.
@@ -105,7 +108,8 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         self._load_foundation_model()
         self.build_network_architecture = self._build_training_network  # type: ignore[method-assign]
         super().initialize()
-        self.jitter = IntensityJitter(strength=self.config.jitter_strength)
+        schemes = set(self.configuration_manager.normalization_schemes)
+        self.jitter = IntensityJitter(self.config.jitter_strength, relative=not schemes <= Z_SCORES)
         self.objective = Objective(
             self.config, self._supervised_loss(), regions=self.label_manager.has_regions, ddp=self.is_ddp
         )
@@ -388,6 +392,6 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             self._preview,
             self.vqseg_network,
             self.teacher.module,
-            self.label_manager.has_regions,
+            self.label_manager.regions_class_order if self.label_manager.has_regions else None,
             self.device,
         )

@@ -12,6 +12,9 @@ from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 _METHOD = frozenset({"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view"})
 """Switches of the whole method's parts but PFA, which has a policy."""
 
+_VARIED = frozenset({"epsilon", "lambda_u", "lambda_a", "num_codes"})
+"""What Tables 3 and 5 vary."""
+
 _WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
 
 
@@ -38,7 +41,7 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
     locked = _METHOD | {
         key
         for key, value in VQSegConfig.literal().as_dict().items()
-        if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size")
+        if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size") and key not in _VARIED
     }
 
     @classmethod

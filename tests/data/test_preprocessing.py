@@ -24,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_raw_dataset import add_case, make_dataset, phantom, tiny_plans, write_volume
 
 from nnunetv2_vqseg.data import case_preprocessing, manifest, preprocessing
-from nnunetv2_vqseg.data.cases import DatasetError, find_unlabeled_cases
+from nnunetv2_vqseg.data.cases import DatasetError, find_unlabeled_cases, labeled_as_unlabeled
 from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 
 FOLD = {"train": ["A"], "val": ["B"], "unlabeled": ["C"]}
@@ -331,6 +331,7 @@ def test_training_goes_on_without_the_raw_images(prepared: Tiny):
     assert load_prepared_identifiers(prepared.folder, cases) == ["C", "U", "V"]
     with pytest.raises(DatasetError, match="nnUNet_raw"):
         load_prepared_identifiers(prepared.folder, None, {"unlabeled": ["D"]})
+    assert load_prepared_identifiers(prepared.folder, None, FOLD, labeled=["A"]) == ["C", "U", "V"], "there are others"
 
     prepared.plans["configurations"]["2d"]["spacing"] = [3.0, 3.0]
     other = PlansManager(json.loads(json.dumps(prepared.plans)))
@@ -415,3 +416,17 @@ def test_a_pool_of_spawned_workers_gives_the_same(tiny: Tiny, tmp_path: Path):
 def test_properties_can_be_unpickled_by_nnunet(prepared: Tiny):
     properties = load_pickle(str(Path(prepared.folder) / "C.pkl"))
     assert properties["shape_after_cropping_and_before_resampling"] == (3, 32, 32)
+
+
+def test_labelled_images_serve_as_unlabelled_ones_without_the_raw_images_too(tiny: Tiny):
+    shutil.rmtree(tiny.raw / "imagesUl")
+    plans_manager = PlansManager(tiny.plans)
+    configuration = plans_manager.get_configuration("2d")
+    cases = labeled_as_unlabeled(tiny.raw, tiny.dataset_json, ["A", "B"])
+    prepare_unlabeled_cases(cases, plans_manager, configuration, tiny.dataset_json, tiny.folder, 0)
+    shutil.rmtree(tiny.raw)
+    with pytest.raises(DatasetError, match="no unlabelled case for this fold"):
+        load_prepared_identifiers(tiny.folder, None, {"train": ["A", "B"], "val": ["C"]})
+    assert load_prepared_identifiers(tiny.folder, None, None, plans_manager, configuration, ["A", "B"]) == ["A", "B"]
+    with pytest.raises(DatasetError, match="case C is missing or incomplete"):
+        load_prepared_identifiers(tiny.folder, None, None, labeled=["A", "C"])

@@ -244,6 +244,20 @@ def test_switches_that_define_a_variant_cannot_be_changed_in_the_plan(make_train
         make_trainer(name, **keys, **{key: value})
 
 
+@pytest.mark.parametrize(("scheme", "relative"), [("ZScore", False), ("CT", False), ("RGBTo01", True), ("No", True)])
+def test_jitter_knows_whether_images_are_z_scored(make_trainer, scheme, relative):
+    trainer = make_trainer()
+    trainer.configuration_manager.configuration["normalization_schemes"] = [f"{scheme}Normalization"]
+    trainer.initialize()
+    assert trainer.jitter.relative == relative
+
+
+@pytest.mark.parametrize(("key", "value"), [("epsilon", 0.3), ("lambda_u", 0.3), ("lambda_a", 1.0), ("num_codes", 32)])
+def test_what_tables_3_and_5_vary_is_free_in_the_paper_s_settings(make_trainer, key, value):
+    trainer = make_trainer("nnUNetTrainerVQSegPaper", **{"confidence_threshold": 0.0, key: value})
+    assert getattr(trainer.config, key) == value
+
+
 def test_base_reads_codes_and_the_mean_teacher_features(make_trainer):
     """Otherwise both would be the same training."""
     for name, quantized in (("nnUNetTrainerVQSegBase", True), ("nnUNetTrainerMeanTeacher", False)):
