@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _by_case(paths: Sequence[Path]) -> dict[str, Path]:
     channel = bool(paths) and all(stem(path).endswith("_0000") for path in paths)
     found: dict[str, Path] = {}
     for path in paths:
-        case = _case_name(KIND.sub("", stem(path).removesuffix("_0000") if channel else stem(path)))
+        case = _case_name(KIND.sub("", stem(path).removesuffix("_0000") if channel else stem(path)), path)
         if case in found:
             raise DatasetError(f"{found[case]} and {path} would both be case {case}; rename one of them.")
         found[case] = path
@@ -106,15 +107,19 @@ def _scans_of_folders(root: Path) -> dict[str, Scan]:
         if len(images) > 1 or len(masks) > 1:
             kind, paths = ("scans", images) if len(images) > 1 else ("masks", masks)
             raise DatasetError(f"{folder} has several {kind} ({some([path.name for path in paths])}); leave one.")
-        case = _case_name(folder.name)
+        case = _case_name(folder.name, folder)
         if case in scans:
             raise DatasetError(f"{folder} and another folder would both be case {case}; rename one of them.")
         scans[case] = Scan(images[0], masks[0] if masks else None)
     return scans
 
 
-def _case_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9-]+", "_", name).strip("_")
+def _case_name(name: str, path: Path) -> str:
+    """The name with letters of any script, digits, - and _ only."""
+    case = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name)).strip("_")
+    if not case:
+        raise DatasetError(f"{path} has no letter or digit in its name that could name a case; rename it.")
+    return case
 
 
 def assign(

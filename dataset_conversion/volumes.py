@@ -95,7 +95,8 @@ def _read_dicom_series(folder: Path) -> sitk.Image:
         raise DatasetError(f"{folder} holds {found}; put exactly one series into the folder of a case.")
     place, uid = series[0]
     files = reader.GetGDCMSeriesFileNames(str(place), uid)
-    strays = {str(path) for path in place.iterdir() if path.suffix.lower() == ".dcm"} - set(files)
+    there = [path for path in place.iterdir() if path.suffix.lower() == ".dcm" and not path.name.startswith(".")]
+    strays = {str(path) for path in there} - set(files)
     if strays:
         raise DatasetError(f"{min(strays)} is damaged or of another kind than the files beside it; export it again.")
     reader.SetFileNames(files)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,7 @@ def test_folders_of_patients_with_dicom_series(raw: Path, tmp_path: Path) -> Non
         place = (folder, folder / "series", folder / "study" / "series", folder)[number - 1]
         write_dicom_series(place, ct(number), number)
         write_volume(folder / "tumor_mask.nrrd", mask(), CT_SPACING)
+    (root / "Patient 1" / "._1_000.dcm").write_bytes(b"what macOS puts beside a file")
     (root / "Patient 1" / "report.txt").write_text("nothing to see", encoding="utf-8")
     convert(root, None)
     dataset = raw / "Dataset040_LC"
@@ -308,3 +310,21 @@ def test_decathlon_lung(raw: Path, tmp_path: Path) -> None:
     sides = sides_of(raw / "Dataset006_Lung")
     assert {side: len(cases) for side, cases in sides.items()} == {"train": 2, "val": 1, "test": 2, "Ul": 5 + 3}
     assert {"lung_011", "lung_012", "lung_013"} < sides["Ul"]
+
+
+def test_names_of_any_script_stay_apart(raw: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    names = ["Müller", "Möller", "张三", "李四"]
+    for number, name in enumerate(names):
+        write_volume(tmp_path / "ct" / f"{name}.nrrd", ct(number), CT_SPACING)
+        # As macOS writes them.
+        write_volume(tmp_path / "m" / f"{unicodedata.normalize('NFD', name)}_mask.nrrd", mask(), CT_SPACING)
+    convert(tmp_path / "ct", tmp_path / "m")
+    dataset = raw / "Dataset040_LC"
+    assert set.union(*sides_of(dataset).values()) == set(names)
+    for path in dataset.glob("images*/*"):
+        np.testing.assert_array_equal(read(path), ct(names.index(path.name.removesuffix("_0000.nii.gz"))))
+    (tmp_path / "ct" / "Müller.nrrd").rename(tmp_path / "ct" / "+++.nrrd")
+    words = ("-d", 41, "-i", tmp_path / "ct", "-m", tmp_path / "m")
+    assert "+++.nrrd has no letter or digit in its name" in fails(main, *words)
+    (tmp_path / "ct" / "+++.nrrd").unlink()
+    assert "has no scan of the same name" in fails(main, *words), "Möller's scan does not belong to Müller's mask"
