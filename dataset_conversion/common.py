@@ -190,7 +190,7 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
         if target.exists():
             target.rename(replaced)
             building.rename(target)
-            shutil.rmtree(replaced) if not replaced.is_symlink() else replaced.unlink()
+            _remove(replaced)
         else:
             building.rename(target)
     except BaseException:
@@ -198,6 +198,16 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
             replaced.rename(target)
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _remove(replaced: Path) -> None:
+    """The new dataset is in place: what cannot be removed of the old one is no reason to stop."""
+    if replaced.is_symlink():
+        replaced.unlink()
+        return
+    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():
+        print(f"Note: {replaced}, the dataset that was replaced, could not be removed as a whole; delete it.")
 
 
 def _refuse_existing(folders: Sequence[Path], overwrite: bool) -> None:

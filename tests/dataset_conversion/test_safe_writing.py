@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,26 @@ def test_failure_while_swapping_restores_the_old_dataset(
     with pytest.raises(OSError, match="disk full"):
         convert(shared, "--overwrite")
     assert snapshot(raw) == before
+
+
+def test_rest_of_the_old_dataset_does_not_stop_the_new_one(
+    raw: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(shared)
+    rmtree = shutil.rmtree
+
+    def held_open(path: Path, ignore_errors: bool = False) -> None:
+        if "Dataset027" not in str(path):
+            rmtree(path, ignore_errors)
+        elif not ignore_errors:
+            raise OSError("busy")
+
+    monkeypatch.setattr(shutil, "rmtree", held_open)
+    convert(shared, "--overwrite")
+    said = capsys.readouterr().out
+    assert "the dataset that was replaced, could not be removed as a whole; delete it." in said
+    assert said.count("Dataset027_ACDC is complete") == 2
+    assert len(list(raw.iterdir())) == 2
 
 
 def test_existing_dataset_needs_overwrite(raw: Path, shared: Path, fails: Callable[..., str]) -> None:
