@@ -74,7 +74,7 @@ def read_list(path: Path) -> list[str]:
         DatasetError: the file cannot be read, is empty or names something twice.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"The list {path} cannot be read ({error}).") from None
     names = [line for line in lines if line and not line.startswith("#")]

@@ -168,7 +168,9 @@ def test_own_patient_pattern(dataset: Path) -> None:
 
 def test_validation_list_of_patients_or_of_all_their_cases(dataset: Path, tmp_path: Path) -> None:
     names = tmp_path / "val.txt"
-    names.write_text("# fixed for all seeds\npatient003\n\npatient007_frame12\npatient007_frame01\n", encoding="utf-8")
+    # Windows puts a byte order mark before the first line.
+    text = "# fixed for all seeds\npatient003\n\npatient007_frame12\npatient007_frame01\n"
+    names.write_text(text, encoding="utf-8-sig")
     split("--labeled", 3, "--val-list", names, "--seed", 1, 2)
     for fold in folds_in(dataset):
         assert patients_in(fold["val"]) == {"patient003", "patient007"}
