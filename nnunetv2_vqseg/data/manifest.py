@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 VERSION = 1
 OUTPUT_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
@@ -105,35 +99,6 @@ def describe_source(file: str | Path) -> Source:
 def settings_hash(settings: dict[str, Any]) -> str:
     """A hash of JSON content that does not depend on the order of keys or on tuples and lists."""
     return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=float).encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def exclusive(folder: str | Path, log: Callable[[str], None]) -> Iterator[bool]:
-    """Only one process at a time prepares a folder; yields whether that is certain.
-
-    Several folds are often started at once. The others wait, so that the work is done once. The operating system frees
-    the lock of a process that dies. Where locks are not available (Windows, some network file systems) everyone works:
-    results are the same, because each case is put in place by renaming.
-    """
-    with Path(folder).with_name(f".{Path(folder).name}.lock").open("a") as lock:
-        yield _acquire(lock.fileno(), log)
-
-
-def _acquire(descriptor: int, log: Callable[[str], None]) -> bool:
-    if fcntl is None:
-        return False
-    told = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not told:
-                log("Another run is preparing the unlabelled cases; waiting for it.")
-                told = True
-            time.sleep(0.5)
-        except OSError:
-            return False
 
 
 def _is_entry(value: Any) -> bool:

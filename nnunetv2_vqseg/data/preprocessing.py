@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2_vqseg.data.case_preprocessing import prepare_case, preprocessing_settings
 from nnunetv2_vqseg.data.cases import UnlabeledCases, check_fold_entry
 from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.data.locks import exclusive
 from nnunetv2_vqseg.data.manifest import (
     Entry,
     Manifest,
-    exclusive,
     manifest_file,
     settings_hash,
 )
@@ -67,7 +67,7 @@ def prepare_unlabeled_cases(
     if _outdated(manifest, cases, settings) or _update_origins(manifest, cases):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            with exclusive(folder, log) as certain:
+            with exclusive(folder, log, "preparing the unlabelled cases") as certain:
                 manifest = Manifest(folder)
                 outdated = _outdated(manifest, cases, settings)
                 _update_origins(manifest, cases)

@@ -19,7 +19,7 @@ from nnunetv2_vqseg.evaluation.methods import parse_methods
 from nnunetv2_vqseg.evaluation.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRICS, EmptyConvention
 from nnunetv2_vqseg.evaluation.models import TrainingRecord, find_models, read_training_record
 from nnunetv2_vqseg.evaluation.overlays import overlays_of_method
-from nnunetv2_vqseg.evaluation.pictures import Picture
+from nnunetv2_vqseg.evaluation.pictures import Picture, distinct
 from nnunetv2_vqseg.evaluation.prediction import predict_missing
 from nnunetv2_vqseg.evaluation.reading import reader_for
 from nnunetv2_vqseg.evaluation.report_html import ReportPictures, render
@@ -165,16 +165,16 @@ def write_report(
         vqseg_curves={m: plots for m, folds in records.items() if (plots := figures.vqseg_plots(m, folds))},
     )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    names = {item.name for item in pictures.all()}
-    outdated = set(read_object(folder / "summary.json").get("figures", [])) - names
+    named = dict(zip(distinct([item.name for item in pictures.all()]), pictures.all(), strict=True))
+    outdated = set(read_object(folder / "summary.json").get("figures", [])) - set(named)
     for file in (folder / "figures").glob("*.png"):
         if file.stem in outdated:
             file.unlink()
-    for item in pictures.all():
-        replace_bytes(folder / "figures" / f"{item.name}.png", item.png)
+    for picture_name, item in named.items():
+        replace_bytes(folder / "figures" / f"{picture_name}.png", item.png)
     for table in [*made, tables.case_table(summary)]:
         table.write(folder / "tables")
-    write_json({**summary, "figures": sorted(names)}, folder / "summary.json")
+    write_json({**summary, "figures": sorted(named)}, folder / "summary.json")
     replace_text(folder / "index.html", render(summary, {table.name: table for table in made}, pictures))
 
 

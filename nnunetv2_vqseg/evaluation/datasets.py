@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunetv2_vqseg.data.patients import some
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_json
 
@@ -42,9 +43,12 @@ def dataset_name(name_or_id: str | int) -> str:
         EvaluationError: if there is no such dataset, or several with this id.
     """
     text = str(name_or_id)
-    if text.startswith("Dataset"):
-        return text
     raw = nnunet_folder("nnUNet_raw")
+    if text.startswith("Dataset"):
+        if not (raw / text).is_dir():
+            there = sorted(folder.name for folder in raw.glob("Dataset*") if folder.is_dir())
+            raise EvaluationError(f"{raw} holds no {text}, only {some(there) or 'no dataset at all'}; correct -d.")
+        return text
     if not text.isdigit():
         raise EvaluationError(f"-d {text} is neither a dataset's number nor a name as Dataset027_ACDC; correct it.")
     found = sorted(folder.name for folder in raw.glob(f"Dataset{int(text):03d}_*") if folder.is_dir())

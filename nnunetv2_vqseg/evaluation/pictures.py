@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,15 @@ def picture(figure: Figure, name: str, alt: str, caption: str, dpi: int = 160) -
     # no software or date inside: equal numbers give equal files
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return Picture(name, buffer.getvalue(), alt, caption)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of files, with a number behind those that are taken: signs that methods differ in may not be in names."""
+    taken: list[str] = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        taken.append(next(candidate for candidate in candidates if candidate.lower() not in map(str.lower, taken)))
+    return taken
 
 
 def colour(colours: tuple[str, ...], index: int) -> str:

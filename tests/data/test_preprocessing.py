@@ -23,8 +23,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_raw_dataset import add_case, make_dataset, phantom, tiny_plans, write_volume
 
-from nnunetv2_vqseg.data import case_preprocessing, manifest, preprocessing
+from nnunetv2_vqseg.data import case_preprocessing, locks, preprocessing
 from nnunetv2_vqseg.data.cases import DatasetError, find_unlabeled_cases, labeled_as_unlabeled
+from nnunetv2_vqseg.data.manifest import Manifest
 from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 
 FOLD = {"train": ["A"], "val": ["B"], "unlabeled": ["C"]}
@@ -256,7 +257,7 @@ def test_a_case_that_is_being_replaced_is_not_trusted(prepared: Tiny, monkeypatc
     seen: list[bool] = []
 
     def look(case: str, *_: object) -> None:
-        seen.append(manifest.Manifest(prepared.folder).is_complete(case))
+        seen.append(Manifest(prepared.folder).is_complete(case))
         raise DatasetError("stop here.")
 
     monkeypatch.setattr(preprocessing, "prepare_case", look)
@@ -386,7 +387,7 @@ def test_a_second_run_waits_for_the_first(tiny: Tiny, monkeypatch: pytest.Monkey
 
 
 def test_runs_without_locks_do_not_break_each_other(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(manifest, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     runs = [threading.Thread(target=tiny.prepare) for _ in range(2)]
     for run in runs:
         run.start()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from nnunetv2_vqseg.evaluation import compare, figures, prediction, provenance, tables
+from nnunetv2_vqseg.data import locks
+from nnunetv2_vqseg.evaluation import compare, figures, pictures, prediction, provenance, tables
 from nnunetv2_vqseg.evaluation import page as page_of_tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import parse_methods
@@ -575,3 +577,56 @@ def test_items_name_methods_plans_and_configurations():
 def test_methods_that_do_not_fit_are_refused(trainers, plans, labels, sentence):
     with pytest.raises(EvaluationError, match=sentence):
         parse_methods(trainers, plans, labels)
+
+
+def test_two_runs_do_not_predict_into_one_folder_at_once(world, predictor, without_report, monkeypatch, capsys):
+    fake, started, waited = prediction.run_predictor, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        started.set()
+        assert waited.wait(60)
+        return fake(*arguments)
+
+    monkeypatch.setattr(prediction, "run_predictor", slow)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: waited.set())
+    first = threading.Thread(target=compare.run, args=(901, TRAINERS[:1], world / "out"), kwargs={"device": "cpu"})
+    first.start()
+    assert started.wait(60)
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    first.join()
+    assert [len(cases) for _, _, cases in predictor] == [14]
+    assert len(without_report) == 2
+    assert "Another run is predicting into" in capsys.readouterr().out
+
+
+def test_predictions_that_are_all_there_may_be_read_only(world, predictor, without_report, monkeypatch):
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    monkeypatch.setattr(prediction, "exclusive", lambda *_: pytest.fail("nothing to write"))
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    assert len(without_report) == 2
+
+
+def test_spacing_beside_a_tiff_is_taken_over_with_it(tmp_path):
+    unfinished, output = tmp_path / "unfinished", tmp_path
+    unfinished.mkdir()
+    for number, case in enumerate("abc"):
+        for name in (f"{case}.tif", f"{case}.json"):
+            (unfinished / name).write_text(case, encoding="utf-8")
+        os.utime(unfinished / f"{case}.tif", (number, number))
+    prediction._keep_whole_files(unfinished, output, ".tif")
+    assert sorted(path.name for path in output.iterdir()) == ["a.json", "a.tif", "b.json", "b.tif"]
+
+
+def test_a_misspelt_dataset_is_named_before_its_models_are_looked_for(world):
+    with pytest.raises(EvaluationError, match=rf"holds no Dataset901_Smal, only {DATASET}; correct -d"):
+        compare.run("Dataset901_Smal", TRAINERS, world / "out")
+
+
+def test_figures_of_methods_that_differ_in_a_sign_have_files_of_their_own():
+    assert pictures.distinct(["VQ_PFA", "a", "VQ_PFA", "vq_pfa_2", "VQ_PFA"]) == [
+        "VQ_PFA",
+        "a",
+        "VQ_PFA_2",
+        "vq_pfa_2_2",
+        "VQ_PFA_3",
+    ]
