@@ -85,18 +85,18 @@ def claim(home: Path, args: argparse.Namespace, device: str) -> None:
     wanted = {"data": data, "labeled": args.labeled, "steps": args.steps, "seed": args.seed, "device": device}
     remedy = "give another --out, or delete the folder."
     file = home / STAMP
-    if file.is_file():
-        made = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in wanted.items():
-            if made.get(name) != value:
-                before, now = (str("none" if v is None else v) for v in (made.get(name), value))
-                argument = "the device" if name == "device" else f"--{name}"
-                sys.exit(f"Error: {home} was made with {argument} {before}, not {now}; {remedy}")
-    elif any((home / "nnUNet_raw").glob("Dataset*")):
-        sys.exit(f"Error: {home} holds a dataset, but no {STAMP} that says what it was made with; {remedy}")
-    else:
+    if not any((home / "nnUNet_raw").glob("Dataset*")):  # also where an earlier run was refused its data
         home.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        return
+    if not file.is_file():
+        sys.exit(f"Error: {home} holds a dataset, but no {STAMP} that says what it was made with; {remedy}")
+    made = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            before, now = (str("none" if v is None else v) for v in (made.get(name), value))
+            argument = "the device" if name == "device" else f"--{name}"
+            sys.exit(f"Error: {home} was made with {argument} {before}, not {now}; {remedy}")
 
 
 def say(text: str) -> None:

@@ -70,6 +70,7 @@ def test_a_run_with_the_same_arguments_goes_on(tmp_path):
 )
 def test_a_run_with_other_arguments_stops_and_names_the_one_that_differs(tmp_path, more, device, difference):
     demo.claim(tmp_path, arguments(tmp_path), "cpu")
+    (tmp_path / "nnUNet_raw" / "Dataset901_Phantom").mkdir(parents=True)
     with pytest.raises(SystemExit, match=f"{difference}; give another --out, or delete the folder"):
         demo.claim(tmp_path, arguments(tmp_path, *more), device)
     assert json.loads((tmp_path / demo.STAMP).read_text(encoding="utf-8"))["steps"] == 400
@@ -80,3 +81,12 @@ def test_a_dataset_of_unknown_origin_is_left_alone(tmp_path):
     with pytest.raises(SystemExit, match=r"no demo\.json that says what it was made with"):
         demo.claim(tmp_path, arguments(tmp_path), "cpu")
     assert not (tmp_path / demo.STAMP).exists()
+
+
+def test_a_run_that_was_refused_its_data_may_be_corrected(tmp_path):
+    demo.claim(tmp_path, arguments(tmp_path, "--data", "/wrong"), "cpu")
+    (tmp_path / "nnUNet_raw").mkdir()
+    demo.claim(tmp_path, arguments(tmp_path, "--data", "/right"), "cpu")
+    (tmp_path / "nnUNet_raw" / "Dataset027_ACDC").mkdir()
+    with pytest.raises(SystemExit, match="was made with --data /right, not /wrong"):
+        demo.claim(tmp_path, arguments(tmp_path, "--data", "/wrong"), "cpu")
