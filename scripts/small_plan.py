@@ -20,15 +20,12 @@ from typing import Any
 MINIMUM_EDGE = 4  # of the deepest feature map, as nnU-Net's planner has it
 
 
-def shrink(
-    plans: dict[str, Any], patch: int, features: int, max_features: int, spacing: float | None, convs: int = 2
-) -> None:
+def shrink(plans: dict[str, Any], patch: int, features: int = 16, max_features: int = 128, convs: int = 2) -> None:
     """Give the 2d configuration a square patch, few features and as many stages as the patch carries, in place.
 
     Args:
         patch: side in pixels, divisible by the resulting strides.
         features: of the first stage; doubled each stage up to `max_features`.
-        spacing: in-plane, in mm; None keeps the plan's.
         convs: convolutions a stage (residual blocks stay one).
     """
     configuration = plans["configurations"]["2d"]
@@ -46,8 +43,6 @@ def shrink(
     blocks = "n_conv_per_stage" if "n_conv_per_stage" in architecture else "n_blocks_per_stage"
     architecture[blocks] = [convs if blocks == "n_conv_per_stage" else 1] * stages
     configuration["patch_size"] = [patch, patch]
-    if spacing is not None:
-        configuration["spacing"] = [spacing, spacing]
 
 
 def plans_file(dataset_id: int, plans_name: str) -> Path:
@@ -71,16 +66,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="labelled images a step")
     parser.add_argument("--patch", type=int, metavar="PX", help="side of the patch; without it the network stays as is")
     parser.add_argument("--spacing", type=float, metavar="MM", help="in-plane spacing (default: the plan's)")
-    parser.add_argument("--features", type=int, default=16, metavar="N", help="of the first stage (default: 16)")
-    parser.add_argument("--max-features", type=int, default=128, metavar="N", help="largest (default: 128)")
+    parser.add_argument("--features", type=int, metavar="N", help="of the first stage, with --patch (default: 16)")
+    parser.add_argument("--max-features", type=int, metavar="N", help="largest, with --patch (default: 128)")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the vqseg block, JSON values"
     )
     args = parser.parse_args(argv)
+    asked = {"features": args.features, "max_features": args.max_features}
+    features = {name: number for name, number in asked.items() if number is not None}
+    if features and not args.patch:
+        parser.error("--features and --max-features make a network for a patch; add --patch.")
     file = plans_file(args.dataset_id, args.plans_name)
     plans = json.loads(file.read_text(encoding="utf-8"))
     if args.patch:
-        shrink(plans, args.patch, args.features, args.max_features, args.spacing)
+        shrink(plans, args.patch, **features)
+    if args.spacing:
+        plans["configurations"]["2d"]["spacing"] = [args.spacing, args.spacing]
     configuration = plans["configurations"].setdefault(args.configuration, {"inherits_from": "2d"})
     if args.batch_size:
         configuration["batch_size"] = args.batch_size

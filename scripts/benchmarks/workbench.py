@@ -118,7 +118,7 @@ def make_phantoms(
         plan_and_preprocess(["-d", str(dataset_id), *options])
     file = plans_file(dataset_id, plans_name)
     plans = json.loads(file.read_text(encoding="utf-8"))
-    shrink(plans, min(patch), features, max_features, spacing=None)
+    shrink(plans, min(patch), features, max_features)
     plans["configurations"]["2d"]["patch_size"] = list(patch)
     file.write_text(json.dumps(plans), encoding="utf-8")
 

@@ -110,7 +110,7 @@ def make_raw(root: Path, channels: int = 1) -> World:
 
 def tame_plan(world: World, name: str = PLANS) -> None:
     """A small network and a small codebook in a plan, and a split beside it."""
-    edit(world.preprocessed / f"{name}.json", lambda plans: shrink(plans, 32, 4, 8, spacing=None, convs=1))
+    edit(world.preprocessed / f"{name}.json", lambda plans: shrink(plans, 32, 4, 8, convs=1))
     edit(world.preprocessed / f"{name}.json", lambda plans: configuration(plans).update(vqseg=dict(TINY)))
     write_json(world.preprocessed / "splits_final.json", FOLDS)
 

@@ -62,7 +62,7 @@ def plan_tiny(home: Path, dataset: str) -> Path:
     main(["-d", str(int(dataset[7:10])), "-np", "1", "-npfp", "1", "--no_pbar"])
     file = home / "preprocessed" / dataset / "nnUNetVQSegPlans.json"
     plans = json.loads(file.read_text(encoding="utf-8"))
-    shrink(plans, patch=32, features=8, max_features=16, spacing=None, convs=1)
+    shrink(plans, patch=32, features=8, max_features=16, convs=1)
     plans["configurations"]["2d"]["vqseg"] = dict(TINY)
     file.write_text(json.dumps(plans), encoding="utf-8")
     return file.parent
