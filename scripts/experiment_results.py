@@ -156,9 +156,14 @@ def has_failed(training: Training) -> bool:
 
 
 def stored_scores(training: Training, split: Split) -> Path | None:
-    """The file with a finished training's scores, None where they are older than its weights or not there."""
+    """The file with a finished training's scores, None where they are older than its weights or not there.
+
+    Weights that were deleted have no younger scores.
+    """
     file, weights = training.fold / f"experiment_scores_{split}.json", training.fold / "checkpoint_final.pth"
-    return file if file.is_file() and file.stat().st_mtime_ns >= weights.stat().st_mtime_ns else None
+    if not file.is_file():
+        return None
+    return None if weights.is_file() and file.stat().st_mtime_ns < weights.stat().st_mtime_ns else file
 
 
 def _has_scores(training: Training, split: Split) -> bool:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +94,7 @@ class Children:
                     pass
                 finally:
                     if note is not None:
-                        note()
+                        _try(note)
         finally:
             self._running.discard(child)
         if self.stopping.is_set():
@@ -120,6 +120,14 @@ class Children:
         os.write(2, text.encode())  # not print: the signal may have interrupted one
         for child in children:
             child.terminate()
+
+
+def _try(note: Callable[[], object]) -> None:
+    """A full disk must not part this program from its trainings, which wait until there is room again."""
+    try:
+        note()
+    except OSError as error:
+        print(f"WARNING: the notes on a training could not be written ({error}); make room.", flush=True)
 
 
 @contextmanager

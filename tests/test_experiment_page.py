@@ -192,6 +192,17 @@ def test_a_kept_result_of_another_version_is_refused(tmp_path: Path, monkeypatch
         write(tmp_path)
 
 
+def test_scores_stay_where_weights_were_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (teacher,) = runs_of("modules", "mean teacher")
+    training = runner.Training(teacher, 0)
+    finish(tmp_path, training, 0.5)
+    before, _ = write(tmp_path)
+    (training.fold / "checkpoint_final.pth").unlink()
+    after, _ = write(tmp_path)
+    assert after == before
+
+
 def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")

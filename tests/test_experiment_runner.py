@@ -111,6 +111,24 @@ def test_what_is_known_of_a_training_is_written_before_it_ends(tmp_path: Path, m
     assert record_of(training)["exit_code"] == 0
 
 
+def test_notes_that_cannot_be_written_do_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "SECONDS_BETWEEN_NOTES", 0.05)
+    notes: list[int] = []
+
+    def note() -> None:
+        notes.append(len(notes))
+        if len(notes) == 1:
+            raise OSError(28, "No space left on device")
+
+    with (tmp_path / "lock").open("w") as lock:
+        words = ["-c", "import time; time.sleep(1)"]
+        assert runner.Children().run(words, lock.fileno(), note=note) == 0
+    assert len(notes) > 2
+    assert "could not be written ([Errno 28] No space left on device); make room." in capsys.readouterr().out
+
+
 def test_a_training_that_outlives_its_runner_is_not_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
