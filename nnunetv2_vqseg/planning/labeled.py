@@ -21,10 +21,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_vqseg.data.cases import DatasetError, TrainingCase
 from nnunetv2_vqseg.data.json_files import read_json
 from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.data.records import file_states, read_record, write_record
 from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+
+FINGERPRINTED_FILE = "labeled_fingerprinted.json"
+"""Of which files `dataset_fingerprint.json` is, where we had it extracted."""
 
 
 def verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_processes: int) -> None:
@@ -66,25 +71,37 @@ def extract_fingerprint(
     verbose: bool,
     show_progress: bool,
 ) -> None:
-    """Write nnU-Net's `dataset_fingerprint.json` unless it is there.
+    """Write nnU-Net's `dataset_fingerprint.json` unless it is there and of these cases.
+
+    Where folds list unlabelled cases, planning does not read it (see `labeled_fingerprint`), and it stays as it is.
 
     Raises:
         DatasetError: what is there is no fingerprint.
     """
     file = preprocessed_folder(dataset_name) / "dataset_fingerprint.json"
+    record = file.with_name(FINGERPRINTED_FILE)
+    cases = {case: {"files": file_states([*entry["images"], entry["label"]])} for case, entry in roles.visible.items()}
     if file.is_file() and not clean:
-        _check_fingerprint(file)
+        known = read_record(record)
+        number = _number_of_fingerprinted(file)
+        if not roles.has_listed_cases and (number != len(cases) or known not in ({}, cases)):
+            print(f"{file} is not of the labelled cases of now; extracting it again.")
+            clean = True
     extractor = extractor_class(dataset_name, num_processes, verbose=verbose)
     extractor.show_progress_bar = show_progress
     extractor.dataset = {case: extractor.dataset[case] for case in roles.visible}
+    written = clean or not file.is_file()
     extractor.run(overwrite_existing=clean)
+    if written:
+        write_record(record, cases)
 
 
-def _check_fingerprint(file: Path) -> None:
+def _number_of_fingerprinted(file: Path) -> int:
     content = read_json(file, "add --clean to write it anew")
     keys = ("spacings", "shapes_after_crop", "foreground_intensity_properties_per_channel")
     if not isinstance(content, dict) or not all(content.get(key) for key in keys):
         raise DatasetError(f"{file} is no fingerprint of this version of nnU-Net; add --clean to write it anew.")
+    return len(content["spacings"])
 
 
 def labeled_fingerprint(
