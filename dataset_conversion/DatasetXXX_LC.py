@@ -23,6 +23,7 @@ from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,
+    counted,
     group_by_patient,
     parse_amount,
     seeded_order,
@@ -136,7 +137,9 @@ def assign(
     patients = group_by_patient(scans, pattern)
     annotated = [name for name, cases in patients.items() if any(scans[case].mask for case in cases)]
     if len(annotated) < 3:
-        raise DatasetError(f"Only {len(annotated)} patients have a mask; training, validation and test need three.")
+        raise DatasetError(
+            f"Only {len(annotated)} patients have a mask; training, validation and test need three.{counted(patients)}"
+        )
     order = seeded_order(annotated, seed)
     n_test, n_val = (max(1, round(share * len(order))) for share in (0.2, 0.1))
     test, val, train = order[:n_test], order[n_test : n_test + n_val], order[n_test + n_val :]

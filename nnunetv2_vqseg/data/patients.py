@@ -113,6 +113,14 @@ def patients_of_list(path: Path, patients: dict[str, list[str]]) -> list[str]:
     return sorted(chosen)
 
 
+def counted(patients: dict[str, list[str]]) -> str:
+    """A sentence that shows how the pattern groups cases, with a space before it; empty where it does not."""
+    name, cases = max(patients.items(), key=lambda item: len(item[1]))
+    if len(cases) == 1:
+        return ""
+    return f" The cases {some(cases, 3)} were taken for the patient {name}; if that is wrong, correct --patient-regex."
+
+
 def make_fold(patients: dict[str, list[str]], labeled: str, val: str | Sequence[str], seed: int) -> Fold:
     """One fold over all cases.
 
@@ -126,7 +134,7 @@ def make_fold(patients: dict[str, list[str]], labeled: str, val: str | Sequence[
     chosen_val = order[: parse_amount(val, len(order), "--val")] if isinstance(val, str) else list(val)
     train = [patient for patient in order if patient not in set(chosen_val)]
     if not train:
-        raise DatasetError(f"All {len(order)} patients are for validation; leave some for training.")
+        raise DatasetError(f"All {len(order)} patients are for validation; leave some for training.{counted(patients)}")
     number = parse_amount(labeled, len(train), "--labeled")
 
     def cases(names: Iterable[str]) -> list[str]:

@@ -110,6 +110,7 @@ def training_cases(dataset: Path) -> list[str]:
     if isinstance(description.get("dataset"), dict):
         return sorted(description["dataset"])
     names = [path.name for path in images.iterdir()] if images.is_dir() else []
+    names = [name for name in names if not name.startswith(".")]  # what macOS puts beside files
     cases = sorted({match.group(1) for match in map(case_pattern(ending).fullmatch, names) if match})
     if not cases:
         raise DatasetError(f"{images} has no file named CASE_0000{ending}; nnU-Net needs its images there.")
@@ -170,6 +171,7 @@ def run(args: argparse.Namespace) -> None:
     preprocessed = environment_folder("nnUNet_preprocessed")
     if preprocessed is not None and (preprocessed / dataset.name).is_dir():
         folders.append(preprocessed / dataset.name)
+    before = [_content(folder / SPLITS_FILE) for folder in folders]
     backups = write_splits(folders, folds, overwrite=args.overwrite, append=args.append)
 
     example, cases = next(iter(patients.items()))
@@ -184,6 +186,16 @@ def run(args: argparse.Namespace) -> None:
         print(f"kept the old file as {backup}")
     for folder in folders:
         print(f"splits are in {folder / SPLITS_FILE}")
+    changed = before != [_content(folder / SPLITS_FILE) for folder in folders]
+    if changed and any(any(folder.glob("*_fingerprint.json")) for folder in folders[1:]):
+        print(
+            f"Note: the plans in {folders[1]} were made with other labels; run nnUNetv2_vqseg_plan_and_preprocess "
+            f"again before training."
+        )
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from nnunetv2_vqseg.data.errors import explained_disk_errors
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, CheckedCase, check_labeled_cases, check_training_names
 from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.readers import find_reader
+from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more
 from nnunetv2_vqseg.planning import labeled
 from nnunetv2_vqseg.planning.planner import PLANS_NAME, vqseg_planner
 from nnunetv2_vqseg.planning.plans import PlansError
@@ -70,6 +71,12 @@ def plan_and_preprocess_dataset(
         print(f"WARNING: {warning}")
     if not roles.unlabeled.files:
         print(f"WARNING: {no_unlabeled_cases_message(raw_folder(dataset_name))}")
+    if roles.unused:
+        copy = preprocessed_folder(dataset_name) / SPLITS_FILE
+        print(
+            f"WARNING: No fold of {SPLITS_FILE} names the case {roles.unused[0]} of imagesTr{and_more(roles.unused)}, "
+            f"so no training uses it; add it, or delete {copy} where nnU-Net made it up."
+        )
     if dataset_json["numTraining"] != len(roles.training):
         print(
             f"WARNING: {raw_folder(dataset_name) / 'dataset.json'} says numTraining {dataset_json['numTraining']}, but "

@@ -61,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unsupported = [name for name in args.c if name != "2d"]
     if unsupported:
         parser.error(f"VQ-Seg is implemented for the configuration 2d only, not for {', '.join(unsupported)}.")
+    spacing = args.overwrite_target_spacing
+    if spacing is not None and not (len(spacing) == 3 and all(0 < step < float("inf") for step in spacing)):
+        parser.error("-overwrite_target_spacing takes three numbers above 0, in mm, for 2d too: slices first.")
     if args.np is not None and len(args.np) != 1:
         parser.error("-np takes one number, because there is one configuration.")
 

@@ -47,15 +47,17 @@ def read_geometry(
         case: (files, dataset_json, reader_writer_class) for case, files in cases.files.items() if case not in found
     }
     if jobs:
-        for_each_case(
-            _read_case_geometry,
-            jobs,
-            num_processes,
-            "Reading unlabelled images",
-            show_progress,
-            lambda case, geometry: found.update({case: geometry}),
-        )
-        write_record(cache_file, found)
+        try:
+            for_each_case(
+                _read_case_geometry,
+                jobs,
+                num_processes,
+                "Reading unlabelled images",
+                show_progress,
+                lambda case, geometry: found.update({case: geometry}),
+            )
+        finally:  # the others need not be read again once a broken one is repaired
+            write_record(cache_file, found)
     return {case: found[case] for case in cases.files}
 
 

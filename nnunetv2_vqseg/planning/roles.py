@@ -22,12 +22,14 @@ class CaseRoles:
         hidden: cases of `imagesTr` that are unlabelled in some fold and labelled in none: nothing opens their labels.
         labeled: cases of `imagesTr` that no fold lists as unlabelled; where every case is listed somewhere (a
             cross-validation over unlabelled sets), all that are not hidden.
+        unused: cases of `imagesTr` that no fold names, where there are folds.
     """
 
     training: dict[str, TrainingCase]
     unlabeled: UnlabeledCases
     hidden: frozenset[str]
     labeled: tuple[str, ...]
+    unused: tuple[str, ...] = ()
 
     @property
     def visible(self) -> dict[str, TrainingCase]:
@@ -70,4 +72,5 @@ def read_roles(dataset_name: str, dataset_json: Mapping) -> CaseRoles:
     hidden = frozenset(listed - taught)
     never_listed = tuple(case for case in training if case not in listed)
     labeled = never_listed or tuple(case for case in training if case not in hidden)
-    return CaseRoles(training, unlabeled, hidden, labeled)
+    unused = tuple(case for case in training if splits and case not in listed | taught)
+    return CaseRoles(training, unlabeled, hidden, labeled, unused)

@@ -300,3 +300,28 @@ def test_dataset_by_name_and_with_a_list_of_files(dataset: Path) -> None:
 def test_unset_environment(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_raw")
     assert "nnUNet_raw is not set" in fails("--labeled", 3)
+
+
+def test_files_of_macos_are_no_patients(dataset: Path) -> None:
+    for folder, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (dataset / folder / f"._patient001_frame01{ending}").write_bytes(b"")
+    split("--labeled", 3)
+    assert not any(case.startswith(".") for cases in folds_in(dataset)[0].values() for case in cases)
+
+
+def test_plans_of_other_labels_are_told(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preprocessed = tmp_path / "nnUNet_preprocessed" / dataset.name
+    preprocessed.mkdir(parents=True)
+    split("--labeled", 3)
+    assert "other labels" not in capsys.readouterr().out, "there are no plans"
+    (preprocessed / "dataset_fingerprint.json").write_text("{}", encoding="utf-8")
+    split("--labeled", 3)
+    assert "other labels" not in capsys.readouterr().out, "nothing has changed"
+    split("--labeled", 4, "--overwrite")
+    assert f"the plans in {preprocessed} were made with other labels; run" in capsys.readouterr().out
+
+
+def test_names_that_are_one_patient_by_mistake_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patients = group_by_patient([f"CT_scan_{number:03d}" for number in range(20)])
+    with pytest.raises(DatasetError, match=r"CT_scan_000, CT_scan_001, .* were taken for the patient CT; if that is"):
+        make_fold(patients, "1", "1", 0)

@@ -62,6 +62,8 @@ def test_arguments_are_nnunets(monkeypatch: pytest.MonkeyPatch):
         (["-d", "1", "-c", "2d", "3d_lowres"], "2d only, not for 3d_lowres"),
         (["-d", "1", "-np", "1", "2"], "-np takes one number"),
         (["-c", "2d"], "-d"),
+        (["-d", "1", "-overwrite_target_spacing", "1", "1"], "takes three numbers above 0, in mm, for 2d too"),
+        (["-d", "1", "-overwrite_target_spacing", "10", "1", "0"], "takes three numbers above 0"),
     ],
 )
 def test_arguments_that_cannot_be_used_end_with_code_2(
@@ -180,3 +182,48 @@ def test_without_unlabelled_images_it_plans_and_says_so(home: Path, capsys: pyte
     run("--no_pp")
     assert "labeled_as_unlabeled" in capsys.readouterr().out
     assert (home / "nnUNet_preprocessed" / NAME / "nnUNetVQSegPlans.json").is_file()
+
+
+@pytest.mark.slow
+def test_fingerprint_is_of_the_labelled_cases_of_now(home: Path, capsys: pytest.CaptureFixture[str]):
+    """Annotating a case, or withholding a label, changes what intensities and shapes are planned with."""
+    raw = make_dataset(home, labeled="AB", unlabeled="UV")
+    fingerprint = home / "nnUNet_preprocessed" / NAME / "dataset_fingerprint.json"
+
+    def extracted_again() -> bool:
+        before = fingerprint.stat().st_mtime_ns
+        capsys.readouterr()
+        run("--no_pp")
+        told = f"{fingerprint} is not of the labelled cases of now" in capsys.readouterr().out
+        assert told == (fingerprint.stat().st_mtime_ns != before)
+        return told
+
+    run("--no_pp")
+    assert not extracted_again()
+    (raw / "imagesUl" / "U_0000.nii.gz").unlink()
+    add_case(raw, "imagesTr", "U")
+    write_dataset_json(raw)
+    assert extracted_again()
+    assert len(json.loads(fingerprint.read_text(encoding="utf-8"))["spacings"]) == 3
+    add_case(raw, "imagesTr", "A", shape=(48, 48, 3), seed=1)
+    assert extracted_again(), "another image of the same name"
+    (fingerprint.parent / "labeled_fingerprinted.json").unlink()
+    assert not extracted_again(), "one of nnU-Net's own command, of as many cases"
+    folds = [{"train": ["A"], "val": ["B"], "unlabeled": ["U"]}]
+    (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    assert not extracted_again(), "planning does not read it"
+
+
+@pytest.mark.slow
+def test_a_case_that_no_fold_names_is_warned_of(home: Path, capsys: pytest.CaptureFixture[str]):
+    raw = make_dataset(home, labeled="ABC", unlabeled="U")
+    folds = [{"train": ["A"], "val": ["B"]}]
+    (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    run("--no_pp")
+    said = capsys.readouterr().out
+    assert "WARNING: No fold of splits_final.json names the case C of imagesTr, so no training uses it" in said
+    folds.append({"train": ["C"], "val": ["A", "B"]})
+    (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
+    (home / "nnUNet_preprocessed" / NAME / "splits_final.json").unlink()
+    run("--no_pp")
+    assert "no training uses it" not in capsys.readouterr().out

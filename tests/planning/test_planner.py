@@ -247,15 +247,23 @@ def test_unchanged_images_are_read_once(home: Path, monkeypatch: pytest.MonkeyPa
     assert read == ["U", "V", "V", "U", "V"]
 
 
-def test_a_broken_unlabelled_image_is_named_while_planning(home: Path):
+def test_a_broken_unlabelled_image_is_named_while_planning(home: Path, monkeypatch: pytest.MonkeyPatch):
     raw = make_dataset(home)
     write_fingerprint(home, [[3, 32, 32]] * 2, [[10.0, 1.5, 1.5]] * 2)
     broken = raw / "imagesUl" / "V_0000.nii.gz"
-    broken.write_bytes(broken.read_bytes()[:200])
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:200])
     with pytest.raises(DatasetError) as error:
         plan()
     assert str(broken) in str(error.value)
     assert "truncated" in str(error.value)
+    broken.write_bytes(whole)
+    read: list[str] = []
+    names = planner_module.read_geometry.__globals__
+    original = names["read_case"]
+    monkeypatch.setitem(names, "read_case", lambda case, *rest: read.append(case) or original(case, *rest))
+    plan()
+    assert read == ["V"], "the others were read"
 
 
 def test_natural_images(home: Path):
