@@ -87,15 +87,17 @@ def check_labeled_cases(
         if case not in checked
     }
     if jobs:
-        for_each_case(
-            _check_labeled_case,
-            jobs,
-            num_processes,
-            "Checking labelled images",
-            show_progress,
-            lambda case, found: checked.update({case: found}),
-        )
-        write_record(record, known | checked)
+        try:
+            for_each_case(
+                _check_labeled_case,
+                jobs,
+                num_processes,
+                "Checking labelled images",
+                show_progress,
+                lambda case, found: checked.update({case: found}),
+            )
+        finally:  # the others need not be read again once a broken one is repaired
+            write_record(record, known | checked)
     if not any(case["has_foreground"] for case in checked.values()):
         folder = Path(next(iter(cases.values()))["label"]).parent
         raise DatasetError(f"{folder} holds background only: not one label has a voxel above 0; add annotated cases.")
