@@ -67,24 +67,37 @@ def read_checkpoint(filename: str | Path, device: torch.device | str) -> dict[st
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of `folder` that was written last, None where there is none."""
-    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-    found = [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
-    return max(found, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return max(_checkpoints(folder), key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
-def is_ahead_of(file: str | Path, other: str | Path) -> bool:
-    """Whether a checkpoint belongs to the same training as another one and has come at least as far.
+def furthest_checkpoint(asked: Path) -> Path:
+    """What to continue from in the folder of a checkpoint: the furthest of the training that wrote the newest file.
 
-    Epochs know when they started. False where one of the files cannot be read, or is from before the first epoch's end.
+    Times alone may be those of a copy. Epochs know when they started, which tells trainings apart and how far each
+    checkpoint has come; of two that have come equally far the one asked for counts, then the newest.
     """
-    starts, others = _epoch_starts(file), _epoch_starts(other)
-    return bool(others) and starts[: len(others)] == others
+    newest = newest_checkpoint(asked.parent) or asked
+    starts = {file: _epoch_starts(file) for file in {asked, newest, *_checkpoints(asked.parent)}}
+    current = starts[newest]
+    if not current:
+        return newest
+    same = [file for file, others in starts.items() if others[: len(current)] == current]
+    furthest = max(len(starts[file]) for file in same)
+    ahead = [file for file in (asked, newest, *same) if file in same and len(starts[file]) == furthest]
+    return ahead[0]
 
 
-def _epoch_starts(file: str | Path) -> list[float]:
+def _checkpoints(folder: str | Path) -> list[Path]:
+    names = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+    return [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
+
+
+def _epoch_starts(file: Path) -> list[float]:
+    """When each epoch of a checkpoint's training started; empty where it cannot be read or has none yet."""
     try:
-        return list(read_checkpoint(file, "cpu")["logging"]["epoch_start_timestamps"])
-    except (CheckpointError, KeyError, TypeError):
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return [float(start) for start in content["logging"]["epoch_start_timestamps"]]
+    except Exception:  # pickle, zip and archive errors have no common class
         return []
 
 

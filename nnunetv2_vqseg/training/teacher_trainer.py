@@ -17,8 +17,7 @@ from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import (
     CheckpointError,
-    is_ahead_of,
-    newest_checkpoint,
+    furthest_checkpoint,
     random_states,
     read_checkpoint,
     save_atomically,
@@ -217,7 +216,11 @@ class TeacherTrainer(UnlabeledDataTrainer):
         if self.vqseg_network.quantizer is not None:
             self.vqseg_network.quantizer.load_bookkeeping_state(state["quantizer"])
         if same_heads:
+            scales = [group.get("lr_scale") for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+            for group, scale in zip(self.optimizer.param_groups, scales, strict=True):
+                if scale is not None:  # the plan's, not the checkpoint's
+                    group["lr_scale"] = scale
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.step = state["step"]
@@ -226,12 +229,13 @@ class TeacherTrainer(UnlabeledDataTrainer):
         self._resumed_random_states = state["random_states"]
 
     def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, and name the other settings that have changed since."""
+        """Refuse a checkpoint of another network or optimiser, and name the other settings that have changed since."""
         changed = self.config.changed_since(before)
-        network = [changed[key] for key in (*ARCHITECTURE, "reconstruct") if key in changed]
-        if network:
+        optimizer = () if self._only_validates else ("optimizer",)
+        fixed = [changed[key] for key in (*ARCHITECTURE, "reconstruct", *optimizer) if key in changed]
+        if fixed:
             raise CheckpointError(
-                f"{source} was trained with {'; '.join(network)}; set the old value in the plan's vqseg block to "
+                f"{source} was trained with {'; '.join(fixed)}; set the old value in the plan's vqseg block to "
                 f"continue or validate it, or start anew without --c."
             )
         if changed and not self._only_validates:
@@ -245,13 +249,13 @@ class TeacherTrainer(UnlabeledDataTrainer):
         have changed the times of its files, so of two checkpoints of one training the further one counts.
         """
         asked = Path(filename)
-        newest = newest_checkpoint(asked.parent)
-        if not self.logger.resume or asked.name == "checkpoint_best.pth" or newest is None or newest.samefile(asked):
+        if not self.logger.resume or asked.name == "checkpoint_best.pth" or not asked.is_file():
             return str(filename)
-        if is_ahead_of(asked, newest):
+        furthest = furthest_checkpoint(asked)
+        if furthest == asked:
             return str(filename)
-        self.print_to_log_file(f"{asked.name} is older than {newest.name}; continuing from the latter.")
-        return str(newest)
+        self.print_to_log_file(f"{asked.name} is outdated; continuing from {furthest.name}.")
+        return str(furthest)
 
 
 def _alignment_mismatch(state: dict[str, Any], status: str) -> str:

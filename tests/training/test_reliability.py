@@ -451,6 +451,13 @@ def test_continuing_prefers_the_furthest_checkpoint_of_one_training(make_trainer
     content["logging"]["epoch_start_timestamps"] = [1.0]
     assert epoch_from("latest", newer="best") == 1, "another training's"
 
+    # The latest is saved every few epochs, the best one may be ahead of it.
+    content = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    behind = {name: values[:1] for name, values in content["logging"].items()}
+    save_atomically({**content, "current_epoch": 1, "logging": behind}, folder / "checkpoint_latest.pth")
+    os.utime(folder / "checkpoint_best.pth", (1, 1))
+    assert epoch_from("latest", newer="latest") == 2
+
 
 def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
     trainer = make_trainer(continue_training=True)
@@ -473,3 +480,15 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(make_trainer) ->
     del damaged["vqseg"]["student"]["quantizer.codebook"]
     with pytest.raises(CheckpointError, match=r"^This checkpoint does not fit this .* \(.*quantizer.codebook"):
         make_trainer(continue_training=True).load_checkpoint(damaged)
+
+
+def test_optimiser_s_settings_are_the_plan_s_where_training_goes_on(make_trainer) -> None:
+    trainer = make_trainer(optimizer="adamw", head_lr_scale=40.0)
+    trainer.initialize()
+    file = f"{trainer.output_folder}/checkpoint_latest.pth"
+    assert trainer.save_unfinished_epoch(file)
+    other = make_trainer(optimizer="adamw", head_lr_scale=10.0, continue_training=True)
+    other.load_checkpoint(file)
+    assert [group["lr_scale"] for group in other.optimizer.param_groups] == [1.0, 10.0]
+    with pytest.raises(CheckpointError, match=r"was trained with optimizer 'adamw', now 'sgd'; set the old value"):
+        make_trainer(optimizer="sgd", head_lr_scale=40.0, continue_training=True).load_checkpoint(file)
