@@ -261,7 +261,12 @@ class VQSegConfig:
                 f"vqseg.qpm_perplexity = {self.qpm_perplexity:g} must be less than vqseg.qpm_neighbors = "
                 f"{self.qpm_neighbors}; raise qpm_neighbors to about four times the perplexity."
             )
-        if self.code_dim is None and self.decoder_input == "continuous" and self.normalize_codes:
+        if self.quantize and self.normalize_codes and self.code_dim is not None and self.code_dim < 3:
+            raise ConfigError(
+                f"vqseg.code_dim = {self.code_dim} leaves too few directions for codes of unit length and zero mean; "
+                "set 3 or more (16 by default), or normalize_codes = false."
+            )
+        if self.quantize and self.code_dim is None and self.decoder_input == "continuous" and self.normalize_codes:
             raise ConfigError(
                 "vqseg.normalize_codes must be false with vqseg.code_dim = null: unit-length codes cannot stand for "
                 "features; set a code_dim, or normalize_codes = false."

@@ -241,7 +241,7 @@ def build_vqseg_net(unet: nn.Module, config: VQSegConfig, patch_size: Sequence[i
 
     Raises:
         NotImplementedError: another architecture.
-        ValueError: a `vq_stage` that the plan does not have.
+        ConfigError: a `vq_stage` that the plan does not have.
     """
     encoder, decoder = getattr(unet, "encoder", None), getattr(unet, "decoder", None)
     if encoder is None or decoder is None or not hasattr(encoder, "stages"):
@@ -251,12 +251,12 @@ def build_vqseg_net(unet: nn.Module, config: VQSegConfig, patch_size: Sequence[i
         )
     dropout_rate = config.dropout_rate if config.perturbation == "dropout" else 0.0
     stage = choose_stage(patch_size, strides, config.min_tokens) if config.vq_stage == "auto" else int(config.vq_stage)
-    if not config.quantize:
-        return VQSegNet(encoder, decoder, stage, dropout_rate=dropout_rate)
     if stage >= len(encoder.stages):
         raise ConfigError(
             f"vqseg.vq_stage = {stage} is not valid; this plan has stages 0 to {len(encoder.stages) - 1}."
         )
+    if not config.quantize:
+        return VQSegNet(encoder, decoder, stage, dropout_rate=dropout_rate)
     quantizer = VectorQuantizer(
         encoder.output_channels[stage],
         num_codes=config.num_codes,

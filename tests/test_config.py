@@ -97,3 +97,11 @@ def test_perplexity_needs_more_neighbours():
     with pytest.raises(ConfigError, match=r"qpm_perplexity = 128 must be less than vqseg.qpm_neighbors = 128"):
         VQSegConfig.default().override({"qpm_perplexity": 128})
     assert VQSegConfig.default().override({"qpm_perplexity": 128, "qpm": "literal"}).qpm_perplexity == 128
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_codes_too_narrow_for_unit_length_are_refused(width):
+    with pytest.raises(ConfigError, match=rf"code_dim = {width} leaves too few directions"):
+        VQSegConfig.default().override({"code_dim": width})
+    VQSegConfig.default().override({"code_dim": width, "normalize_codes": False})
+    VQSegConfig.default().override({"code_dim": 3})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,15 @@ from nnunetv2_vqseg.evaluation.models import RUNTIME_FILE
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.training.checkpoint import seed_everything
 from nnunetv2_vqseg.training.distributed import DistributedTrainer
+
+WITHOUT: dict[str, Any] = {
+    "use_unlabeled": False,
+    "quantize": False,
+    "perturbation": "none",
+    "reconstruct": False,
+    "foundation_policy": "off",
+}
+"""What other trainers make of the same plan and this one does not, so that its keys need not fit together here."""
 
 
 class nnUNetTrainerSupervised(DistributedTrainer):
@@ -26,7 +37,9 @@ class nnUNetTrainerSupervised(DistributedTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
     ) -> None:
-        config = VQSegConfig.default().override(resolve_vqseg_block(plans, configuration))
+        block = resolve_vqseg_block(plans, configuration)
+        kept = {key: value for key, value in block.items() if key not in WITHOUT}
+        config = replace(VQSegConfig.default(), **WITHOUT).override(kept)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = config.num_epochs
         self.num_iterations_per_epoch = config.iterations_per_epoch
