@@ -334,8 +334,9 @@ def _cumulative(probabilities: Tensor) -> Tensor:
 
 def _literal_weights(codes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """exp(-d(c_i, c_j)) up to a factor a row, (R, K padded) with 0 for j = i, and the entropy of each row, (R,)."""
-    left, right = score_factors(codes, codes, _BLOCK)
-    squared = -right[-1, rows][:, None] - left[rows] @ right
+    with torch.autocast(codes.device.type, enabled=False):  # half precision would not tell near codes apart
+        left, right = score_factors(codes.float(), codes.float(), _BLOCK)
+        squared = -right[-1, rows][:, None] - left[rows] @ right
     distances = squared.clamp_min_(0.0).sqrt_()
     distances[torch.arange(len(rows), device=rows.device), rows] = torch.inf
     excess = distances - distances.amin(dim=1, keepdim=True)

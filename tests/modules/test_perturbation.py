@@ -192,6 +192,17 @@ def test_effective_neighbors_are_the_perplexity(codes: Tensor) -> None:
     assert perturbation.effective_neighbors == pytest.approx(4.0, rel=1e-3)
 
 
+def test_literal_mode_is_as_exact_in_mixed_precision(codes: Tensor) -> None:
+    indices = torch.randint(0, 200, (500,))
+    codes = codes + 100.0
+    drawn = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            drawn.append(qpm(1.0, "literal")(indices, codes))
+    assert torch.equal(*drawn)
+
+
 def test_literal_mode_has_nothing_to_do_where_no_token_moves(codes: Tensor) -> None:
     indices = torch.arange(200)
     perturbation = qpm(1e-12, "literal", perplexity=8.0, num_neighbors=8)  # which that mode does not read
