@@ -20,6 +20,7 @@ from torch import autocast
 
 from nnunetv2_vqseg.config import ARCHITECTURE, VQSegConfig
 from nnunetv2_vqseg.data.cases import (
+    UNLABELED_FOLDER,
     UnlabeledCases,
     collect_unlabeled_cases,
     find_unlabeled_cases,
@@ -175,8 +176,12 @@ class UnlabeledDataTrainer(DistributedTrainer):
         return load_fold_entry(self.preprocessed_dataset_folder_base, self.fold)
 
     def _raw_folder(self) -> Path | None:
-        folder = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
-        return folder if folder is not None and folder.is_dir() else None
+        if not nnUNet_raw.is_set():
+            return None
+        folder = Path(nnUNet_raw) / self.plans_manager.dataset_name
+        # Without images it may still be there for its dataset.json and test cases, which comparisons need.
+        has_images = any((folder / name).is_dir() for name in ("imagesTr", UNLABELED_FOLDER))
+        return folder if has_images or (folder.is_dir() and "dataset" in self.dataset_json) else None
 
     def _unlabeled_cases(self) -> UnlabeledCases | None:
         """The fold's unlabelled cases; None where the raw dataset is not on this machine."""

@@ -21,16 +21,23 @@ class ScaledPolyLR(PolyLRScheduler):
 
 
 class FullResolutionCrossEntropy(nn.Module):
-    """The paper's L_seg: cross entropy at full resolution; coarser outputs stay in the graph with weight zero (DDP)."""
+    """The paper's L_seg: cross entropy at full resolution; coarser outputs stay in the graph with weight zero (DDP).
+
+    Mean over the pixels that have a label, 0 where none has.
+    """
 
     def __init__(self, ignore_label: int | None) -> None:
         super().__init__()
-        self.cross_entropy = RobustCrossEntropyLoss(**({} if ignore_label is None else {"ignore_index": ignore_label}))
+        self.ignore_label = ignore_label
+        ignored = {} if ignore_label is None else {"ignore_index": ignore_label}
+        self.cross_entropy = RobustCrossEntropyLoss(reduction="sum", **ignored)
 
     def forward(self, outputs: list[Tensor] | Tensor, target: list[Tensor] | Tensor) -> Tensor:
         outputs = outputs if isinstance(outputs, list) else [outputs]
         target = target[0] if isinstance(target, list) else target
-        return self.cross_entropy(outputs[0], target[:, 0]) + 0 * sum(output.sum() for output in outputs[1:])
+        labels = target[:, 0]
+        number = labels.numel() if self.ignore_label is None else (labels != self.ignore_label).sum().clamp(min=1)
+        return self.cross_entropy(outputs[0], labels) / number + 0 * sum(output.sum() for output in outputs[1:])
 
 
 def build_optimizer(

@@ -51,8 +51,11 @@ class GradientProbe:
     def _measure(self, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, dict[str, float]]:
         norms, directions = {}, {}
         for name, (weight, term) in terms.items():
-            at_z, *at_parameters = torch.autograd.grad(
-                weight * term, [self._z, *self._parameters], retain_graph=True, allow_unused=True
+            inputs = [self._z, *self._parameters]
+            at_z, *at_parameters = (
+                torch.autograd.grad(weight * term, inputs, retain_graph=True, allow_unused=True)
+                if term.requires_grad  # the entropy term of weight 0 is not computed
+                else [None] * len(inputs)
             )
             norms[name] = 0.0 if at_z is None else float(at_z.norm())
             directions[name] = torch.cat(

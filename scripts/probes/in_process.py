@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
@@ -32,14 +31,16 @@ def started_training(args: argparse.Namespace) -> Iterator[nnUNetTrainerVQSeg]:
     """The trainer after `on_train_start`; what it writes goes to a temporary folder."""
     if args.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    trainer = get_trainer_from_args(
-        args.dataset, args.configuration, args.f, args.tr, args.p, device=torch.device(args.device)
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        trainer.output_folder = trainer.output_folder_base = scratch
-        trainer.log_file = str(Path(scratch) / "log.txt")
+        os.environ["nnUNet_results"] = scratch  # a trainer writes from its first moment on
+        trainer = get_trainer_from_args(
+            args.dataset, args.configuration, args.f, args.tr, args.p, device=torch.device(args.device)
+        )
         trainer.on_train_start()
-        yield trainer
+        try:
+            yield trainer
+        finally:
+            trainer.stop_loaders()
 
 
 def train_epochs(trainer: nnUNetTrainerVQSeg, epochs: int, at_end: Callable[[], None]) -> None:

@@ -40,6 +40,9 @@ def settings(
     codes = network.quantizer.codes()
     for perplexity in perplexities:
         neighbors = min(4 * perplexity, len(codes) - 1)
+        if perplexity >= neighbors:
+            print(f"Left out: perplexity {perplexity}, which {len(codes)} codes cannot have.")
+            continue
         yield (
             f"QPM {epsilon:g}, perplexity {perplexity}",
             QuantizedPerturbation(epsilon, perplexity=perplexity, num_neighbors=neighbors),

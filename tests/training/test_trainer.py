@@ -455,3 +455,51 @@ def test_curves_reach_nnunets_other_loggers_such_as_wandb(make_trainer):
         value, step = logged[f"vqseg/{name}"]
         assert value == trainer.curves.history[name][0]
         assert step == 0
+
+
+def test_raw_folder_without_images_is_none(make_trainer, tmp_path, monkeypatch):
+    """On a cluster it may be there for comparisons, with dataset.json and the test cases."""
+    trainer = make_trainer()
+    raw = tmp_path / trainer.plans_manager.dataset_name
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    for name, expected in (("", None), ("imagesTs", None), ("imagesUl", raw)):
+        (raw / name).mkdir(exist_ok=True)
+        assert trainer._raw_folder() == expected
+    (raw / "imagesUl").rmdir()
+    trainer.dataset_json = {**trainer.dataset_json, "dataset": {}}
+    assert trainer._raw_folder() == raw, "its images are wherever this list says"
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerMeanTeacher"])
+@pytest.mark.parametrize("block", [{"code_dim": None}, {"qpm_neighbors": 16}])
+def test_keys_of_what_a_trainer_does_without_do_not_stop_it(make_trainer, name, block):
+    """A plan is shared by the methods that are compared."""
+    make_trainer(name, **block)
+    with pytest.raises(ConfigError, match="num_epochs"):
+        make_trainer(name, **block, num_epochs=0)
+
+
+def test_cross_entropy_without_a_labelled_pixel_is_nothing_and_else_the_mean():
+    from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy
+
+    loss = FullResolutionCrossEntropy(ignore_label=3)
+    outputs = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 2, 2, requires_grad=True)]
+    nothing = loss(outputs, [torch.full((2, 1, 4, 4), 3)])
+    nothing.backward()
+    assert nothing == 0
+    assert not outputs[0].grad.any()
+    target = torch.randint(0, 4, (2, 1, 4, 4))
+    torch.testing.assert_close(
+        loss(outputs, [target]), torch.nn.functional.cross_entropy(outputs[0], target[:, 0], ignore_index=3)
+    )
+    target = target.clamp(max=2)
+    torch.testing.assert_close(
+        FullResolutionCrossEntropy(None)(outputs, [target]),
+        torch.nn.functional.cross_entropy(outputs[0], target[:, 0]),
+    )
+
+
+def test_a_stage_that_the_plan_lacks_is_named_without_a_quantiser_too(make_trainer):
+    trainer = make_trainer("nnUNetTrainerMeanTeacher", vq_stage=9)
+    with pytest.raises(ConfigError, match=r"vqseg.vq_stage = 9 is not valid; this plan has stages 0 to"):
+        trainer.initialize()
