@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from nnunetv2_vqseg.unpickling import trusted_numpy
 
 
 class CheckpointError(RuntimeError):
@@ -74,17 +77,32 @@ def furthest_checkpoint(asked: Path) -> Path:
     """What to continue from in the folder of a checkpoint: the furthest of the training that wrote the newest file.
 
     Times alone may be those of a copy. Epochs know when they started, which tells trainings apart and how far each
-    checkpoint has come; of two that have come equally far the one asked for counts, then the newest.
+    checkpoint has come; of two in the same epoch the one after more steps counts, then the one asked for.
     """
     newest = newest_checkpoint(asked.parent) or asked
-    starts = {file: _epoch_starts(file) for file in {asked, newest, *_checkpoints(asked.parent)}}
-    current = starts[newest]
-    if not current:
+    files = dict.fromkeys([asked, newest, *_checkpoints(asked.parent)])
+    come = {file: _how_far(file) for file in files}
+    begun = come[newest][0]
+    if not begun:
         return newest
-    same = [file for file, others in starts.items() if others[: len(current)] == current]
-    furthest = max(len(starts[file]) for file in same)
-    ahead = [file for file in (asked, newest, *same) if file in same and len(starts[file]) == furthest]
-    return ahead[0]
+    same = [file for file in files if come[file][0][: len(begun)] == begun]
+    return max(same, key=lambda file: (len(come[file][0]), come[file][1]))  # the first of equals
+
+
+def to_continue_from(filename: str | os.PathLike[str], log: Callable[[str], None]) -> str:
+    """The checkpoint that nnU-Net's `--c` asks for, or `furthest_checkpoint` where that is another one, and says so.
+
+    nnU-Net takes final, else latest, else best. But a final checkpoint that is older than the others belongs to an
+    earlier training in this folder, and a best one may be some epochs ahead of the latest.
+    """
+    asked = Path(filename)
+    if asked.name == "checkpoint_best.pth" or not asked.is_file():
+        return str(filename)
+    furthest = furthest_checkpoint(asked)
+    if furthest == asked:
+        return str(filename)
+    log(f"{asked.name} is outdated; continuing from {furthest.name}.")
+    return str(furthest)
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:
@@ -92,13 +110,15 @@ def _checkpoints(folder: str | Path) -> list[Path]:
     return [Path(folder) / name for name in names if (Path(folder) / name).is_file()]
 
 
-def _epoch_starts(file: Path) -> list[float]:
-    """When each epoch of a checkpoint's training started; empty where it cannot be read or has none yet."""
+def _how_far(file: Path) -> tuple[list[float], int]:
+    """When each epoch of a checkpoint's training started, and its steps where it counts them; nothing if unreadable."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return [float(start) for start in content["logging"]["epoch_start_timestamps"]]
+        with trusted_numpy():
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        starts = [float(start) for start in content["logging"]["epoch_start_timestamps"]]
+        return starts, int(content.get("vqseg", {}).get("step", 0))
     except Exception:  # pickle, zip and archive errors have no common class
-        return []
+        return [], 0
 
 
 def to_plain(value: Any) -> Any:

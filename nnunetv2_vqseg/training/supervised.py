@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nnunetv2_vqseg.data.splits_file import load_fold_entry
 from nnunetv2_vqseg.evaluation.json_files import write_json
 from nnunetv2_vqseg.evaluation.models import RUNTIME_FILE
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
-from nnunetv2_vqseg.training.checkpoint import seed_everything
+from nnunetv2_vqseg.training.checkpoint import seed_everything, to_continue_from
 from nnunetv2_vqseg.training.distributed import DistributedTrainer
 
 WITHOUT: dict[str, Any] = {
@@ -46,6 +47,11 @@ class nnUNetTrainerSupervised(DistributedTrainer):
         self.num_val_iterations_per_epoch = config.val_iterations_per_epoch
         self.save_every = config.save_every
         self._seed = config.seed
+        if self.is_ddp:
+            configuration_now = self.configuration_manager.configuration
+            configuration_now["batch_size"] = self.even_batch(
+                configuration_now["batch_size"], True, "labelled", "labeled_batch_size"
+            )
 
     def initialize(self) -> None:
         """nnU-Net's, after seeding."""
@@ -63,8 +69,20 @@ class nnUNetTrainerSupervised(DistributedTrainer):
         train, val = super().do_split()
         return train, val
 
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """nnU-Net's, from the furthest checkpoint of the newest training where `--c` finds several."""
+        source = filename_or_checkpoint
+        if isinstance(source, (str, os.PathLike)) and self.logger.resume:
+            source = to_continue_from(source, self.print_to_log_file)
+        super().load_checkpoint(source)
+
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's, and beside it `runtime.json`, for reports: nnU-Net's checkpoint has no room for it."""
         super().save_checkpoint(filename)
         if self.local_rank == 0 and not self.disable_checkpointing:
-            write_json(self.runtime() | {"seed": self._seed}, Path(filename).with_name(RUNTIME_FILE))
+            about = {
+                "seed": self._seed,
+                "batch_size": self.configuration_manager.batch_size,
+                "processes": self.world_size,
+            }
+            write_json(self.runtime() | about, Path(filename).with_name(RUNTIME_FILE))

@@ -17,10 +17,10 @@ from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import (
     CheckpointError,
-    furthest_checkpoint,
     random_states,
     read_checkpoint,
     save_atomically,
+    to_continue_from,
     to_plain,
 )
 from nnunetv2_vqseg.training.curves import EpochCurves
@@ -183,7 +183,9 @@ class TeacherTrainer(UnlabeledDataTrainer):
             self.initialize()
         source, checkpoint = "This checkpoint", filename_or_checkpoint
         if isinstance(checkpoint, (str, os.PathLike)):
-            source = self._newer_than(checkpoint)
+            source = str(checkpoint)
+            if self.logger.resume:
+                source = to_continue_from(source, self.print_to_log_file)
             checkpoint = read_checkpoint(source, self.device)
         if "vqseg" not in checkpoint:
             raise CheckpointError(
@@ -240,22 +242,6 @@ class TeacherTrainer(UnlabeledDataTrainer):
             )
         if changed and not self._only_validates:
             self.print_to_log_file(f"WARNING: {source} was trained with other settings: {'; '.join(changed.values())}.")
-
-    def _newer_than(self, filename: str | os.PathLike[str]) -> str:
-        """What to continue from instead, where nnU-Net's `--c` asks for an outdated file.
-
-        nnU-Net takes final, else latest, else best. But a final checkpoint that is older than the others belongs to an
-        earlier training in this folder, and a best one may be some epochs ahead of the latest. Copying a folder may
-        have changed the times of its files, so of two checkpoints of one training the further one counts.
-        """
-        asked = Path(filename)
-        if not self.logger.resume or asked.name == "checkpoint_best.pth" or not asked.is_file():
-            return str(filename)
-        furthest = furthest_checkpoint(asked)
-        if furthest == asked:
-            return str(filename)
-        self.print_to_log_file(f"{asked.name} is outdated; continuing from {furthest.name}.")
-        return str(furthest)
 
 
 def _alignment_mismatch(state: dict[str, Any], status: str) -> str:

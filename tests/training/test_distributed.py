@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ddp_math import CASES, backward, build, build_objective, gradients, run_rank, whole_batch
 
+from nnunetv2_vqseg.evaluation.models import read_training_record
 from nnunetv2_vqseg.training.rendezvous import leave_process_group
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
@@ -277,6 +279,10 @@ def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, result
     from real_training import DATASET, write_plan
 
     arguments = write_plan(home, "StockPlans", num_epochs=1)
+    file = home / "preprocessed" / DATASET / "StockPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    plans["configurations"]["2d"]["batch_size"] = 3
+    file.write_text(json.dumps(plans), encoding="utf-8")
     options = ("--standalone", "--nproc-per-node", "2")
     for trainer in ("nnUNetTrainerSupervised", "nnUNetTrainer"):
         arguments[arguments.index("-tr") + 1] = trainer
@@ -292,7 +298,9 @@ def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, result
             assert not folder.exists()
         else:
             assert ended == 0, said[-3000:]
-            assert (folder / "checkpoint_final.pth").exists()
+            record = read_training_record(folder / "checkpoint_final.pth")
+            assert record.images_a_step == [4], "3 become 2 on each"
+            assert record.runtime["processes"] == 2
 
 
 @pytest.mark.slow

@@ -459,6 +459,28 @@ def test_continuing_prefers_the_furthest_checkpoint_of_one_training(make_trainer
     assert epoch_from("latest", newer="latest") == 2
 
 
+@pytest.mark.parametrize("name", ["nnUNetTrainerVQSeg", "nnUNetTrainerSupervised"])
+def test_continuing_a_prolonged_training_keeps_its_unfinished_epoch(make_trainer, name) -> None:
+    """Final and latest then name the same epochs."""
+    trainer = make_trainer(name, num_epochs=1)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    content = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    if name == "nnUNetTrainerVQSeg":
+        content["vqseg"]["step"] += 2
+        expected = content["vqseg"]["step"]
+    else:  # of a later training in the same folder
+        content["logging"]["epoch_start_timestamps"] = [1.0]
+    save_atomically(content, folder / "checkpoint_latest.pth")
+    os.utime(folder / "checkpoint_final.pth", (1, 1))
+    other = make_trainer(name, num_epochs=2, continue_training=True)
+    other.load_checkpoint(str(folder / "checkpoint_final.pth"))
+    if name == "nnUNetTrainerVQSeg":
+        assert other.step == expected
+    else:
+        assert other.logger.get_checkpoint()["epoch_start_timestamps"] == [1.0]
+
+
 def test_damaged_checkpoint_is_refused_by_name(make_trainer) -> None:
     trainer = make_trainer(continue_training=True)
     file = Path(trainer.output_folder) / "checkpoint_latest.pth"
