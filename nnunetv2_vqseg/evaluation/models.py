@@ -71,6 +71,8 @@ class TrainingRecord:
     @property
     def images_a_step(self) -> list[int] | None:
         """Labelled images, then each view of unlabelled ones that passed the student; None where it is not known."""
+        if self.unreadable is not None:
+            return None
         if "labeled_batch_size" not in self.runtime:
             return None if self.batch_size is None else [self.batch_size]
         if self.unlabeled_streams is None:
@@ -128,7 +130,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     debug = read_object(checkpoint.with_name("debug.json"))
     known: dict[str, Any] = {
         "iterations_per_epoch": _as_int(debug.get("num_iterations_per_epoch")),
-        "batch_size": _as_int(debug.get("batch_size")),
+        "batch_size": _batch_size(debug, checkpoint.parent.parent),
         "torch_version": debug.get("torch_version"),
         "device": debug.get("gpu_name") or debug.get("device"),
     }
@@ -142,6 +144,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     foundation = extra.get("foundation_model")
     runtime = dict(extra.get("runtime") or read_object(checkpoint.with_name(RUNTIME_FILE)))
     runtime.setdefault("seed", _as_int(debug.get("_seed")))  # of nnUNetTrainerSupervised
+    known["batch_size"] = runtime.pop("batch_size", known["batch_size"])
     return TrainingRecord(
         epochs=len(logging["train_losses"]) if "train_losses" in logging else None,
         epoch_seconds=tuple(float(end - start) for start, end in zip(started, ended, strict=False)),
@@ -153,6 +156,18 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
         without_alignment=_without_alignment(extra),
         **known,
     )
+
+
+def _batch_size(debug: Mapping[str, Any], model: Path) -> int | None:
+    """Images a step of nnU-Net's trainers; on several GPUs debug.json has one's share, the plan has all."""
+    configurations = read_object(model / "plans.json").get("configurations", {})
+    name, known = model.name.rpartition("__")[2], debug.get("batch_size")
+    for _ in configurations if debug.get("is_ddp") == "True" else ():
+        entry = configurations.get(name, {})
+        if "batch_size" in entry:
+            return int(entry["batch_size"])
+        name = entry.get("inherits_from")
+    return _as_int(known)
 
 
 def _load_safely(checkpoint: Path) -> dict[str, Any]:

@@ -129,9 +129,11 @@ def duration(seconds: float | None) -> str:
 
 
 def quantity(name: str, value: Any) -> str:
-    """A recorded value with the unit that its name ends in: `_bytes`, `_seconds`, or none."""
+    """A recorded value with the unit that its name ends in: `_bytes`, `_seconds`, or none; a seed counts nothing."""
     if value is None or isinstance(value, str):
         return value or NOTHING
+    if name == "seed":
+        return str(value)
     if name.endswith("bytes"):
         return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
     if name.endswith("seconds"):

@@ -19,7 +19,7 @@ from comparison_world import DATASET, TRAINERS, add_trainings, build_world, ente
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nnunetv2_vqseg.data import locks
-from nnunetv2_vqseg.evaluation import compare, figures, pictures, prediction, provenance, tables
+from nnunetv2_vqseg.evaluation import compare, figures, models, pictures, prediction, provenance, tables
 from nnunetv2_vqseg.evaluation import page as page_of_tables
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.methods import parse_methods
@@ -630,3 +630,20 @@ def test_figures_of_methods_that_differ_in_a_sign_have_files_of_their_own():
         "vq_pfa_2_2",
         "VQ_PFA_3",
     ]
+
+
+def test_batch_of_several_gpus_is_the_plan_s(world):
+    """debug.json has the share of one."""
+    folder = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d"
+    debug = json.loads((folder / "fold_0/debug.json").read_text(encoding="utf-8"))
+    plans = {"configurations": {"2d": {"inherits_from": "base"}, "base": {"batch_size": 13}}}
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    for ddp, expected in (("False", 6), ("True", 13)):
+        content = json.dumps(debug | {"batch_size": "6", "is_ddp": ddp})
+        (folder / "fold_0/debug.json").write_text(content, encoding="utf-8")
+        assert models.read_training_record(folder / "fold_0/checkpoint_final.pth").images_a_step == [expected]
+
+
+def test_seeds_are_shown_as_they_are_written():
+    assert provenance.quantity("seed", 2024) == "2024"
+    assert provenance.quantity("labeled_cases", 2024) == "2,024"
