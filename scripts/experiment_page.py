@@ -62,7 +62,7 @@ def measure(
             kept = {name: _earlier_row(run, known) for name, known in earlier.items()}
             finished = any(kept.values()) or any(training in results for training in trainings[run])
             state = "not read" if finished else _state(run, trainings[run], failed)
-            rows.append(kept.get(split) or row | {"state": state})
+            rows.append(_without_replaced(kept.get(split), run, scores_of[first], named) or row | {"state": state})
             continue
         scores = scores_of[run]
         found = [results[training] for training in scored[run]]
@@ -101,6 +101,22 @@ def measure(
             }
         )
     return rows
+
+
+def seeds_of_row(run: Run, earlier: Mapping[Split, Sequence[Mapping[str, Any]]]) -> set[int]:
+    """Seeds of a run that the page showed until now, also those that only `--seeds` trained."""
+    rows = [_earlier_row(run, known) for known in earlier.values()]
+    return {seed for row in rows if row for seed in row["settings"].get("seed", ())}
+
+
+def _without_replaced(
+    row: dict[str, Any] | None, run: Run, first: Scores, named: Mapping[tuple[str, int], Scores]
+) -> dict[str, Any] | None:
+    """A row of which no training is left, without what compares it with a row that is measured anew."""
+    if row is None:
+        return None
+    stale = {"test_against_first": first, "test_against_other": named.get((run.against or "", run.labeled))}
+    return row | {key: None for key, scores in stale.items() if scores and row.get(key)}
 
 
 def _earlier_row(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

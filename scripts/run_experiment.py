@@ -35,11 +35,11 @@ from typing import IO, Any
 from benchmarks.output import processor
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
-from experiment_page import measure, tables, write_page
+from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
 
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.evaluation.datasets import SPLITS
+from nnunetv2_vqseg.evaluation.datasets import SPLITS, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_json, replace_bytes, replace_text, write_json
 from nnunetv2_vqseg.evaluation.provenance import git_commit
@@ -342,10 +342,30 @@ def run_experiment(args: argparse.Namespace) -> list[str]:
     asked = {run: trainings_of(run, args.seeds or run.seeds) for run in wanted}
     failed = [] if args.report_only else train_all(asked, args, experiment, home)
     testing = {training.folder for trainings in asked.values() for training in trainings if args.test}
-    known = {run: trainings_of(run, sorted({*run.known_seeds, *(args.seeds or ())})) for run in experiment.runs}
     page = args.results / f"{args.experiment}-{args.profile}.md"
-    report(experiment, known, testing, page)
+    shown = earlier_rows(page)
+    known = {
+        run: trainings_of(run, sorted({*run.known_seeds, *(args.seeds or ()), *seeds_of_row(run, shown)}))
+        for run in experiment.runs
+    }
+    report(experiment, known, testing, page, shown)
     return failed
+
+
+def data_file(page: Path) -> Path:
+    """The rows of a page as JSON."""
+    return page.parent / "data" / f"{page.stem}.json"
+
+
+def earlier_rows(page: Path) -> dict[Split, list[dict[str, Any]]]:
+    """The rows of each split that the page shows now.
+
+    Raises:
+        EvaluationError: the file beside the page cannot be read.
+    """
+    file = data_file(page)
+    earlier = read_json(file, "delete it, or take it back from git") if file.is_file() else {}
+    return {split: earlier[split] for split in SPLITS if split in earlier}
 
 
 def select(runs: Sequence[Run], names: Sequence[str] | None, labeled: Sequence[int] | None) -> list[Run]:
@@ -400,18 +420,23 @@ def train_all(
     ]
 
 
-def report(experiment: Experiment, trainings: Mapping[Run, list[Training]], testing: set[Path], page: Path) -> None:
+def report(
+    experiment: Experiment,
+    trainings: Mapping[Run, list[Training]],
+    testing: set[Path],
+    page: Path,
+    shown: Mapping[Split, list[dict[str, Any]]],
+) -> None:
     """Write page, figures and JSON of everything that is finished, here or, by what was kept of it, elsewhere.
 
     Args:
         testing: folders of the trainings whose test patients are to be scored; those that were scored before are
             shown anyway.
+        shown: rows that the page showed until now, see `earlier_rows`.
     """
     unit = experiment.runs[0].data.unit
-    data = page.parent / "data"
-    file = data / f"{page.stem}.json"
-    earlier = read_json(file, "delete it, or take it back from git") if file.is_file() else {}
-    shown = {split: earlier[split] for split in SPLITS if split in earlier}
+    file = data_file(page)
+    data = file.parent
     everything = [training for items in trainings.values() for training in items]
     kept, device = data / "trainings" / experiment.profile_name, experiment.profile["device"]
     results = gather(everything, kept, lambda training: training.folder in testing, device, 2)

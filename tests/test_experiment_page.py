@@ -192,11 +192,45 @@ def test_a_kept_result_of_another_version_is_refused(tmp_path: Path, monkeypatch
         write(tmp_path)
 
 
+def test_a_page_keeps_seeds_that_only_the_option_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    (teacher,) = runs_of("modules", "mean teacher")
+    for seed in (0, 7):
+        finish(tmp_path, runner.Training(teacher, seed), 0.5)
+    for options in (["--seeds", "7"], []):
+        _, data = write(tmp_path, *options)
+        (row,) = (row for row in data["val"] if row["name"] == "mean teacher")
+        assert row["settings"]["seed"] == [0, 7]
+
+
+def test_a_kept_row_is_not_compared_with_a_row_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    for run, dice in ((stock, 0.5), (teacher, 0.6)):
+        finish(tmp_path, runner.Training(run, 0), dice)
+    write(tmp_path)
+    for run in (stock, teacher):  # only their table is left
+        shutil.rmtree(runner.Training(run, 0).folder)
+        kept_file(tmp_path, runner.Training(run, 0)).unlink()
+
+    def test_of_teacher() -> object:
+        _, data = write(tmp_path)
+        (row,) = (row for row in data["val"] if row["name"] == "mean teacher")
+        assert "summary" in row
+        return row["test_against_first"]
+
+    assert test_of_teacher() is not None
+    finish(tmp_path, runner.Training(stock, 1), 0.4)
+    assert test_of_teacher() is None
+
+
 def test_scores_stay_where_weights_were_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     (teacher,) = runs_of("modules", "mean teacher")
     training = runner.Training(teacher, 0)
     finish(tmp_path, training, 0.5)
+    kept = json.loads(json.dumps({"batch_size": "8", "num_iterations_per_epoch": "100"}))
+    (training.fold / "debug.json").write_text(json.dumps(kept), encoding="utf-8")
     before, _ = write(tmp_path)
     (training.fold / "checkpoint_final.pth").unlink()
     after, _ = write(tmp_path)
