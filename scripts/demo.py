@@ -85,7 +85,7 @@ def claim(home: Path, args: argparse.Namespace, device: str) -> None:
     wanted = {"data": data, "labeled": args.labeled, "steps": args.steps, "seed": args.seed, "device": device}
     remedy = "give another --out, or delete the folder."
     file = home / STAMP
-    if not any((home / "nnUNet_raw").glob("Dataset*")):  # also where an earlier run was refused its data
+    if not any(home.glob("nnUNet_*/Dataset*")):  # also where an earlier run was refused its data
         home.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         return

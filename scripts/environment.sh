@@ -8,7 +8,7 @@ if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 
     echo "This needs Python 3.10 or newer; set PYTHON to one, for example PYTHON=python3.12 bash $0" >&2
     exit 1
 fi
-if [ ! -x "$VQSEG_VENV/bin/python" ]; then
+if [ ! -f "$VQSEG_VENV/bin/activate" ]; then # written last: without it an earlier run was interrupted
     echo "Making a virtual environment in $VQSEG_VENV"
     "${PYTHON:-python3}" -m venv "$VQSEG_VENV"
 fi

@@ -87,6 +87,6 @@ def test_a_run_that_was_refused_its_data_may_be_corrected(tmp_path):
     demo.claim(tmp_path, arguments(tmp_path, "--data", "/wrong"), "cpu")
     (tmp_path / "nnUNet_raw").mkdir()
     demo.claim(tmp_path, arguments(tmp_path, "--data", "/right"), "cpu")
-    (tmp_path / "nnUNet_raw" / "Dataset027_ACDC").mkdir()
+    (tmp_path / "nnUNet_results" / "Dataset027_ACDC").mkdir(parents=True)
     with pytest.raises(SystemExit, match="was made with --data /right, not /wrong"):
         demo.claim(tmp_path, arguments(tmp_path, "--data", "/wrong"), "cpu")

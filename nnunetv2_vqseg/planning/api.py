@@ -75,7 +75,8 @@ def plan_and_preprocess_dataset(
         copy = preprocessed_folder(dataset_name) / SPLITS_FILE
         print(
             f"WARNING: No fold of {SPLITS_FILE} names the case {roles.unused[0]} of imagesTr{and_more(roles.unused)}, "
-            f"so no training uses it; add it, or delete {copy} where nnU-Net made it up."
+            f"so only a training of fold all uses it; add it to a fold"
+            f"{f', or delete {copy} where nnU-Net made it up' if copy.is_file() else ''}."
         )
     if dataset_json["numTraining"] != len(roles.training):
         print(

@@ -186,7 +186,7 @@ def test_without_unlabelled_images_it_plans_and_says_so(home: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_fingerprint_is_of_the_labelled_cases_of_now(home: Path, capsys: pytest.CaptureFixture[str]):
-    """Annotating a case, or withholding a label, changes what intensities and shapes are planned with."""
+    """Annotating a case, or exchanging one, changes what intensities and shapes are planned with."""
     raw = make_dataset(home, labeled="AB", unlabeled="UV")
     fingerprint = home / "nnUNet_preprocessed" / NAME / "dataset_fingerprint.json"
 
@@ -221,9 +221,9 @@ def test_a_case_that_no_fold_names_is_warned_of(home: Path, capsys: pytest.Captu
     (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
     run("--no_pp")
     said = capsys.readouterr().out
-    assert "WARNING: No fold of splits_final.json names the case C of imagesTr, so no training uses it" in said
+    assert "WARNING: No fold of splits_final.json names the case C of imagesTr, so only a training of fold all" in said
     folds.append({"train": ["C"], "val": ["A", "B"]})
     (raw / "splits_final.json").write_text(json.dumps(folds), encoding="utf-8")
     (home / "nnUNet_preprocessed" / NAME / "splits_final.json").unlink()
     run("--no_pp")
-    assert "no training uses it" not in capsys.readouterr().out
+    assert "No fold of" not in capsys.readouterr().out
