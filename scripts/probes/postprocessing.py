@@ -1,0 +1,126 @@
+"""What nnU-Net's postprocessing does to trained models: the largest foreground component of each volume alone is kept.
+
+    python scripts/probes/postprocessing.py -d 507 -o postprocessing.json --test \\
+        -tr "stock=nnUNetTrainerSupervised:PLANS:2d_a,2d_b" "MT=nnUNetTrainerMeanTeacher:PLANS:2d_c"
+
+Nothing is trained or predicted: it reads the predictions in `fold_0/validation`, and those that
+`run_experiment.py --test` left in `fold_0/test`. As in nnU-Net, a training's predictions are postprocessed where that
+makes the validation cases' mean Dice better and no class worse; the test cases have no say. Configurations of a method
+are its repetitions, of which the first ones of two methods are compared with each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiment_page import compare_shared_seeds
+from nnunetv2.postprocessing.remove_connected_components import (
+    load_postprocess_save,
+    remove_all_but_largest_component_from_segmentation,
+)
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_vqseg.evaluation import datasets
+from nnunetv2_vqseg.evaluation.analysis import analyse_method
+from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
+from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
+from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
+from nnunetv2_vqseg.evaluation.methods import parse_methods
+from nnunetv2_vqseg.evaluation.models import TrainedModel, find_models
+from nnunetv2_vqseg.evaluation.provenance import git_commit
+from nnunetv2_vqseg.evaluation.reading import reader_for
+from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key, protocol_mean
+
+FOLDERS = {"val": "validation", "test": "test"}
+
+
+def largest_component(model: TrainedModel, names: Sequence[str], source: Path, target: Path, ending: str) -> None:
+    """nnU-Net's `remove_all_but_largest_component_from_segmentation` on the predictions of these cases."""
+    plans = PlansManager(str(model.folder / "plans.json"))
+    dataset_json = read_json(model.folder / "dataset.json", "train again")
+    labels = plans.get_label_manager(dataset_json).foreground_labels
+    reader = plans.image_reader_writer_class()
+    for name in names:
+        files = (str(source / f"{name}{ending}"), str(target / f"{name}{ending}"))
+        step = remove_all_but_largest_component_from_segmentation
+        load_postprocess_save(*files, reader, [step], [{"labels_or_regions": labels}])
+
+
+def is_better(after: Mapping[str, Any], before: Mapping[str, Any], classes: Sequence[str]) -> bool:
+    """nnU-Net's rule."""
+    old, new = (protocol_mean(cases, classes) for cases in (before, after))
+    return new[MEAN]["Dice"] > old[MEAN]["Dice"] and all(new[key]["Dice"] >= old[key]["Dice"] for key in classes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-d", required=True, help="dataset name or id")
+    parser.add_argument(
+        "-tr",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]TRAINER:PLANS[:CONFIGURATION,...]",
+        help="the first is the baseline",
+    )
+    parser.add_argument("--test", action="store_true", help="the test cases too")
+    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
+    args = parser.parse_args(argv)
+    name, raw = datasets.dataset_name(args.d), datasets.raw_folder(args.d)
+    dataset_json = read_json(raw / "dataset.json", "convert the dataset again")
+    classes, ending = classes_from_dataset_json(dataset_json), datasets.file_ending(dataset_json)
+    cases = {"val": datasets.validation_cases(raw, dataset_json, "0")}
+    if args.test:
+        cases["test"] = datasets.test_cases(raw, dataset_json)
+    settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases["val"].values())).reference))
+    rows: list[dict[str, Any]] = []
+    baseline: dict[str, Scores] = {}
+    for method, models in find_models(name, parse_methods(args.tr, []), ["0"], "checkpoint_final.pth").items():
+        scores: dict[str, dict[str, dict[str, Any]]] = {split: {"before": {}, "after": {}} for split in cases}
+        chosen = []
+        for number, (model, _) in enumerate(models.values()):
+            for split, of_split in cases.items():
+                source = model.folder / "fold_0" / FOLDERS[split]
+                with tempfile.TemporaryDirectory() as folder:
+                    largest_component(model, list(of_split), source, Path(folder), ending)
+                    for when, place in (("before", source), ("after", Path(folder))):
+                        pairs = {case: (files.reference, place / f"{case}{ending}") for case, files in of_split.items()}
+                        about = f"{method.name} {number}, {split}, {when}"
+                        scores[split][when][str(number)] = score_cases(pairs, settings, 1, about)
+            after, before = (scores["val"][when][str(number)] for when in ("after", "before"))
+            chosen.append(is_better(after, before, list(classes.keys)))
+            if not chosen[-1]:
+                for of_split in scores.values():
+                    of_split["after"][str(number)] = of_split["before"][str(number)]
+        for split in cases:
+            row: dict[str, Any] = {"method": method.name, "asked": str(method), "split": split, "postprocessed": chosen}
+            for when, found in scores[split].items():
+                analysis = analyse_method(found, list(classes.keys), patient_key(DEFAULT_PATIENT_REGEX))
+                row[when] = {key: analysis[key] for key in ("summary", "folds", "patients")}
+                first = baseline.setdefault(f"{split} {when}", found)
+                if first is not found:
+                    row[when]["test_against_first"] = compare_shared_seeds(first, found, list(classes.keys))
+            rows.append(row)
+    for split in cases:
+        print(f"\n{split}: Dice (difference from the first) and HD95 in voxels, before and after postprocessing")
+        for row in (row for row in rows if row["split"] == split):
+            told = [_told(row[when]) for when in ("before", "after")]
+            times = f"{sum(row['postprocessed'])} of {len(row['postprocessed'])} trainings"
+            print(f"{row['method']:24s} {told[0]:44s} {told[1]:44s} {times}")
+    write_json({"dataset": name, "commit": git_commit(Path(__file__).parent), "rows": rows}, args.o)
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    dice, test = result["summary"][MEAN]["Dice"], result.get("test_against_first")
+    against = f" ({test['difference']:+.3f}, p = {test['p_wilcoxon']:.2g})" if test else ""
+    return f"{dice['mean']:.3f} ± {dice['sd_folds']:.3f}{against}, {result['summary'][MEAN]['HD95']['mean']:.1f}"
+
+
+if __name__ == "__main__":
+    main()
