@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row: dict[str, Any] = {"method": method.name, "asked": str(method), "split": split, "postprocessed": chosen}
             for when, found in scores[split].items():
                 analysis = analyse_method(found, list(classes.keys), patient_key(DEFAULT_PATIENT_REGEX))
-                row[when] = {key: analysis[key] for key in ("summary", "folds", "patients")}
+                row[when] = {"summary": analysis["summary"], "patients": analysis["patients"][MEAN]}
                 first = baseline.setdefault(f"{split} {when}", found)
                 if first is not found:
                     row[when]["test_against_first"] = compare_shared_seeds(first, found, list(classes.keys))
@@ -119,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _told(result: Mapping[str, Any]) -> str:
     dice, test = result["summary"][MEAN]["Dice"], result.get("test_against_first")
     against = f" ({test['difference']:+.3f}, p = {test['p_wilcoxon']:.2g})" if test else ""
-    return f"{dice['mean']:.3f} ± {dice['sd_folds']:.3f}{against}, {result['summary'][MEAN]['HD95']['mean']:.1f}"
+    spread = f" ± {dice['sd_folds']:.3f}" if isfinite(dice["sd_folds"]) else ""
+    return f"{dice['mean']:.3f}{spread}{against}, {result['summary'][MEAN]['HD95']['mean']:.1f}"
 
 
 if __name__ == "__main__":
