@@ -83,22 +83,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Scores] = {}
     for method, models in find_models(name, parse_methods(args.tr, []), ["0"], "checkpoint_final.pth").items():
-        scores: dict[str, dict[str, dict[str, Any]]] = {split: {"before": {}, "after": {}} for split in cases}
+        scores: dict[str, dict[str, dict[str, Any]]] = {
+            split: {"before": {}, "always": {}, "after": {}} for split in cases
+        }
         chosen = []
         for number, (model, _) in enumerate(models.values()):
             for split, of_split in cases.items():
                 source = model.folder / "fold_0" / FOLDERS[split]
                 with tempfile.TemporaryDirectory() as folder:
                     largest_component(model, list(of_split), source, Path(folder), ending)
-                    for when, place in (("before", source), ("after", Path(folder))):
+                    for when, place in (("before", source), ("always", Path(folder))):
                         pairs = {case: (files.reference, place / f"{case}{ending}") for case, files in of_split.items()}
                         about = f"{method.name} {number}, {split}, {when}"
                         scores[split][when][str(number)] = score_cases(pairs, settings, 1, about)
-            after, before = (scores["val"][when][str(number)] for when in ("after", "before"))
-            chosen.append(is_better(after, before, list(classes.keys)))
-            if not chosen[-1]:
-                for of_split in scores.values():
-                    of_split["after"][str(number)] = of_split["before"][str(number)]
+            always, before = (scores["val"][when][str(number)] for when in ("always", "before"))
+            chosen.append(is_better(always, before, list(classes.keys)))
+            for found in scores.values():
+                found["after"][str(number)] = found["always" if chosen[-1] else "before"][str(number)]
         for split in cases:
             row: dict[str, Any] = {"method": method.name, "asked": str(method), "split": split, "postprocessed": chosen}
             for when, found in scores[split].items():
@@ -109,11 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     row[when]["test_against_first"] = compare_shared_seeds(first, found, list(classes.keys))
             rows.append(row)
     for split in cases:
-        print(f"\n{split}: Dice (difference from the first) and HD95 in voxels, before and after postprocessing")
+        print(
+            f"\n{split}: Dice (difference from the first) and HD95 in voxels, before, after, and if postprocessed anyway"
+        )
         for row in (row for row in rows if row["split"] == split):
-            told = [_told(row[when]) for when in ("before", "after")]
+            told = [_told(row[when]) for when in ("before", "after", "always")]
             times = f"{sum(row['postprocessed'])} of {len(row['postprocessed'])} trainings"
-            print(f"{row['method']:24s} {told[0]:44s} {told[1]:44s} {times}")
+            print(f"{row['method']:24s} {told[0]:40s} {told[1]:40s} {told[2]:40s} {times}")
     write_json({"dataset": name, "commit": git_commit(Path(__file__).parent), "rows": rows}, args.o)
 
 
