@@ -110,9 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     row[when]["test_against_first"] = compare_shared_seeds(first, found, list(classes.keys))
             rows.append(row)
     for split in cases:
-        print(
-            f"\n{split}: Dice (difference from the first) and HD95 in voxels, before, after, and if postprocessed anyway"
-        )
+        print(f"\n{split}: Dice (difference from the first), HD95 in voxels; before, after, and postprocessed anyway")
         for row in (row for row in rows if row["split"] == split):
             told = [_told(row[when]) for when in ("before", "after", "always")]
             times = f"{sum(row['postprocessed'])} of {len(row['postprocessed'])} trainings"
