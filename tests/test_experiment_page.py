@@ -229,8 +229,8 @@ def test_scores_stay_where_weights_were_deleted(tmp_path: Path, monkeypatch: pyt
     (teacher,) = runs_of("modules", "mean teacher")
     training = runner.Training(teacher, 0)
     finish(tmp_path, training, 0.5)
-    kept = json.loads(json.dumps({"batch_size": "8", "num_iterations_per_epoch": "100"}))
-    (training.fold / "debug.json").write_text(json.dumps(kept), encoding="utf-8")
+    debug = {"batch_size": "8", "num_iterations_per_epoch": "100"}
+    (training.fold / "debug.json").write_text(json.dumps(debug), encoding="utf-8")
     before, _ = write(tmp_path)
     (training.fold / "checkpoint_final.pth").unlink()
     after, _ = write(tmp_path)

@@ -12,8 +12,7 @@ from nnunetv2_vqseg.data.cases import TrainingCase, case_pattern, number_of_chan
 from nnunetv2_vqseg.data.dataset_json import check_label_values, declared_labels
 from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.images import CaseImage, check_file, placement, plain, read_case
-from nnunetv2_vqseg.data.parallel import for_each_case
-from nnunetv2_vqseg.data.records import file_states, read_record, write_record
+from nnunetv2_vqseg.data.records import file_states, find_out, read_record
 
 RECORD_FILE = "labeled_checked.json"
 
@@ -86,18 +85,8 @@ def check_labeled_cases(
         for case, entry in cases.items()
         if case not in checked
     }
-    if jobs:
-        try:
-            for_each_case(
-                _check_labeled_case,
-                jobs,
-                num_processes,
-                "Checking labelled images",
-                show_progress,
-                lambda case, found: checked.update({case: found}),
-            )
-        finally:  # the others need not be read again once a broken one is repaired
-            write_record(record, known | checked)
+    find_out(record, known, _check_labeled_case, jobs, num_processes, "Checking labelled images", show_progress)
+    checked |= {case: known[case] for case in jobs}
     if not any(case["has_foreground"] for case in checked.values()):
         folder = Path(next(iter(cases.values()))["label"]).parent
         raise DatasetError(f"{folder} holds background only: not one label has a voxel above 0; add annotated cases.")

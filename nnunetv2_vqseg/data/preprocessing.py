@@ -67,6 +67,7 @@ def prepare_unlabeled_cases(
     if _outdated(manifest, cases, settings) or _update_origins(manifest, cases):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            # Where that is not certain results are the same: each case is put in place by renaming.
             with exclusive(folder, log, "preparing the unlabelled cases") as certain:
                 manifest = Manifest(folder)
                 outdated = _outdated(manifest, cases, settings)

@@ -10,8 +10,7 @@ from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
 from nnunetv2_vqseg.data.cases import UnlabeledCases
 from nnunetv2_vqseg.data.images import read_case
-from nnunetv2_vqseg.data.parallel import for_each_case
-from nnunetv2_vqseg.data.records import file_states, read_record, write_record
+from nnunetv2_vqseg.data.records import file_states, find_out, read_record
 
 
 class Geometry(TypedDict):
@@ -46,18 +45,7 @@ def read_geometry(
     jobs = {
         case: (files, dataset_json, reader_writer_class) for case, files in cases.files.items() if case not in found
     }
-    if jobs:
-        try:
-            for_each_case(
-                _read_case_geometry,
-                jobs,
-                num_processes,
-                "Reading unlabelled images",
-                show_progress,
-                lambda case, geometry: found.update({case: geometry}),
-            )
-        finally:  # the others need not be read again once a broken one is repaired
-            write_record(cache_file, found)
+    find_out(cache_file, found, _read_case_geometry, jobs, num_processes, "Reading unlabelled images", show_progress)
     return {case: found[case] for case in cases.files}
 
 

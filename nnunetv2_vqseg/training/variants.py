@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.training.supervised import nnUNetTrainerSupervised  # noqa: F401 named in __all__
+from nnunetv2_vqseg.training.supervised import WITHOUT, nnUNetTrainerSupervised  # noqa: F401 the latter in __all__
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
 _METHOD = frozenset({"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view"})
@@ -118,14 +118,7 @@ class nnUNetTrainerMeanTeacherDropout(_Variant):
 class nnUNetTrainerSupervisedEMA(_Variant):
     """nnU-Net on the labelled cases alone; the EMA of the weights is what is saved and scored."""
 
-    switches: ClassVar = {
-        "use_unlabeled": False,
-        "strong_view": False,
-        "quantize": False,
-        "perturbation": "none",
-        "reconstruct": False,
-        "foundation_policy": "off",
-    }
+    switches: ClassVar = {**WITHOUT, "strong_view": False}
 
 
 class nnUNetTrainerSupervisedVQ(_Variant):

@@ -647,3 +647,13 @@ def test_batch_of_several_gpus_is_the_plan_s(world):
 def test_seeds_are_shown_as_they_are_written():
     assert provenance.quantity("seed", 2024) == "2024"
     assert provenance.quantity("labeled_cases", 2024) == "2,024"
+
+
+def test_images_a_step_are_not_guessed_where_the_checkpoint_is_gone(world):
+    """debug.json knows nothing of the unlabelled ones."""
+    checkpoint = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth"
+    assert models.read_training_record(checkpoint).images_a_step is not None
+    checkpoint.unlink()
+    record = models.read_training_record(checkpoint)
+    assert record.batch_size is not None
+    assert record.images_a_step is None
