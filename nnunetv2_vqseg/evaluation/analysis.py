@@ -8,6 +8,7 @@ from typing import Any
 from nnunetv2_vqseg.evaluation.methods import Method
 from nnunetv2_vqseg.evaluation.metrics import METRICS
 from nnunetv2_vqseg.evaluation.models import TrainedModel, TrainingRecord
+from nnunetv2_vqseg.evaluation.postprocessing import NO_STEPS
 from nnunetv2_vqseg.evaluation.statistics import (
     MEAN,
     Scores,
@@ -17,6 +18,7 @@ from nnunetv2_vqseg.evaluation.statistics import (
     protocol_mean,
     summarize,
 )
+from nnunetv2_vqseg.evaluation.table import DECIMALS, number
 
 
 def analyse_method(scores: Scores, classes: Sequence[str], patient: Callable[[str], str]) -> dict[str, Any]:
@@ -126,6 +128,8 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
     plans = {method["training"]["plans"] for method in methods.values()}
     if len(plans) > 1:
         found.append(f"The methods did not have the same plan: {', '.join(sorted(plans))}.")
+    if summary["postprocessing"]:
+        found += _about_postprocessing(summary)
     if summary["split"] == "val":
         found.append("These are validation cases: use them to choose settings, and report on the test set.")
     if summary["checkpoint"] != "checkpoint_final.pth":
@@ -148,6 +152,23 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
             "whatever the difference."
         )
     return found
+
+
+def _about_postprocessing(summary: Mapping[str, Any]) -> list[str]:
+    shares, before = [], []
+    for name, method in summary["methods"].items():
+        steps = method["postprocessing"]["steps"].values()
+        shares.append(f"{name} {sum(told != NO_STEPS for told in steps)} of {len(steps)}")
+        before.append(
+            f"{name} {number(method['postprocessing']['as_predicted'][MEAN]['Dice']['mean'], DECIMALS['Dice'])}"
+        )
+    sentences = [
+        "Scores are those after nnU-Net's postprocessing, which each training got where it made the Dice of its fold's "
+        f"validation cases better (trainings: {', '.join(shares)}). Mean Dice as predicted: {', '.join(before)}."
+    ]
+    if summary["split"] == "val":
+        sentences.append("The postprocessing was chosen on the very cases that are scored, which flatters it.")
+    return sentences
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -12,7 +12,7 @@ from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.evaluation import analysis, datasets, figures, provenance, tables
 from nnunetv2_vqseg.evaluation.datasets import SPLITS, Case, Split
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, Units, add_scoring_arguments, score_cases
+from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, Units, add_scoring_arguments
 from nnunetv2_vqseg.evaluation.json_files import read_json, read_object, replace_bytes, replace_text, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import parse_methods
@@ -20,9 +20,10 @@ from nnunetv2_vqseg.evaluation.metrics import DEFINITIONS, EMPTY_DEFINITIONS, ME
 from nnunetv2_vqseg.evaluation.models import TrainingRecord, find_models, read_training_record
 from nnunetv2_vqseg.evaluation.overlays import overlays_of_method
 from nnunetv2_vqseg.evaluation.pictures import Picture, distinct
-from nnunetv2_vqseg.evaluation.prediction import predict_missing
+from nnunetv2_vqseg.evaluation.postprocessing import describe
 from nnunetv2_vqseg.evaluation.reading import reader_for
 from nnunetv2_vqseg.evaluation.report_html import ReportPictures, render
+from nnunetv2_vqseg.evaluation.scored_training import Scoring
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, patient_key
 
 MAX_BOXED_CLASSES = 12
@@ -50,6 +51,7 @@ def run(
     empty_convention: EmptyConvention = "protocol",
     patient_regex: str = DEFAULT_PATIENT_REGEX,
     num_processes: int = 1,
+    postprocess: bool = False,
     title: str | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -69,6 +71,8 @@ def run(
         checkpoint: file name of the weights.
         patient_regex: see `patient_key`.
         num_processes: for scoring and for nnU-Net's predictor; 0 or 1 works in this process.
+        postprocess: score each training's predictions after the postprocessing that nnU-Net chooses on the validation
+            cases of its fold, which are predicted for that.
         title, notes: heading of the page, and sentences to print above the result.
 
     Returns:
@@ -88,40 +92,50 @@ def run(
     patients = {case: patient(case) for content in cases.values() for case in content}
     classes = classes_from_dataset_json(dataset_json)
     reader = reader_for(dataset_json, next(iter(cases[fold_names[0]].values())).reference)
-    settings = ScoreSettings(classes, reader, units, empty_convention)
-    ending = datasets.file_ending(dataset_json)
-    device = device or _default_device()
     output = Path(output)
+    scoring = Scoring(
+        name,
+        split,
+        output,
+        cases,
+        _validation_cases(raw, dataset_json, fold_names) if postprocess else None,
+        ScoreSettings(classes, reader, units, empty_convention),
+        datasets.file_ending(dataset_json),
+        device or _default_device(),
+        num_processes,
+    )
 
     analyses: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, TrainingRecord]] = {}
     overlays: dict[str, list[Picture]] = {}
     for method, repetitions in trainings.items():
-        scores, runs, files = {}, {}, {}
-        for repetition, (model, fold) in repetitions.items():
-            folder = output / "predictions" / name / split / model.folder.name / f"fold_{fold}_{Path(checkpoint).stem}"
-            runs[repetition] = predict_missing(model, fold, cases[fold], folder, ending, device, num_processes)
-            files[repetition] = {case: (content, folder / f"{case}{ending}") for case, content in cases[fold].items()}
-            pairs = {case: (content.reference, file) for case, (content, file) in files[repetition].items()}
-            about = f"Scoring {method.name}, {model.configuration}, fold {fold}"
-            scores[repetition] = score_cases(pairs, settings, num_processes, about)
+        done = {repetition: scoring.score(model, fold) for repetition, (model, fold) in repetitions.items()}
+        scores = {repetition: scored.scores for repetition, scored in done.items()}
         records[method.name] = {
             repetition: read_training_record(model.checkpoint(fold))
             for repetition, (model, fold) in repetitions.items()
         }
         training = analysis.describe_training(method, repetitions, records[method.name])
         titles = {repetition: told["title"] for repetition, told in training["folds"].items()}
+        files = {repetition: scored.files for repetition, scored in done.items()}
         overlays[method.name] = overlays_of_method(method.name, titles, files, scores, classes, reader)
         analyses[method.name] = analysis.analyse_method(scores, classes.keys, patient) | {
             "training": training,
-            "prediction": runs,
+            "prediction": {repetition: scored.prediction for repetition, scored in done.items()},
         }
+        if postprocess:
+            as_predicted = {repetition: scored.as_predicted for repetition, scored in done.items()}
+            analyses[method.name]["postprocessing"] = {
+                "steps": {repetition: describe(scored.steps, classes) for repetition, scored in done.items()},
+                "as_predicted": analysis.analyse_method(as_predicted, classes.keys, patient)["summary"],
+            }
     summary = {
         "title": title or f"{name}: {_versus([method.name for method in methods])}",
         "dataset": name,
         "split": split,
         "folds": fold_names,
         "checkpoint": checkpoint,
+        "postprocessing": postprocess,
         "units": units,
         "empty_convention": empty_convention,
         "patient_regex": patient_regex,
@@ -204,6 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", type=Path, required=True, help="folder for predictions/ and report/")
     parser.add_argument("--split", choices=SPLITS, default="test", help="test: imagesTs; val: each fold's validation")
     parser.add_argument("--labels", nargs="+", help="names of the methods, one per trainer, instead of NAME=")
+    parser.add_argument(
+        "--postprocessing",
+        action="store_true",
+        help="score after nnU-Net's postprocessing (largest components), which it chooses for each training on the "
+        "validation cases of its fold; these are predicted for that",
+    )
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint. Default: checkpoint_final.pth")
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.add_argument(
@@ -231,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 units=args.units,
                 empty_convention=args.empty_convention,
                 patient_regex=args.patient_regex,
+                postprocess=args.postprocessing,
                 num_processes=args.np,
             )
     except (DatasetError, EvaluationError) as error:
@@ -242,6 +263,11 @@ def _cases(raw: Path, dataset_json: dict[str, Any], split: Split, fold: str) -> 
     if split == "test":
         return datasets.test_cases(raw, dataset_json)
     return datasets.validation_cases(raw, dataset_json, fold)
+
+
+def _validation_cases(raw: Path, dataset_json: dict[str, Any], folds: Sequence[str]) -> dict[str, dict[str, Case]]:
+    instead = "leave out --postprocessing, which asks the validation cases"
+    return {fold: datasets.validation_cases(raw, dataset_json, fold, instead) for fold in folds}
 
 
 def _default_device() -> str:

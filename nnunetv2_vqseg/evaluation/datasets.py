@@ -97,19 +97,26 @@ def test_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Case]:
     return {case: Case(_channels(raw / "imagesTs", case, ending), file) for case, file in references.items()}
 
 
-def validation_cases(raw: Path, dataset_json: dict[str, Any], fold: str) -> dict[str, Case]:
+def validation_cases(
+    raw: Path, dataset_json: dict[str, Any], fold: str, instead: str = "use --split test"
+) -> dict[str, Case]:
     """The cases in `val` of a fold of splits_final.json, with their images in imagesTr and references in labelsTr.
+
+    Args:
+        instead: what one can do without validation cases, for the errors.
 
     Raises:
         EvaluationError: if there is no such fold, it has no validation cases, or a file of theirs is missing.
     """
     file = nnunet_folder("nnUNet_preprocessed") / raw.name / "splits_final.json"
-    splits = read_json(file, "train a fold first, which writes it, or use --split test", kind=list)
+    splits = read_json(file, f"train a fold first, which writes it, or {instead}", kind=list)
     if not fold.isdigit() or int(fold) >= len(splits):
-        raise EvaluationError(f"Fold {fold} is not one of the {len(splits)} folds of {file}; use one that is.")
+        raise EvaluationError(
+            f"Fold {fold} is not one of the {len(splits)} folds of {file}; use one that is, or {instead}."
+        )
     cases = splits[int(fold)].get("val", [])
     if not cases:
-        raise EvaluationError(f'Fold {fold} of {file} has no "val" cases; add some or use --split test.')
+        raise EvaluationError(f'Fold {fold} of {file} has no "val" cases; add some or {instead}.')
     ending = file_ending(dataset_json)
     listed = dataset_json.get("dataset", {})  # nnU-Net's other way to name the files of the training cases
     found = {}

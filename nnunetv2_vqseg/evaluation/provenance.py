@@ -51,6 +51,7 @@ def command(summary: Mapping[str, Any], output: Path) -> str:
     words += ["-f", *summary["folds"], "--split", summary["split"], "-chk", summary["checkpoint"]]
     words += ["--units", summary["units"], "--empty-convention", summary["empty_convention"]]
     words += ["--patient-regex", summary["patient_regex"]]
+    words += ["--postprocessing"] if summary["postprocessing"] else []
     return shlex.join([*words, "-o", str(output)])
 
 

@@ -85,7 +85,7 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
     for method, items in pictures.overlays.items():
         body += [f"<h3>{escape(method)}</h3>", page.gallery(items)]
     body += [page.heading("training", SECTIONS["training"]), page.table(tables["training"])]
-    body.append(page.definitions(foundation_models(summary)))
+    body.append(page.definitions(foundation_models(summary) | postprocessing_steps(summary)))
     body.append(page.gallery(pictures.curves))
     for method, items in pictures.vqseg_curves.items():
         body += [f"<h3>{escape(method)}</h3>", page.gallery(items[:3])]
@@ -138,6 +138,19 @@ def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
     for name, method in summary["methods"].items():
         told = {fold["foundation_model"] for fold in method["training"]["folds"].values()} - {None}
         found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "none recorded in the checkpoint"
+    return found
+
+
+def postprocessing_steps(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Per method, what was done to the predictions of its trainings; empty without postprocessing."""
+    found = {}
+    for name, method in summary["methods"].items() if summary["postprocessing"] else ():
+        steps = method["postprocessing"]["steps"]
+        titles = {repetition: told["title"] for repetition, told in method["training"]["folds"].items()}
+        groups = {told: [titles[key] for key in steps if steps[key] == told] for told in steps.values()}
+        found[f"Postprocessing, {name}"] = "; ".join(
+            told if len(groups) == 1 else f"{told} ({', '.join(which)})" for told, which in groups.items()
+        )
     return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from comparison_world import build_world, enter_world, set_folders
 
+from nnunetv2_vqseg.evaluation import compare
+
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
@@ -18,3 +20,12 @@ def world(tmp_path, monkeypatch):
 def predictor(world, monkeypatch):
     """The small world with its predictor; returns the list of the predictor's calls."""
     return enter_world(world, monkeypatch)
+
+
+@pytest.fixture
+def without_report(monkeypatch):
+    """Leave out the figures, which take most of the time; returns the list of summaries that would be written."""
+    summaries = []
+    monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
+    monkeypatch.setattr(compare, "write_report", lambda summary, *arguments: summaries.append(summary))
+    return summaries

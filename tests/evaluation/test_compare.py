@@ -69,15 +69,6 @@ def report(tmp_path_factory):
     return summary, folder / "out" / "report"
 
 
-@pytest.fixture
-def without_report(monkeypatch):
-    """Leave out the figures, which take most of the time; returns the list of summaries that would be written."""
-    summaries = []
-    monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
-    monkeypatch.setattr(compare, "write_report", lambda summary, *arguments: summaries.append(summary))
-    return summaries
-
-
 def test_report_says_what_was_compared(report):
     summary, folder = report
     page = Reader((folder / "index.html").read_text(encoding="utf-8"))
