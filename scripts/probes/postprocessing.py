@@ -1,11 +1,11 @@
-"""What nnU-Net's postprocessing does to trained models: the largest foreground component of each volume alone is kept.
+"""What nnU-Net's postprocessing, the largest component of the foreground or of a class alone, does to trained models.
 
     python scripts/probes/postprocessing.py -d 507 -o postprocessing.json --test \\
         -tr "stock=nnUNetTrainerSupervised:PLANS:2d_a,2d_b" "MT=nnUNetTrainerMeanTeacher:PLANS:2d_c"
 
 Nothing is trained or predicted: it reads the predictions in `fold_0/validation`, and those that
-`run_experiment.py --test` left in `fold_0/test`. As in nnU-Net, a training's predictions are postprocessed where that
-makes the validation cases' mean Dice better and no class worse; the test cases have no say. Configurations of a method
+`run_experiment.py --test` left in `fold_0/test`. nnU-Net chooses for each training, on its validation cases; the test
+cases have no say. "Anyway" is the foreground's largest component whatever nnU-Net chose. Configurations of a method
 are its repetitions, of which the first ones of two methods are compared with each other.
 """
 
@@ -22,11 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_page import compare_shared_seeds
-from nnunetv2.postprocessing.remove_connected_components import (
-    load_postprocess_save,
-    remove_all_but_largest_component_from_segmentation,
-)
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_vqseg.evaluation import datasets
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
@@ -34,30 +29,13 @@ from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
 from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import parse_methods
-from nnunetv2_vqseg.evaluation.models import TrainedModel, find_models
+from nnunetv2_vqseg.evaluation.models import find_models
+from nnunetv2_vqseg.evaluation.postprocessing import apply_steps, chosen_steps, describe, foreground_step
 from nnunetv2_vqseg.evaluation.provenance import git_commit
 from nnunetv2_vqseg.evaluation.reading import reader_for
-from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key, protocol_mean
+from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
 
 FOLDERS = {"val": "validation", "test": "test"}
-
-
-def largest_component(model: TrainedModel, names: Sequence[str], source: Path, target: Path, ending: str) -> None:
-    """nnU-Net's `remove_all_but_largest_component_from_segmentation` on the predictions of these cases."""
-    plans = PlansManager(str(model.folder / "plans.json"))
-    dataset_json = read_json(model.folder / "dataset.json", "train again")
-    labels = plans.get_label_manager(dataset_json).foreground_labels
-    reader = plans.image_reader_writer_class()
-    for name in names:
-        files = (str(source / f"{name}{ending}"), str(target / f"{name}{ending}"))
-        step = remove_all_but_largest_component_from_segmentation
-        load_postprocess_save(*files, reader, [step], [{"labels_or_regions": labels}])
-
-
-def is_better(after: Mapping[str, Any], before: Mapping[str, Any], classes: Sequence[str]) -> bool:
-    """nnU-Net's rule."""
-    old, new = (protocol_mean(cases, classes) for cases in (before, after))
-    return new[MEAN]["Dice"] > old[MEAN]["Dice"] and all(new[key]["Dice"] >= old[key]["Dice"] for key in classes)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,21 +65,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             split: {"before": {}, "always": {}, "after": {}} for split in cases
         }
         chosen = []
-        for number, (model, _) in enumerate(models.values()):
-            for split, of_split in cases.items():
-                source = model.folder / "fold_0" / FOLDERS[split]
-                with tempfile.TemporaryDirectory() as folder:
-                    largest_component(model, list(of_split), source, Path(folder), ending)
-                    for when, place in (("before", source), ("always", Path(folder))):
+        for number, (model, fold) in enumerate(models.values()):
+            fold_folder = model.checkpoint(fold).parent
+            with tempfile.TemporaryDirectory() as scratch:
+                judges = (cases["val"], fold_folder / FOLDERS["val"])
+                steps = chosen_steps(model, *judges, Path(scratch, "chosen"), ending, num_processes=2)
+                chosen.append(describe(steps, classes))
+                for split, of_split in cases.items():
+                    source = fold_folder / FOLDERS[split]
+                    places = {"before": source}
+                    for when, wanted in (("after", steps), ("always", foreground_step(model))):
+                        places[when] = Path(scratch, split, when) if wanted else source
+                        if wanted:
+                            apply_steps(model, of_split, source, places[when], ending, wanted)
+                    for when, place in places.items():
                         pairs = {case: (files.reference, place / f"{case}{ending}") for case, files in of_split.items()}
                         about = f"{method.name} {number}, {split}, {when}"
                         scores[split][when][str(number)] = score_cases(pairs, settings, 1, about)
-            always, before = (scores["val"][when][str(number)] for when in ("always", "before"))
-            chosen.append(is_better(always, before, list(classes.keys)))
-            for found in scores.values():
-                found["after"][str(number)] = found["always" if chosen[-1] else "before"][str(number)]
         for split in cases:
-            row: dict[str, Any] = {"method": method.name, "asked": str(method), "split": split, "postprocessed": chosen}
+            row: dict[str, Any] = {
+                "method": method.name,
+                "asked": str(method),
+                "split": split,
+                "postprocessing": chosen,
+            }
             for when, found in scores[split].items():
                 analysis = analyse_method(found, list(classes.keys), patient_key(DEFAULT_PATIENT_REGEX))
                 row[when] = {"summary": analysis["summary"], "patients": analysis["patients"][MEAN]}
@@ -113,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{split}: Dice (difference from the first), HD95 in voxels; before, after, and postprocessed anyway")
         for row in (row for row in rows if row["split"] == split):
             told = [_told(row[when]) for when in ("before", "after", "always")]
-            times = f"{sum(row['postprocessed'])} of {len(row['postprocessed'])} trainings"
-            print(f"{row['method']:24s} {told[0]:40s} {told[1]:40s} {told[2]:40s} {times}")
+            print(f"{row['method']:24s} {told[0]:40s} {told[1]:40s} {told[2]:40s} {'; '.join(row['postprocessing'])}")
     write_json({"dataset": name, "commit": git_commit(Path(__file__).parent), "rows": rows}, args.o)
 
 
