@@ -57,12 +57,14 @@ class Objective:
         config: the weights.
         supervised: nnU-Net's loss for the labelled part, (outputs, target) -> scalar.
         regions: labels are overlapping regions (sigmoid) instead of classes (softmax).
+        standardize: images are not z-scored, and their reconstruction is one in units of their `channel_scale`.
         ddp: reduce mask counts and Dice sums over ranks.
     """
 
     config: VQSegConfig
     supervised: Callable[[Tensor | list[Tensor], Tensor | list[Tensor]], Tensor]
     regions: bool = False
+    standardize: bool = False
     ddp: bool = False
 
     def __post_init__(self) -> None:
@@ -106,12 +108,12 @@ class Objective:
             weight = config.weight_reconstruction
             terms["reconstruction"] = (
                 weight,
-                reconstruction_loss(views.labeled, output.reconstruction[: layout.labeled]),
+                reconstruction_loss(views.labeled, output.reconstruction[: layout.labeled], self.standardize),
             )
             if perturbed is not None:
                 terms["reconstruction_unlabeled"] = (
                     unlabeled * weight,
-                    reconstruction_loss(perturbed.clean, output.reconstruction[layout.labeled :]),
+                    reconstruction_loss(perturbed.clean, output.reconstruction[layout.labeled :], self.standardize),
                 )
         if output.adapted is not None and alignment_target is not None:
             features, mask = alignment_target

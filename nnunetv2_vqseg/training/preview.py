@@ -11,6 +11,7 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor, nn
 
+from nnunetv2_vqseg.modules.losses import channel_scale
 from nnunetv2_vqseg.network import VQSegNet
 
 
@@ -50,11 +51,13 @@ def draw_preview(
     teacher: nn.Module,
     region_labels: Sequence[int] | None,
     device: Any,
+    standardized: bool = False,
 ) -> None:
     """One row a slice: image, reconstruction from q(z), teacher, student under perturbation, reference.
 
     Args:
         region_labels: nnU-Net's `regions_class_order`, None without regions.
+        standardized: reconstructions are in units of each image's `channel_scale`.
     """
     import matplotlib.pyplot as plt
 
@@ -63,7 +66,8 @@ def draw_preview(
     student.eval()
     columns = {"image": images[:, 0].cpu()}
     if student.image_decoder is not None:
-        columns["reconstruction"] = student.reconstruct(images)[:, 0].float().cpu()
+        mean, std = channel_scale(images) if standardized else (0.0, 1.0)
+        columns["reconstruction"] = (student.reconstruct(images).float() * std + mean)[:, 0].cpu()
     overlays = {
         "teacher": _labels(teacher(images), region_labels),
         "student, perturbed": _labels(_perturbed(student, images), region_labels),

@@ -108,10 +108,14 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         self._load_foundation_model()
         self.build_network_architecture = self._build_training_network  # type: ignore[method-assign]
         super().initialize()
-        schemes = set(self.configuration_manager.normalization_schemes)
-        self.jitter = IntensityJitter(self.config.jitter_strength, relative=not schemes <= Z_SCORES)
+        z_scored = set(self.configuration_manager.normalization_schemes) <= Z_SCORES
+        self.jitter = IntensityJitter(self.config.jitter_strength, relative=not z_scored)
         self.objective = Objective(
-            self.config, self._supervised_loss(), regions=self.label_manager.has_regions, ddp=self.is_ddp
+            self.config,
+            self._supervised_loss(),
+            regions=self.label_manager.has_regions,
+            standardize=not z_scored,
+            ddp=self.is_ddp,
         )
         if self.vqseg_network.quantizer is not None:
             self.usage = CodebookUsage(self.config.num_codes, device=self.device)
@@ -394,4 +398,5 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
             self.teacher.module,
             self.label_manager.regions_class_order if self.label_manager.has_regions else None,
             self.device,
+            self.objective.standardize,
         )

@@ -10,7 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nnunetv2_vqseg.modules.losses import PseudoLabelLoss, kept_share, pseudo_labels, reconstruction_loss
+from nnunetv2_vqseg.modules.losses import (
+    PseudoLabelLoss,
+    channel_scale,
+    kept_share,
+    pseudo_labels,
+    reconstruction_loss,
+)
 
 SMOOTH = 1e-5
 
@@ -130,6 +136,17 @@ def test_half_precision_logits_give_a_float32_loss():
         loss = PseudoLabelLoss(use_dice=True)(half, labels, confidence)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, PseudoLabelLoss(use_dice=True)(half.float(), labels, confidence))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 4e3])
+def test_standardized_reconstruction_does_not_depend_on_the_images_scale(scale):
+    image, guess = torch.randn(3, 2, 8, 9), torch.randn(3, 2, 8, 9)
+    image[0, 1] = 0.5
+    loss = reconstruction_loss(image * scale + 7 * scale, guess, standardize=True)
+    torch.testing.assert_close(loss, reconstruction_loss(image, guess, standardize=True), rtol=1e-3, atol=1e-4)
+    mean, std = channel_scale(image)
+    torch.testing.assert_close(reconstruction_loss(image, (image - mean) / std, standardize=True), torch.tensor(0.0))
+    assert std[0, 1].item() == 1.0
 
 
 def test_reconstruction_is_the_mean_absolute_difference():

@@ -245,11 +245,11 @@ def test_switches_that_define_a_variant_cannot_be_changed_in_the_plan(make_train
 
 
 @pytest.mark.parametrize(("scheme", "relative"), [("ZScore", False), ("CT", False), ("RGBTo01", True), ("No", True)])
-def test_jitter_knows_whether_images_are_z_scored(make_trainer, scheme, relative):
+def test_jitter_and_reconstruction_know_whether_images_are_z_scored(make_trainer, scheme, relative):
     trainer = make_trainer()
     trainer.configuration_manager.configuration["normalization_schemes"] = [f"{scheme}Normalization"]
     trainer.initialize()
-    assert trainer.jitter.relative == relative
+    assert trainer.jitter.relative == trainer.objective.standardize == relative
 
 
 @pytest.mark.parametrize(("key", "value"), [("epsilon", 0.3), ("lambda_u", 0.3), ("lambda_a", 1.0), ("num_codes", 32)])
