@@ -398,6 +398,12 @@ PLANNED_BEFORE = [
     )
 ] + [
     Case(
+        "splits_final.json: other validation cases in nnUNet_raw than in nnUNet_preprocessed",
+        plan,
+        raw_splits([{"train": ["A", "C"], "val": ["B"]}]),
+        Refused("splits_final.json", 'differ in "train" of fold 0', "delete the latter to use the former"),
+    ),
+    Case(
         "splits_final.json: half a file",
         plan,
         lambda world: (raw_splits(FOLDS)(world), truncate(world.raw / "splits_final.json")),
