@@ -38,7 +38,10 @@ def main() -> None:
         for number, case in enumerate(CASES):
             world = worlds.World(Path(scratch) / str(number))
             shutil.copytree(templates(case.command, case.channels), world.root)
-            rows[case.what] = row(case, run(case, world).said, world.root)
+            said = run(case, world).said
+            if (said.message is None) != (case.refused is None):
+                raise SystemExit(f"{case.what}: the test of it fails; the page was left as it is.")
+            rows[case.what] = row(case, said, world.root)
             print(rows[case.what])
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)

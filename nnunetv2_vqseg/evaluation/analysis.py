@@ -166,6 +166,19 @@ def _about_postprocessing(summary: Mapping[str, Any]) -> list[str]:
         "Scores are those after nnU-Net's postprocessing, which each training got where it made the Dice of its fold's "
         f"validation cases better (trainings: {', '.join(shares)}). Mean Dice as predicted: {', '.join(before)}."
     ]
+    lacking = sorted(
+        {
+            name
+            for method in summary["methods"].values()
+            for one in method["postprocessing"]["lacking"].values()
+            for name in one
+        }
+    )
+    if lacking:
+        sentences.append(
+            f"The validation cases of a training have no {' and no '.join(lacking)}: nnU-Net's rule then never keeps "
+            "the largest component of the whole foreground alone, whether it would help or not."
+        )
     if summary["split"] == "val":
         sentences.append("The postprocessing was chosen on the very cases that are scored, which flatters it.")
     return sentences

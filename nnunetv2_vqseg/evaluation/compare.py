@@ -24,7 +24,7 @@ from nnunetv2_vqseg.evaluation.postprocessing import describe
 from nnunetv2_vqseg.evaluation.reading import reader_for
 from nnunetv2_vqseg.evaluation.report_html import ReportPictures, render
 from nnunetv2_vqseg.evaluation.scored_training import Scoring
-from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, patient_key
+from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, patient_key, summarize
 
 MAX_BOXED_CLASSES = 12
 """Box plots are drawn for this many classes; the tables have all."""
@@ -88,21 +88,24 @@ def run(
     patient = patient_key(patient_regex)
     trainings = find_models(name, methods, fold_names, checkpoint)
     dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw")
-    cases = {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
+    judges = _validation_cases(raw, dataset_json, fold_names) if postprocess else None
+    cases = (
+        judges if judges and split == "val" else {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
+    )
     patients = {case: patient(case) for content in cases.values() for case in content}
     classes = classes_from_dataset_json(dataset_json)
     reader = reader_for(dataset_json, next(iter(cases[fold_names[0]].values())).reference)
     output = Path(output)
     scoring = Scoring(
-        name,
-        split,
-        output,
-        cases,
-        _validation_cases(raw, dataset_json, fold_names) if postprocess else None,
-        ScoreSettings(classes, reader, units, empty_convention),
-        datasets.file_ending(dataset_json),
-        device or _default_device(),
-        num_processes,
+        dataset=name,
+        split=split,
+        output=output,
+        cases=cases,
+        validation_cases=judges,
+        settings=ScoreSettings(classes, reader, units, empty_convention),
+        ending=datasets.file_ending(dataset_json),
+        device=_checked_device(device),
+        num_processes=num_processes,
     )
 
     analyses: dict[str, dict[str, Any]] = {}
@@ -110,6 +113,10 @@ def run(
     overlays: dict[str, list[Picture]] = {}
     for method, repetitions in trainings.items():
         done = {repetition: scoring.score(model, fold) for repetition, (model, fold) in repetitions.items()}
+        files = {
+            repetition: {case: (cases[fold][case], file) for case, file in done[repetition].predictions.items()}
+            for repetition, (_, fold) in repetitions.items()
+        }
         scores = {repetition: scored.scores for repetition, scored in done.items()}
         records[method.name] = {
             repetition: read_training_record(model.checkpoint(fold))
@@ -117,17 +124,20 @@ def run(
         }
         training = analysis.describe_training(method, repetitions, records[method.name])
         titles = {repetition: told["title"] for repetition, told in training["folds"].items()}
-        files = {repetition: scored.files for repetition, scored in done.items()}
         overlays[method.name] = overlays_of_method(method.name, titles, files, scores, classes, reader)
         analyses[method.name] = analysis.analyse_method(scores, classes.keys, patient) | {
             "training": training,
-            "prediction": {repetition: scored.prediction for repetition, scored in done.items()},
+            "prediction": {repetition: scored.record for repetition, scored in done.items()},
         }
         if postprocess:
             as_predicted = {repetition: scored.as_predicted for repetition, scored in done.items()}
+            chosen = {key: scored.postprocessing for key, scored in done.items() if scored.postprocessing is not None}
             analyses[method.name]["postprocessing"] = {
-                "steps": {repetition: describe(scored.steps, classes) for repetition, scored in done.items()},
-                "as_predicted": analysis.analyse_method(as_predicted, classes.keys, patient)["summary"],
+                "steps": {repetition: describe(one.steps, classes) for repetition, one in chosen.items()},
+                "lacking": {
+                    repetition: [classes.names[key] for key in one.lacking] for repetition, one in chosen.items()
+                },
+                "as_predicted": summarize(as_predicted, classes.keys, patient),
             }
     summary = {
         "title": title or f"{name}: {_versus([method.name for method in methods])}",
@@ -270,10 +280,14 @@ def _validation_cases(raw: Path, dataset_json: dict[str, Any], folds: Sequence[s
     return {fold: datasets.validation_cases(raw, dataset_json, fold, instead) for fold in folds}
 
 
-def _default_device() -> str:
+def _checked_device(device: str | None) -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise EvaluationError(f"torch finds no GPU here for -device {device}; leave the option out, or give cpu.")
+    return device
 
 
 def _versus(names: Sequence[str]) -> str:

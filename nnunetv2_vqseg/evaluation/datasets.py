@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,7 +95,8 @@ def test_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Case]:
     """
     ending = file_ending(dataset_json)
     references = label_files(raw / "labelsTs", ending)
-    return {case: Case(_channels(raw / "imagesTs", case, ending), file) for case, file in references.items()}
+    images = _ImageFolder(raw / "imagesTs", ending)
+    return {case: Case(images.channels(case), file) for case, file in references.items()}
 
 
 def validation_cases(
@@ -119,13 +121,13 @@ def validation_cases(
         raise EvaluationError(f'Fold {fold} of {file} has no "val" cases; add some or {instead}.')
     ending = file_ending(dataset_json)
     listed = dataset_json.get("dataset", {})  # nnU-Net's other way to name the files of the training cases
-    found = {}
+    found, folder = {}, _ImageFolder(raw / "imagesTr", ending)
     for case in cases:
         if case in listed:
             images = tuple(raw / os.path.expandvars(image) for image in listed[case]["images"])
             reference = raw / os.path.expandvars(listed[case]["label"])
         else:
-            images, reference = _channels(raw / "imagesTr", case, ending), raw / "labelsTr" / f"{case}{ending}"
+            images, reference = folder.channels(case), raw / "labelsTr" / f"{case}{ending}"
         if not reference.is_file():
             raise EvaluationError(
                 f"{reference} does not exist, but {file} has {case} in fold {fold}; restore the file."
@@ -134,9 +136,25 @@ def validation_cases(
     return found
 
 
-def _channels(folder: Path, case: str, ending: str) -> tuple[Path, ...]:
-    pattern = re.compile(re.escape(case) + r"_\d{4}" + re.escape(ending))
-    files = tuple(sorted(file for file in folder.glob("*") if pattern.fullmatch(file.name)))
-    if not files:
-        raise EvaluationError(f"{folder} holds no {case}_0000{ending}, the image of a reference; put it there.")
-    return files
+class _ImageFolder:
+    """The channels of each case in a folder of images, which is listed once, when the first is asked for."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        self._folder, self._ending = folder, ending
+
+    def channels(self, case: str) -> tuple[Path, ...]:
+        """In order; raises EvaluationError if there is none."""
+        if case not in self._by_case:
+            raise EvaluationError(
+                f"{self._folder} holds no {case}_0000{self._ending}, the image of a reference; put it there."
+            )
+        return tuple(self._by_case[case])
+
+    @cached_property
+    def _by_case(self) -> dict[str, list[Path]]:
+        pattern = re.compile(r"(.+)_\d{4}" + re.escape(self._ending))
+        found: dict[str, list[Path]] = {}
+        for file in sorted(self._folder.glob("*")):
+            if match := pattern.fullmatch(file.name):
+                found.setdefault(match[1], []).append(file)
+        return found

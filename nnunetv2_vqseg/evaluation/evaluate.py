@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
-
-from tqdm import tqdm
 
 from nnunetv2_vqseg.data.dataset_json import check_label_values
 from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
@@ -28,8 +23,9 @@ from nnunetv2_vqseg.evaluation.metrics import (
     EmptyConvention,
     score_labels,
 )
-from nnunetv2_vqseg.evaluation.reading import Reader, check_same_grid, read_labels, reader_for
+from nnunetv2_vqseg.evaluation.reading import Reader, Volume, check_same_grid, read_labels, reader_for
 from nnunetv2_vqseg.evaluation.statistics import MEAN, FoldScores, count_empty, protocol_mean, spread
+from nnunetv2_vqseg.evaluation.workers import workers
 
 Units = Literal["voxel", "mm"]
 UNITS: tuple[Units, ...] = ("voxel", "mm")
@@ -46,8 +42,8 @@ class ScoreSettings:
     empty_convention: EmptyConvention = "protocol"
 
 
-def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> dict[str, dict[str, float]]:
-    """`score_labels` for one pair of files.
+def read_pair(reference: Path, prediction: Path, settings: ScoreSettings) -> tuple[Volume, Volume]:
+    """Reference and prediction of a case.
 
     Raises:
         EvaluationError: if a file cannot be read or has labels that dataset.json does not declare, or if the two do not
@@ -60,6 +56,12 @@ def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> di
             check_label_values(labels.file, labels.voxels, settings.classes.values)
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
+    return truth, guess
+
+
+def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> dict[str, dict[str, float]]:
+    """`score_labels` for one pair of files; raises as `read_pair`."""
+    truth, guess = read_pair(reference, prediction, settings)
     return score_labels(
         guess.voxels,
         truth.voxels,
@@ -71,34 +73,18 @@ def score_case(reference: Path, prediction: Path, settings: ScoreSettings) -> di
 
 
 def score_cases(
-    pairs: dict[str, tuple[Path, Path]], settings: ScoreSettings, num_processes: int, description: str = "Scoring"
+    pairs: Mapping[str, tuple[Path, Path]],
+    settings: ScoreSettings,
+    num_processes: int,
+    description: str = "Scoring",
 ) -> FoldScores:
     """`score_case` for each case's (reference, prediction) with a progress bar; 0 or 1 processes: in this one.
 
     Raises:
         EvaluationError: as `score_case`, or if a process was killed.
     """
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    with tqdm(total=len(pairs), desc=description, unit="case") as progress:
-        if num_processes <= 1 or len(pairs) <= 1:
-            for case, files in pairs.items():
-                scores[case] = score_case(*files, settings)
-                progress.update()
-            return scores
-        with ProcessPoolExecutor(min(num_processes, len(pairs)), mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(score_case, *files, settings): case for case, files in pairs.items()}
-            try:
-                for future in as_completed(futures):
-                    scores[futures[future]] = future.result()
-                    progress.update()
-            except BrokenProcessPool as error:
-                raise EvaluationError(
-                    "A background process was killed, most often because memory ran out; use fewer processes with -np."
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return {case: scores[case] for case in pairs}
+    with workers(min(num_processes, len(pairs))) as for_each:
+        return for_each(score_case, {case: (*files, settings) for case, files in pairs.items()}, description)
 
 
 def evaluate_folder(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.data.patients import some
 from nnunetv2_vqseg.evaluation.datasets import nnunet_folder
 from nnunetv2_vqseg.evaluation.errors import EvaluationError
 from nnunetv2_vqseg.evaluation.json_files import read_object
@@ -117,6 +118,15 @@ def find_models(
                     f"nnUNetv2_train {dataset} {configuration} {fold} -tr {method.trainer} -p {method.plans}"
                     + (" --c" if begun else "")
                 )
+    fold_folders = [
+        model.folder / f"fold_{fold}" for repetitions in found.values() for model, fold in repetitions.values()
+    ]
+    others = {file.name for folder in fold_folders for file in folder.glob("checkpoint_*.pth")} - {checkpoint_name}
+    if commands and "checkpoint_final.pth" in others:
+        raise EvaluationError(
+            f"{len(commands)} of {sum(map(len, found.values()))} models have no {checkpoint_name} in "
+            f"{results / dataset}, but {some(sorted(others))}; correct -chk."
+        )
     if commands:
         raise EvaluationError(
             f"{len(commands)} of {sum(map(len, found.values()))} models have no {checkpoint_name} in "

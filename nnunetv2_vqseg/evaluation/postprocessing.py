@@ -1,141 +1,224 @@
-"""nnU-Net's postprocessing in a comparison: each training's predictions with the steps its validation cases ask for."""
+"""nnU-Net's postprocessing in a comparison: each training's predictions with the steps its validation cases ask for.
+
+nnU-Net's `determine_postprocessing` starts a pool of processes for each of its questions and waits for ever where one
+is killed. Here is its rule alone, on nnU-Net's own functions; a test compares both.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
 from nnunetv2_vqseg.data.locks import exclusive
-from nnunetv2_vqseg.evaluation.datasets import Case
-from nnunetv2_vqseg.evaluation.json_files import read_json, read_object, to_jsonable, write_json
+from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, read_pair
+from nnunetv2_vqseg.evaluation.json_files import read_json, read_object, replace_bytes, write_json
 from nnunetv2_vqseg.evaluation.labels import EvaluationClasses
 from nnunetv2_vqseg.evaluation.models import TrainedModel
+from nnunetv2_vqseg.evaluation.reading import Reader
+from nnunetv2_vqseg.evaluation.workers import Workers, workers
 
 RECORD_FILE = "record.json"
-KEPT = ("postprocessing.json", "postprocessing.pkl")
-"""What nnU-Net writes: the scores with and without, and the file for `nnUNetv2_apply_postprocessing`."""
+PICKLE = "postprocessing.pkl"
+"""For `nnUNetv2_apply_postprocessing`."""
 UNFINISHED = "unfinished"
-
 NO_STEPS = "none"
 
-Steps = list[dict[str, Any]]
-"""`function` (its name in nnU-Net) and `labels_or_regions` of each step, in the order they are done."""
+Labels = int | list[Any]
+"""A label, a region's labels, or a list of such: what of a segmentation a step looks at."""
 
 
-def chosen_steps(
-    model: TrainedModel, cases: Mapping[str, Case], predictions: Path, folder: Path, ending: str, num_processes: int
-) -> Steps:
+@dataclass(frozen=True)
+class Postprocessing:
+    """What was chosen for a training.
+
+    Attributes:
+        steps: the largest component of each of these alone is kept, one after the other.
+        lacking: keys of the classes that no validation case has. nnU-Net then has no mean Dice to make better and never
+            keeps the foreground's largest component.
+    """
+
+    steps: list[Labels]
+    lacking: list[str]
+
+
+def choose(
+    model: TrainedModel,
+    pairs: Mapping[str, tuple[Path, Path]],
+    folder: Path,
+    settings: ScoreSettings,
+    num_processes: int,
+    about: str = "Choosing the postprocessing",
+) -> Postprocessing:
     """What nnU-Net's `determine_postprocessing` chooses on the validation cases of a training.
 
     The largest component of the foreground alone is kept where that makes the mean Dice better and no class worse, then
-    that of each class where it makes the class better. nnU-Net starts a pool of processes for each of these questions;
-    the answer in `folder` is kept until a prediction or a reference is written anew.
+    that of each class where it makes the class better.
 
     Args:
-        cases: the validation cases.
-        predictions: folder of their predictions.
-        folder: for nnU-Net's `postprocessing.json` and `postprocessing.pkl`. Another run that chooses into it is waited
-            for.
-        num_processes: of the pools; at least one.
+        pairs: reference and prediction of each validation case.
+        folder: where the choice is kept until one of these files is written anew, beside nnU-Net's
+            `postprocessing.pkl`. Another run that chooses into it is waited for.
+
+    Raises:
+        EvaluationError: as `read_pair`, or if a process was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {
-        str(file): file.stat().st_mtime_ns
-        for case, files in cases.items()
-        for file in (predictions / f"{case}{ending}", files.reference)
-    }
+    asked = {str(file): file.stat().st_mtime_ns for files in pairs.values() for file in files}
     with exclusive(folder, print, f"choosing the postprocessing in {folder}"):
-        record = read_object(folder / RECORD_FILE)
-        whole = isinstance(record.get("steps"), list) and all((folder / name).is_file() for name in KEPT)
-        if whole and record.get("asked") == asked:
-            return record["steps"]
-        scratch = _empty(folder / UNFINISHED)
-        for case, files in cases.items():
-            _copy(predictions / f"{case}{ending}", scratch / "predictions" / f"{case}{ending}", ending)
-            _copy(files.reference, scratch / "references" / f"{case}{ending}", ending)
-        steps = _determine(model, scratch / "predictions", scratch / "references", num_processes)
-        for name in KEPT:
-            (scratch / "predictions" / name).replace(folder / name)
-        shutil.rmtree(scratch)
-        write_json({"asked": asked, "steps": steps}, folder / RECORD_FILE)
-        return steps
+        kept = _kept(read_object(folder / RECORD_FILE), asked)
+        if kept is not None and (folder / PICKLE).is_file():
+            return kept
+        with workers(min(num_processes, len(pairs))) as for_each:
+            chosen = _choose(model, pairs, settings, for_each, about)
+        _write_pickle(chosen, folder / PICKLE)
+        write_json({"asked": asked, "chosen": asdict(chosen)}, folder / RECORD_FILE)
+    return chosen
 
 
 def apply_steps(
-    model: TrainedModel, names: Iterable[str], source: Path, target: Path, ending: str, steps: Steps
+    model: TrainedModel,
+    files: Mapping[str, tuple[Path, Path]],
+    steps: Sequence[Labels],
+    num_processes: int,
+    about: str = "Postprocessing",
 ) -> None:
-    """Do the steps to the predictions `source/NAME.ending` and write them to `target`, anew each time."""
-    from nnunetv2.postprocessing import remove_connected_components as functions
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    """Do the steps to the first file of each case and write the second, which appears as a whole.
 
-    reader = PlansManager(str(model.folder / "plans.json")).image_reader_writer_class()
-    chosen = [getattr(functions, step["function"]) for step in steps]
-    keywords = [{"labels_or_regions": step["labels_or_regions"]} for step in steps]
+    Args:
+        files: the second ones of all cases lie in one folder, whose other files are removed.
+
+    Raises:
+        EvaluationError: a process was killed.
+    """
+    target = next(iter(files.values()))[1].parent
     target.mkdir(parents=True, exist_ok=True)
     with exclusive(target, print, f"postprocessing into {target}"):
-        for name in tqdm(list(names), desc="Postprocessing", unit="case"):
-            files = (str(place / f"{name}{ending}") for place in (source, target))
-            functions.load_postprocess_save(*files, reader, chosen, keywords)
+        unfinished = target / UNFINISHED
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        reader = _reader(model)
+        arguments = {
+            case: (source, unfinished / made.name, reader, list(steps)) for case, (source, made) in files.items()
+        }
+        with workers(min(num_processes, len(files))) as for_each:
+            for_each(_write_postprocessed, arguments, about)
+        made = {file.name for file in unfinished.iterdir()}  # beside a TIFF nnU-Net writes its spacing
+        for file in list(unfinished.iterdir()):
+            file.replace(target / file.name)
+        unfinished.rmdir()
+        for file in target.iterdir():
+            if file.name not in made:
+                file.unlink()
 
 
-def foreground_step(model: TrainedModel) -> Steps:
-    """The first step that nnU-Net tries: the largest component of all classes together."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    plans = PlansManager(str(model.folder / "plans.json"))
-    labels = plans.get_label_manager(read_json(model.folder / "dataset.json", "train again")).foreground_labels
-    return to_jsonable(
-        [{"function": "remove_all_but_largest_component_from_segmentation", "labels_or_regions": labels}]
-    )
-
-
-def describe(steps: Steps, classes: EvaluationClasses) -> str:
+def describe(steps: Sequence[Labels], classes: EvaluationClasses) -> str:
     """The steps in words, as in 'largest component of the foreground, then of LV', or `NO_STEPS`."""
     foreground = classes.values - {0, classes.ignore_label}
     names = {_values(label): classes.names[key] for key, label in classes.labels.items()}
     told = []
     for step in steps:
-        asked = _values(step["labels_or_regions"])
-        told.append("the foreground" if asked == foreground else names.get(asked, str(sorted(asked))))
+        values = _values(step)
+        told.append("the foreground" if values == foreground else names.get(values, str(sorted(values))))
     return f"largest component of {', then of '.join(told)}" if told else NO_STEPS
 
 
-def _determine(model: TrainedModel, predictions: Path, references: Path, num_processes: int) -> Steps:
-    from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
+def _kept(record: Mapping[str, Any], asked: Mapping[str, int]) -> Postprocessing | None:
+    """The choice in a record, if it was made from these very files."""
+    chosen = record.get("chosen")
+    if record.get("asked") != asked or not isinstance(chosen, dict) or set(chosen) != {"steps", "lacking"}:
+        return None
+    return Postprocessing(**chosen)
 
-    functions, keywords = determine_postprocessing(
-        str(predictions),
-        str(references),
-        str(model.folder / "plans.json"),
-        str(model.folder / "dataset.json"),
-        max(1, num_processes),
-        keep_postprocessed_files=False,
-    )
-    steps = [{"function": function.__name__, **used} for function, used in zip(functions, keywords, strict=True)]
-    return to_jsonable(steps)
+
+def _write_pickle(chosen: Postprocessing, file: Path) -> None:
+    """The steps as nnU-Net's own commands write and read them."""
+    import pickle
+
+    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+
+    functions = [remove_all_but_largest_component_from_segmentation] * len(chosen.steps)
+    replace_bytes(file, pickle.dumps((functions, [{"labels_or_regions": step} for step in chosen.steps])))
+
+
+def _choose(
+    model: TrainedModel,
+    pairs: Mapping[str, tuple[Path, Path]],
+    settings: ScoreSettings,
+    for_each: Workers,
+    about: str,
+) -> Postprocessing:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(str(model.folder / "plans.json"))
+    manager = plans.get_label_manager(read_json(model.folder / "dataset.json", "train again"))
+    foreground = [int(label) for label in manager.foreground_labels]
+    classes = [_plain(label) for label in (manager.foreground_regions if manager.has_regions else foreground)]
+
+    def dice_after(steps: list[Labels]) -> list[float]:
+        arguments = {case: (*files, settings, classes, steps) for case, files in pairs.items()}
+        of_cases = np.array(list(for_each(_dice_of_case, arguments, about).values()))
+        return [float(np.mean(dice[~np.isnan(dice)])) if np.any(dice >= 0) else float("nan") for dice in of_cases.T]
+
+    steps: list[Labels] = []
+    before = dice_after(steps)
+    lacked = {_values(label) for label, dice in zip(classes, before, strict=True) if np.isnan(dice)}
+    lacking = [key for key, label in settings.classes.labels.items() if _values(label) in lacked]
+    after = dice_after([foreground])
+    if np.mean(after) > np.mean(before) and not any(new < old for new, old in zip(after, before, strict=True)):
+        steps, before = [foreground], after
+    for index, label in enumerate(classes if len(classes) > 1 else ()):
+        after = dice_after([*steps, label])
+        if after[index] > before[index]:
+            steps, before = [*steps, label], after
+    return Postprocessing(steps, lacking)
+
+
+def _dice_of_case(
+    reference: Path, prediction: Path, settings: ScoreSettings, classes: Sequence[Labels], steps: Sequence[Labels]
+) -> list[float]:
+    """Dice of each class after the steps, as nnU-Net counts it: NaN where there is no voxel of the class."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
+
+    truth, guess = read_pair(reference, prediction, settings)
+    voxels = _after(guess.voxels, steps)
+    ignored = None if settings.classes.ignore_label is None else truth.voxels == settings.classes.ignore_label
+    dice = []
+    for label in classes:
+        masks = [region_or_label_to_mask(array, label) for array in (truth.voxels, voxels)]
+        both, extra, missed, _ = compute_tp_fp_fn_tn(*masks, ignored)
+        total = 2 * both + extra + missed
+        dice.append(float(2 * both / total) if total else float("nan"))
+    return dice
+
+
+def _write_postprocessed(source: Path, target: Path, reader: Reader, steps: Sequence[Labels]) -> None:
+    labels, properties = reader().read_seg(str(source))
+    reader().write_seg(_after(labels[0], steps), str(target), properties)
+
+
+def _after(voxels: np.ndarray, steps: Sequence[Labels]) -> np.ndarray:
+    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+
+    for step in steps:
+        voxels = remove_all_but_largest_component_from_segmentation(voxels, step)
+    return voxels
+
+
+def _reader(model: TrainedModel) -> Reader:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(str(model.folder / "plans.json")).image_reader_writer_class
+
+
+def _plain(label: Any) -> Labels:
+    """A label or region as JSON keeps it; a list of a region's labels covers what a tuple does."""
+    return [int(value) for value in label] if isinstance(label, (tuple, list)) else int(label)
 
 
 def _values(labels: int | Sequence[Any]) -> frozenset[int]:
-    """The labels of a step or class; a list may hold regions."""
-    if isinstance(labels, int):
-        return frozenset({labels})
-    return frozenset().union(*(_values(item) for item in labels))
-
-
-def _copy(source: Path, target: Path, ending: str) -> None:
-    """A label map, and the spacing that nnU-Net writes beside a TIFF."""
-    target.parent.mkdir(exist_ok=True)
-    shutil.copy(source, target)
-    spacing = source.with_name(f"{source.name.removesuffix(ending)}.json")
-    if spacing.is_file():
-        shutil.copy(spacing, target.with_name(f"{target.name.removesuffix(ending)}.json"))
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+    return frozenset({labels}) if isinstance(labels, int) else frozenset().union(*map(_values, labels))

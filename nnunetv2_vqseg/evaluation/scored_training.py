@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,31 @@ from typing import Any
 from nnunetv2_vqseg.evaluation.datasets import Case, Split
 from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
 from nnunetv2_vqseg.evaluation.models import TrainedModel
-from nnunetv2_vqseg.evaluation.postprocessing import Steps, apply_steps, chosen_steps
+from nnunetv2_vqseg.evaluation.postprocessing import Postprocessing, apply_steps, choose
 from nnunetv2_vqseg.evaluation.prediction import predict_missing
 from nnunetv2_vqseg.evaluation.statistics import FoldScores
 
 
 @dataclass(frozen=True)
 class ScoredTraining:
-    """One training's scores, what was scored, and what it is compared with in the report.
+    """One training's scores and what was scored.
 
     Attributes:
         scores: after postprocessing, where there is any.
         as_predicted: the scores without it.
-        files: of each case its own and the prediction that was scored.
-        prediction: what `predict_missing` recorded.
-        steps: the postprocessing.
+        predictions: the files that were scored.
+        record: what `predict_missing` recorded.
+        postprocessing: what was chosen; None where nobody asked for it.
     """
 
     scores: FoldScores
     as_predicted: FoldScores
-    files: dict[str, tuple[Case, Path]]
-    prediction: dict[str, Any]
-    steps: Steps
+    predictions: dict[str, Path]
+    record: dict[str, Any]
+    postprocessing: Postprocessing | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scoring:
     """How every training of a comparison is predicted, postprocessed and scored.
 
@@ -48,8 +49,8 @@ class Scoring:
     dataset: str
     split: Split
     output: Path
-    cases: Mapping[str, Mapping[str, Case]]
-    validation_cases: Mapping[str, Mapping[str, Case]] | None
+    cases: Mapping[str, dict[str, Case]]
+    validation_cases: Mapping[str, dict[str, Case]] | None
     settings: ScoreSettings
     ending: str
     device: str
@@ -62,31 +63,34 @@ class Scoring:
             EvaluationError: as `score_cases`.
         """
         about = f"{model.method.name}, {model.configuration}, fold {fold}"
-        predicted, prediction = self._predict(model, fold, self.split, self.cases[fold])
-        as_predicted = self._score(
-            fold, predicted, about if self.validation_cases is None else f"{about}, as predicted"
-        )
-        place, scores, steps = predicted, as_predicted, []
-        if self.validation_cases is not None:
-            judges = self.validation_cases[fold]
-            judged, _ = self._predict(model, fold, "val", judges)
-            folder = self.output / "postprocessing" / self.dataset / _training_folder(model, fold)
-            steps = chosen_steps(model, judges, judged, folder, self.ending, self.num_processes)
-            if steps:
-                place = folder / self.split
-                apply_steps(model, self.cases[fold], predicted, place, self.ending, steps)
-                scores = self._score(fold, place, f"{about}, postprocessed")
-        files = {case: (known, place / f"{case}{self.ending}") for case, known in self.cases[fold].items()}
-        return ScoredTraining(scores, as_predicted, files, prediction, steps)
+        cases = self.cases[fold]
+        predicted, record = self._predict(model, fold, self.split, cases)
+        scores = self._score(cases, predicted, about)
+        if self.validation_cases is None:
+            return ScoredTraining(scores, scores, predicted, record, None)
+        judges = self.validation_cases[fold]
+        judged, _ = self._predict(model, fold, "val", judges)
+        folder = self.output / "postprocessing" / self.dataset / _training_folder(model, fold)
+        pairs = {case: (files.reference, judged[case]) for case, files in judges.items()}
+        chosen = choose(model, pairs, folder, self.settings, self.num_processes, f"Choosing for {about}")
+        target = folder / self.split
+        if not chosen.steps:
+            shutil.rmtree(target, ignore_errors=True)  # of an earlier choice
+            return ScoredTraining(scores, scores, predicted, record, chosen)
+        made = {case: target / file.name for case, file in predicted.items()}
+        files = {case: (file, made[case]) for case, file in predicted.items()}
+        apply_steps(model, files, chosen.steps, self.num_processes, f"Postprocessing {about}")
+        return ScoredTraining(self._score(cases, made, f"{about}, postprocessed"), scores, made, record, chosen)
 
     def _predict(
-        self, model: TrainedModel, fold: str, split: Split, cases: Mapping[str, Case]
-    ) -> tuple[Path, dict[str, Any]]:
+        self, model: TrainedModel, fold: str, split: Split, cases: dict[str, Case]
+    ) -> tuple[dict[str, Path], dict[str, Any]]:
         folder = self.output / "predictions" / self.dataset / split / _training_folder(model, fold)
-        return folder, predict_missing(model, fold, dict(cases), folder, self.ending, self.device, self.num_processes)
+        record = predict_missing(model, fold, cases, folder, self.ending, self.device, self.num_processes)
+        return {case: folder / f"{case}{self.ending}" for case in cases}, record
 
-    def _score(self, fold: str, folder: Path, about: str) -> FoldScores:
-        pairs = {case: (known.reference, folder / f"{case}{self.ending}") for case, known in self.cases[fold].items()}
+    def _score(self, cases: Mapping[str, Case], predictions: Mapping[str, Path], about: str) -> FoldScores:
+        pairs = {case: (files.reference, predictions[case]) for case, files in cases.items()}
         return score_cases(pairs, self.settings, self.num_processes, f"Scoring {about}")
 
 

@@ -66,9 +66,14 @@ def protocol_mean(cases: FoldScores, classes: Iterable[str]) -> dict[str, dict[s
     means = {
         key: {metric: _mean(scores[key][metric] for scores in cases.values()) for metric in METRICS} for key in classes
     }
-    present = [key for key in means if any(_has_voxels(scores[key]) for scores in cases.values())]
+    present = present_classes(cases, means)
     means[MEAN] = {metric: float(np.mean([means[key][metric] for key in present] or [np.nan])) for metric in METRICS}
     return means
+
+
+def present_classes(cases: FoldScores, classes: Iterable[str]) -> list[str]:
+    """The classes with a voxel in some reference or prediction."""
+    return [key for key in classes if any(_has_voxels(scores[key]) for scores in cases.values())]
 
 
 def spread(values: Iterable[float]) -> float:
@@ -101,18 +106,21 @@ def patient_values(
 def summarize(
     folds: Scores, classes: Iterable[str], patient: Callable[[str], str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`[class_key or MEAN][metric]` to mean, standard deviations over patients and over folds, and n of patients."""
+    """`[class_key or MEAN][metric]` to mean, standard deviations over patients and over folds, and n of patients.
+
+    The mean of a class is over the folds whose cases have it.
+    """
     classes = list(classes)
-    per_fold = [protocol_mean(cases, classes) for cases in folds.values()]
+    per_fold = [(protocol_mean(cases, classes), present_classes(cases, classes)) for cases in folds.values()]
     patients = patient_values(folds, classes, patient)
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for key in [*classes, MEAN]:
         summary[key] = {}
         for metric in METRICS:
-            values = [mean[key][metric] for mean in per_fold]
+            values = [mean[key][metric] for mean, present in per_fold if key == MEAN or key in present]
             known = [value for value in patients[key][metric].values() if not np.isnan(value)]
             summary[key][metric] = {
-                "mean": float(np.mean(values)),
+                "mean": float(np.mean(values or [np.nan])),
                 "sd_patients": spread(known),
                 "sd_folds": spread(values),
                 "n_patients": len(known),

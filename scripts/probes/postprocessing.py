@@ -30,7 +30,7 @@ from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
 from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
 from nnunetv2_vqseg.evaluation.methods import parse_methods
 from nnunetv2_vqseg.evaluation.models import find_models
-from nnunetv2_vqseg.evaluation.postprocessing import apply_steps, chosen_steps, describe, foreground_step
+from nnunetv2_vqseg.evaluation.postprocessing import apply_steps, choose, describe
 from nnunetv2_vqseg.evaluation.provenance import git_commit
 from nnunetv2_vqseg.evaluation.reading import reader_for
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.test:
         cases["test"] = datasets.test_cases(raw, dataset_json)
     settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases["val"].values())).reference))
+    foreground = sorted(classes.values - {0, classes.ignore_label})
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Scores] = {}
     for method, models in find_models(name, parse_methods(args.tr, []), ["0"], "checkpoint_final.pth").items():
@@ -68,16 +69,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, (model, fold) in enumerate(models.values()):
             fold_folder = model.checkpoint(fold).parent
             with tempfile.TemporaryDirectory() as scratch:
-                judges = (cases["val"], fold_folder / FOLDERS["val"])
-                steps = chosen_steps(model, *judges, Path(scratch, "chosen"), ending, num_processes=2)
+                validation = fold_folder / FOLDERS["val"]
+                pairs = {
+                    case: (files.reference, validation / f"{case}{ending}") for case, files in cases["val"].items()
+                }
+                steps = choose(model, pairs, Path(scratch, "chosen"), settings, 1).steps
                 chosen.append(describe(steps, classes))
                 for split, of_split in cases.items():
                     source = fold_folder / FOLDERS[split]
                     places = {"before": source}
-                    for when, wanted in (("after", steps), ("always", foreground_step(model))):
+                    for when, wanted in (("after", steps), ("always", [foreground])):
                         places[when] = Path(scratch, split, when) if wanted else source
                         if wanted:
-                            apply_steps(model, of_split, source, places[when], ending, wanted)
+                            names = {case: f"{case}{ending}" for case in of_split}
+                            moved = {case: (source / name, places[when] / name) for case, name in names.items()}
+                            apply_steps(model, moved, wanted, 1)
                     for when, place in places.items():
                         pairs = {case: (files.reference, place / f"{case}{ending}") for case, files in of_split.items()}
                         about = f"{method.name} {number}, {split}, {when}"

@@ -400,7 +400,11 @@ PLANNED_BEFORE = [
     Case(
         "splits_final.json: other validation cases in nnUNet_raw than in nnUNet_preprocessed",
         plan,
-        raw_splits([{"train": ["A", "C"], "val": ["B"]}]),
+        lambda world: (
+            raw_splits(FOLDS)(world),
+            plan(world),
+            raw_splits([{"train": ["A", "C"], "val": ["B"]}])(world),
+        ),
         Refused("splits_final.json", 'differ in "train" of fold 0', "delete the latter to use the former"),
     ),
     Case(
