@@ -181,7 +181,7 @@ class VQSegConfig:
     pseudo_loss: str = _choice("ce_dice", ("ce_dice", "ce"), "loss against the teacher's labels (Eq. 9)")
     confidence_threshold: float = _number(0.95, 0, 1, "teacher's probability under which a pixel is left out; 0: none")
     lambda_u: float = _number(0.3, 0, 1000, "weight of the unlabelled loss (Eq. 10, Table 3)")
-    lambda_a: float = _number(5.0, 0, 1000, "weight of the alignment loss (Eq. 12, Table 3)")
+    lambda_a: float = _number(0.5, 0, 1000, "weight of the alignment loss (Eq. 12, Table 3)")
     weight_perturbed: float = _number(0.5, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
     weight_strong: float = _number(1.0, 0, 1000, "weight of the strong view's term in Eq. 9")
     weight_reconstruction: float = _number(0.1, 0, 1000, "weight of the L1 reconstruction terms in Eq. 8 and 9")
@@ -347,13 +347,19 @@ class VQSegConfig:
     def changed_since(self, stored: Mapping[str, Any]) -> dict[str, str]:
         """Keys that have another value than in a stored `as_dict`, with both values as text.
 
-        Keys that only one of both has, because another version wrote it, are left out.
+        Left out are keys that only one of both has, because another version wrote it, and the weights and the view of
+        what this configuration does without.
         """
         now = self.as_dict()
+        in_use = {
+            "lambda_u": self.use_unlabeled,
+            "perturbed_view": self.has_perturbed_stream,
+            "lambda_a": self.foundation_policy != "off",
+        }
         return {
             key: f"{key} {value!r}, now {now[key]!r}"
             for key, value in stored.items()
-            if key in now and value != now[key]
+            if key in now and value != now[key] and in_use.get(key, True)
         }
 
     def describe(self) -> str:

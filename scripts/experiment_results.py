@@ -216,13 +216,7 @@ def check_defaults(training: Training, trained_with: Mapping[str, Any]) -> None:
     Raises:
         ExperimentError: the same run would train with other values today.
     """
-    config = training.config
-    changed = config.changed_since(trained_with)
-    if not config.use_unlabeled:
-        changed.pop("lambda_u", None)
-    if not config.has_perturbed_stream:
-        changed.pop("perturbed_view", None)
-    if changed:
+    if changed := training.config.changed_since(trained_with):
         raise ExperimentError(
             f"{training.fold} was trained with other defaults ({'; '.join(changed.values())}); name the old value in "
             "the experiment and the folder after it, or move the folder away and train again."

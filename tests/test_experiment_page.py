@@ -389,7 +389,11 @@ def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytes
         results.check_defaults(training, trained_with | {"lambda_u": 1.0})
     supervised = runner.Training(runner.Run("a", "nnUNetTrainerSupervisedEMA", 3), 0)
     trained_with = variants.nnUNetTrainerSupervisedEMA.default_config().override(supervised.block).as_dict()
-    results.check_defaults(supervised, trained_with | {"lambda_u": 1.0})
+    results.check_defaults(supervised, trained_with | {"lambda_u": 1.0, "lambda_a": 5.0})
+    aligned = runner.Training(runner.Run("a", "nnUNetTrainerVQSegPFARequired", 3), 0)
+    trained_with = variants.nnUNetTrainerVQSegPFARequired.default_config().override(aligned.block).as_dict()
+    with pytest.raises(runner.ExperimentError, match=r"lambda_a 5.0, now 0.5"):
+        results.check_defaults(aligned, trained_with | {"lambda_a": 5.0})
 
 
 def test_rows_are_compared_over_the_seeds_that_both_have() -> None:

@@ -462,6 +462,22 @@ def test_missing_models_are_named_with_the_command_that_trains_them(world, predi
     assert predictor == []
 
 
+def test_a_misspelt_checkpoint_does_not_send_to_train_again(world, predictor):
+    with pytest.raises(
+        EvaluationError, match=r"2 of 2 models have no checkpoint_final in .*; correct -chk\."
+    ) as stopped:
+        compare.run(901, TRAINERS, world / "out", checkpoint="checkpoint_final")
+    assert "checkpoint_final.pth" in str(stopped.value)
+    assert "nnUNetv2_train" not in str(stopped.value)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_predicted(world, predictor, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EvaluationError, match="torch finds no GPU here for -device cuda"):
+        compare.run(901, TRAINERS, world / "out", device="cuda")
+    assert predictor == []
+
+
 def test_command_line_options_reach_the_report(world, predictor, without_report, capsys):
     names = ["--labels", "Stock & co", "Ours_1", "--patient-regex", r"^patient\d+_frame\d+"]
     options = f"-d {DATASET} -tr {' '.join(TRAINERS)} -o {world / 'out'} -device cpu -np 0 --units mm".split()

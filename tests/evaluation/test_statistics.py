@@ -122,6 +122,17 @@ def test_frames_and_folds_are_averaged_before_the_spread():
     assert row["sd_folds"] == pytest.approx(0.2 / math.sqrt(2))
 
 
+def test_a_class_that_one_fold_lacks_has_the_mean_of_the_others():
+    folds = {"0": {"p1": {"1": score(0.6), "2": score(0.4)}}, "1": {"p2": {"1": score(0.8), "2": ABSENT}}}
+    summary = summarize(folds, ["1", "2"], patient_key())
+    assert summary["2"]["Dice"]["mean"] == pytest.approx(0.4)
+    assert summary[MEAN]["Dice"]["mean"] == pytest.approx((0.5 + 0.8) / 2)
+    hidden = {"0": folds["0"], "1": {"p2": {"1": score(0.8), "2": EMPTY}}}
+    assert math.isnan(summarize(hidden, ["1", "2"], patient_key())["2"]["HD95"]["mean"])
+    nowhere = {"0": {"p1": {"1": score(0.6), "2": ABSENT}}}
+    assert math.isnan(summarize(nowhere, ["1", "2"], patient_key())["2"]["Dice"]["mean"])
+
+
 def test_empty_predictions_references_and_both_are_counted():
     folds = {"0": {"a": {"1": EMPTY, "2": ABSENT}, "b": {"1": score(0.0, NAN, n_ref=0), "2": score(0.5)}}}
     counts = count_empty(folds, ["1", "2"])
