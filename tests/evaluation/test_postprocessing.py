@@ -110,14 +110,16 @@ def test_the_choice_is_that_of_nnunet(tmp_path, monkeypatch, labels, order, what
             for index, value in enumerate(values):
                 volume[:, 8:24, 8 + 5 * index : 13 + 5 * index] = value
             for _ in range(wrong):
-                row, column = generator.integers(0, 36, 2)
+                row, column = (
+                    generator.integers(28 if what == "wrong where nobody asks" else 0, 36),
+                    generator.integers(0, 36),
+                )
                 inside = [value for value in values if value != classes.ignore_label]
                 volume[:, row : row + 3, column : column + 3] = generator.choice(inside)
             if what == "a true island":  # without it one class is worse, and without the wrong blobs the mean better
                 volume[:, 34:37, 34:37] = values[0]
-            if what == "wrong where nobody asks":
-                volume[:, 28:, :] = (classes.ignore_label or 0) if not wrong else volume[:, 28:, :]
-                volume[:, :8, :] = volume[:, 24:28, :] = 0
+            if what == "wrong where nobody asks" and not wrong:
+                volume[:, 28:, :] = classes.ignore_label or 0
             write_volume(volume, file)
         pairs[case] = tuple(files)
     theirs = remove_connected_components.determine_postprocessing(
