@@ -94,7 +94,8 @@ def run(
     )
     patients = {case: patient(case) for content in cases.values() for case in content}
     classes = classes_from_dataset_json(dataset_json)
-    reader = reader_for(dataset_json, next(iter(cases[fold_names[0]].values())).reference)
+    baseline, _ = next(iter(trainings[methods[0]].values()))
+    reader = reader_for(dataset_json | baseline.named_reader, next(iter(cases[fold_names[0]].values())).reference)
     output = Path(output)
     scoring = Scoring(
         dataset=name,

@@ -35,6 +35,12 @@ class TrainedModel:
         """The last part of the folder's name."""
         return self.folder.name.rpartition("__")[2]
 
+    @property
+    def named_reader(self) -> dict[str, str]:
+        """The plan's reader, as a dataset.json names one; empty where the plan names none."""
+        name = read_object(self.folder / "plans.json").get("image_reader_writer")
+        return {"overwrite_image_reader_writer": name} if isinstance(name, str) else {}
+
     def checkpoint(self, fold: str) -> Path:
         """The file with the weights of a fold."""
         return self.folder / f"fold_{fold}" / self.checkpoint_name

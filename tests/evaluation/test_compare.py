@@ -462,6 +462,18 @@ def test_missing_models_are_named_with_the_command_that_trains_them(world, predi
     assert predictor == []
 
 
+@pytest.mark.parametrize(
+    ("named", "reader"), [({"image_reader_writer": "NibabelIO"}, "NibabelIO"), ({}, "SimpleITKIO")]
+)
+def test_cases_are_read_as_the_plan_reads_them(world, predictor, without_report, monkeypatch, named, reader):
+    """Of a TIFF with three slices the first reader that opens it takes the slices for channels."""
+    (world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/plans.json").write_text(json.dumps(named))
+    used, inner = [], compare.Scoring
+    monkeypatch.setattr(compare, "Scoring", lambda **given: used.append(given["settings"].reader) or inner(**given))
+    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    assert [one.__name__ for one in used] == [reader]
+
+
 def test_a_misspelt_checkpoint_does_not_send_to_train_again(world, predictor):
     with pytest.raises(
         EvaluationError, match=r"2 of 2 models have no checkpoint_final in .*; correct -chk\."
