@@ -103,7 +103,7 @@ def apply_steps(
         unfinished.mkdir()
         reader = _reader(model)
         arguments = {
-            case: (source, unfinished / made.name, reader, list(steps)) for case, (source, made) in files.items()
+            case: (source, unfinished / result.name, reader, list(steps)) for case, (source, result) in files.items()
         }
         with workers(min(num_processes, len(files))) as for_each:
             for_each(_write_postprocessed, arguments, about)
