@@ -124,20 +124,13 @@ def find_models(
                     f"nnUNetv2_train {dataset} {configuration} {fold} -tr {method.trainer} -p {method.plans}"
                     + (" --c" if begun else "")
                 )
-    fold_folders = [
-        model.folder / f"fold_{fold}" for repetitions in found.values() for model, fold in repetitions.values()
-    ]
-    others = {file.name for folder in fold_folders for file in folder.glob("checkpoint_*.pth")} - {checkpoint_name}
-    if commands and "checkpoint_final.pth" in others:
-        raise EvaluationError(
-            f"{len(commands)} of {sum(map(len, found.values()))} models have no {checkpoint_name} in "
-            f"{results / dataset}, but {some(sorted(others))}; correct -chk."
-        )
     if commands:
-        raise EvaluationError(
-            f"{len(commands)} of {sum(map(len, found.values()))} models have no {checkpoint_name} in "
-            f"{results / dataset}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands))
-        )
+        places = [model.checkpoint(fold).parent for repeated in found.values() for model, fold in repeated.values()]
+        others = {file.name for place in places for file in place.glob("checkpoint_*.pth")} - {checkpoint_name}
+        problem = f"{len(commands)} of {len(places)} models have no {checkpoint_name} in {results / dataset}"
+        if "checkpoint_final.pth" in others:
+            raise EvaluationError(f"{problem}, but {some(sorted(others))}; correct -chk.")
+        raise EvaluationError(f"{problem}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands)))
     return found
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,16 @@ from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, read_pair
 from nnunetv2_vqseg.evaluation.json_files import read_json, read_object, replace_bytes, write_json
 from nnunetv2_vqseg.evaluation.labels import EvaluationClasses
 from nnunetv2_vqseg.evaluation.models import TrainedModel
+from nnunetv2_vqseg.evaluation.prediction import UNFINISHED
 from nnunetv2_vqseg.evaluation.reading import Reader
 from nnunetv2_vqseg.evaluation.workers import Workers, workers
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 RECORD_FILE = "record.json"
 PICKLE = "postprocessing.pkl"
 """For `nnUNetv2_apply_postprocessing`."""
-UNFINISHED = "unfinished"
 NO_STEPS = "none"
 
 Labels = int | list[Any]
@@ -101,7 +104,7 @@ def apply_steps(
         unfinished = target / UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        reader = _reader(model)
+        reader = _plans(model).image_reader_writer_class
         arguments = {
             case: (source, unfinished / result.name, reader, list(steps)) for case, (source, result) in files.items()
         }
@@ -152,10 +155,7 @@ def _choose(
     for_each: Workers,
     about: str,
 ) -> Postprocessing:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    plans = PlansManager(str(model.folder / "plans.json"))
-    manager = plans.get_label_manager(read_json(model.folder / "dataset.json", "train again"))
+    manager = _plans(model).get_label_manager(read_json(model.folder / "dataset.json", "train again"))
     foreground = [int(label) for label in manager.foreground_labels]
     classes = [_plain(label) for label in (manager.foreground_regions if manager.has_regions else foreground)]
 
@@ -209,10 +209,10 @@ def _after(voxels: np.ndarray, steps: Sequence[Labels]) -> np.ndarray:
     return voxels
 
 
-def _reader(model: TrainedModel) -> Reader:
+def _plans(model: TrainedModel) -> PlansManager:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    return PlansManager(str(model.folder / "plans.json")).image_reader_writer_class
+    return PlansManager(str(model.folder / "plans.json"))
 
 
 def _plain(label: Any) -> Labels:
