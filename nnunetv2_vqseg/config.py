@@ -247,6 +247,11 @@ class VQSegConfig:
             raise ConfigError(
                 "vqseg.perturbation = 'qpm' needs vqseg.quantize = true; use 'none' or 'dropout' instead."
             )
+        if self.use_unlabeled and not self.strong_view and self.perturbation == "none":
+            raise ConfigError(
+                "vqseg.strong_view = false with vqseg.perturbation = 'none' leaves no view that learns the teacher's "
+                "labels; set strong_view = true, or use_unlabeled = false."
+            )
         if self.reconstruct and not self.quantize:
             raise ConfigError(
                 "vqseg.reconstruct = true needs vqseg.quantize = true: the image decoder reads q(z) only."

@@ -26,13 +26,18 @@ class BatchLayout(NamedTuple):
     strong: int = 0
     perturbed: int = 0
 
+    @property
+    def aligned(self) -> int:
+        """Images whose codes PFA aligns, x_l and x_a (3.5): where the only view is the perturbed one, that is x_a."""
+        return self.labeled + (self.strong or self.perturbed)
+
 
 class VQSegOutput(NamedTuple):
     """What the network returns in training; absent parts are None.
 
     `segmentation`: logits (B, K, H, W), or a list of them, finest first, with deep supervision.
     `reconstruction`: (labeled + perturbed, C, H, W), decoded from q(z) and QPM's q'(z) (Eq. 7).
-    `adapted`: (labeled + strong, C', H', W'), output of the feature adapter (3.5).
+    `adapted`: (aligned, C', H', W'), output of the feature adapter, which reads q(z) before QPM (3.5).
     `tokens`: (B * h * w, d), without gradient, for the codebook's bookkeeping.
     `indices`, `perturbed_indices`: (B, h, w) codes before and (perturbed, h, w) codes after QPM.
     `vq_loss`, `entropy`, `feature_loss`: scalars.
@@ -216,7 +221,7 @@ class VQSegNet(nn.Module):
         if self.image_decoder is not None:
             reconstruction = self.image_decoder(torch.cat((quantized[: layout.labeled], quantized[clean:])))
         if self.adapter is not None:
-            adapted = self.adapter(code.quantized[:clean], self.alignment_grid)
+            adapted = self.adapter(code.quantized[: layout.aligned], self.alignment_grid)
         skips[-1] = read
         return VQSegOutput(
             segmentation=self.decoder(self._deepen(skips)),

@@ -32,6 +32,12 @@ def test_views_of_an_unlabeled_image_that_pass_the_student(settings, streams):
     assert VQSegConfig.default().override(settings).unlabeled_streams == streams
 
 
+def test_a_training_without_any_view_to_learn_the_teachers_labels_on_is_refused():
+    with pytest.raises(ConfigError, match="leaves no view that learns"):
+        VQSegConfig.default().override({"strong_view": False, "perturbation": "none"})
+    assert not VQSegConfig(strong_view=False, perturbation="none", use_unlabeled=False).strong_view
+
+
 def test_every_field_says_what_it_means_and_what_is_valid():
     for item in fields(VQSegConfig):
         assert item.metadata["doc"], item.name

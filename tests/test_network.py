@@ -116,6 +116,16 @@ def test_qpm_touches_the_perturbed_images_only(decoder_input):
     assert (output.perturbed_indices != output.indices[4:]).all()
 
 
+@pytest.mark.parametrize(("layout", "aligned"), [((2, 2, 2), 4), ((2, 0, 2), 4), ((2, 2, 0), 4), ((2, 0, 0), 2)])
+def test_alignment_reads_the_codes_before_qpm_of_the_labeled_images_and_of_one_view(layout, aligned):
+    network = full_network(epsilon=1.0).train()
+    x = torch.randn(sum(layout), 1, *PATCH)
+    output = network(x, BatchLayout(*layout))
+    expected = network.adapter(network.quantizer(network.stage_features(x)).quantized, network.alignment_grid)
+    assert len(output.adapted) == aligned == BatchLayout(*layout).aligned
+    torch.testing.assert_close(output.adapted, expected[:aligned])
+
+
 @pytest.mark.parametrize("decoder_input", ["quantized", "continuous"])
 @pytest.mark.parametrize("kind", [PlainConvUNet, ResidualEncoderUNet])
 def test_every_parameter_gets_a_gradient(kind, decoder_input):

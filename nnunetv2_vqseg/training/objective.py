@@ -87,7 +87,7 @@ class Objective:
 
         Args:
             progress: share of the training that is over, for the ramp.
-            alignment_target: foundation model features (B_l + B_a, C', H', W') and the mask of patches that count.
+            alignment_target: foundation model features (layout.aligned, C', H', W') and the mask of patches that count.
         """
         config = self.config
         labeled_out, strong_out, perturbed_out = _split(output.segmentation, layout)

@@ -222,7 +222,7 @@ class nnUNetTrainerVQSeg(ReliableTrainer):
         self._prepare_perturbation()  # waits for the device, which has nothing to do yet
         views, statistics = self._teacher_views(batch)
         images, layout = views.batch()
-        alignment_target = self._alignment_target(images[: layout.labeled + layout.strong])
+        alignment_target = self._alignment_target(images[: layout.aligned])
         progress = self.step / (self.num_epochs * self.num_iterations_per_epoch)
 
         self.optimizer.zero_grad(set_to_none=True)

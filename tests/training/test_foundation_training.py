@@ -49,6 +49,17 @@ def test_alignment_is_trained_recorded_and_left_out_of_what_prediction_loads(mak
     assert not [key for key in every_key if "foundation" in key]
 
 
+@pytest.mark.parametrize("strong_view", [False, True])
+def test_alignment_sees_one_view_of_the_unlabeled_images(make_trainer, weights, strong_view):
+    trainer = make_trainer(**settings(weights), strong_view=strong_view)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    seen = []
+    trainer.foundation_model.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    assert math.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+    assert [len(images) for images in seen] == [trainer.labeled_batch_size + trainer.unlabeled_batch_size]
+
+
 def test_run_that_began_with_the_alignment_never_goes_on_without_it(make_trainer, weights):
     trainer = make_trainer(**settings(weights))
     trainer.run_training()
