@@ -103,7 +103,11 @@ class VQSegConfig:
     foundation_policy: str = _choice(
         "auto", ("auto", "required", "off"), "what to do about foundation model weights for the alignment PFA (3.5)"
     )
-    strong_view: bool = _switch(True, "third term of Eq. 9: intensity jitter and CutMix")
+    strong_view: bool = _switch(
+        False,
+        "third term of Eq. 9: a view with intensity jitter and CutMix whose features are not perturbed, beside the "
+        "perturbed one",
+    )
     labeled_as_unlabeled: bool = _switch(
         False, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     )
@@ -182,7 +186,7 @@ class VQSegConfig:
     confidence_threshold: float = _number(0.95, 0, 1, "teacher's probability under which a pixel is left out; 0: none")
     lambda_u: float = _number(0.3, 0, 1000, "weight of the unlabelled loss (Eq. 10, Table 3)")
     lambda_a: float = _number(0.5, 0, 1000, "weight of the alignment loss (Eq. 12, Table 3)")
-    weight_perturbed: float = _number(0.5, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
+    weight_perturbed: float = _number(1.0, 0, 1000, "weight of the perturbed stream's term in Eq. 9")
     weight_strong: float = _number(1.0, 0, 1000, "weight of the strong view's term in Eq. 9")
     weight_reconstruction: float = _number(0.1, 0, 1000, "weight of the L1 reconstruction terms in Eq. 8 and 9")
     ramp_up: float = _number(
@@ -247,11 +251,6 @@ class VQSegConfig:
             raise ConfigError(
                 "vqseg.perturbation = 'qpm' needs vqseg.quantize = true; use 'none' or 'dropout' instead."
             )
-        if self.use_unlabeled and not self.strong_view and self.perturbation == "none":
-            raise ConfigError(
-                "vqseg.strong_view = false with vqseg.perturbation = 'none' leaves no view that learns the teacher's "
-                "labels; set strong_view = true, or use_unlabeled = false."
-            )
         if self.reconstruct and not self.quantize:
             raise ConfigError(
                 "vqseg.reconstruct = true needs vqseg.quantize = true: the image decoder reads q(z) only."
@@ -276,6 +275,11 @@ class VQSegConfig:
                 "vqseg.normalize_codes must be false with vqseg.code_dim = null: unit-length codes cannot stand for "
                 "features; set a code_dim, or normalize_codes = false."
             )
+        if self.use_unlabeled and not self.strong_view and self.perturbation == "none":
+            raise ConfigError(
+                "vqseg.strong_view = false with vqseg.perturbation = 'none' leaves no view that learns the teacher's "
+                "labels; set strong_view = true, or use_unlabeled = false."
+            )
 
     @property
     def has_perturbed_stream(self) -> bool:
@@ -299,6 +303,7 @@ class VQSegConfig:
             labeled_batch_size=8,
             unlabeled_batch_size=4,
             perturbed_view="weak",
+            strong_view=True,
             decoder_input="quantized",
             code_dim=None,
             normalize_codes=False,
@@ -311,7 +316,6 @@ class VQSegConfig:
             confidence_threshold=0.0,
             lambda_u=1.0,
             lambda_a=5.0,
-            weight_perturbed=1.0,
             weight_reconstruction=1.0,
             ramp_up=0.0,
             ema_warmup=1.0,
@@ -352,13 +356,15 @@ class VQSegConfig:
     def changed_since(self, stored: Mapping[str, Any]) -> dict[str, str]:
         """Keys that have another value than in a stored `as_dict`, with both values as text.
 
-        Left out are keys that only one of both has, because another version wrote it, and the weights and the view of
+        Left out are keys that only one of both has, because another version wrote it, and the weights and the views of
         what this configuration does without.
         """
         now = self.as_dict()
         in_use = {
             "lambda_u": self.use_unlabeled,
             "perturbed_view": self.has_perturbed_stream,
+            "weight_perturbed": self.use_unlabeled and self.perturbation != "none",
+            "strong_view": self.use_unlabeled,
             "lambda_a": self.foundation_policy != "off",
         }
         return {

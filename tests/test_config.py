@@ -15,16 +15,16 @@ def test_literal_is_the_papers_section_4_2():
     assert config.confidence_threshold == 0.0
     assert config.code_dim is None
     assert config.qpm == "literal"
-    assert config.perturbed_view == "weak"
+    assert (config.perturbed_view, config.strong_view) == ("weak", True)
 
 
 @pytest.mark.parametrize(
     ("settings", "streams"),
     [
-        ({}, 2),
-        ({"strong_view": False}, 1),
-        ({"perturbation": "none"}, 2),  # to be reconstructed
-        ({"perturbation": "none", "reconstruct": False}, 1),
+        ({}, 1),
+        ({"strong_view": True}, 2),
+        ({"strong_view": True, "perturbation": "none"}, 2),  # one of them to be reconstructed
+        ({"strong_view": True, "perturbation": "none", "reconstruct": False}, 1),
         ({"use_unlabeled": False}, 0),
     ],
 )
@@ -34,7 +34,7 @@ def test_views_of_an_unlabeled_image_that_pass_the_student(settings, streams):
 
 def test_a_training_without_any_view_to_learn_the_teachers_labels_on_is_refused():
     with pytest.raises(ConfigError, match="leaves no view that learns"):
-        VQSegConfig.default().override({"strong_view": False, "perturbation": "none"})
+        VQSegConfig.default().override({"perturbation": "none"})
     assert not VQSegConfig(strong_view=False, perturbation="none", use_unlabeled=False).strong_view
 
 

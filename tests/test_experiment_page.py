@@ -156,7 +156,7 @@ def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pyt
         "mean teacher": 0.6,
         "VQ-Seg without PFA": 0.63,
         "mean teacher, lambda_u 1": 0.61,
-        "VQ-Seg without PFA, lambda_u 1": 0.59,
+        "VQ-Seg with a second view, without PFA, lambda_u 1": 0.59,
     }
     for run in runner.select(runner.read_experiment("finalists", "cpu").runs, list(dice), [3]):
         finish(tmp_path, runner.Training(run, 0), dice[run.name])
@@ -168,7 +168,7 @@ def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pyt
     assert compared == [
         "- 3 labelled, *VQ-Seg without PFA* minus *mean teacher*: +0.030",
         "- 3 labelled, *mean teacher, lambda_u 1* minus *mean teacher*: +0.010",
-        "- 3 labelled, *VQ-Seg without PFA, lambda_u 1* minus *mean teacher, lambda_u 1*: -0.020",
+        "- 3 labelled, *VQ-Seg with a second view, without PFA, lambda_u 1* minus *mean teacher, lambda_u 1*: -0.020",
     ]
 
 

@@ -38,11 +38,15 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
     Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights.
     """
 
-    locked = _METHOD | {
-        key
-        for key, value in VQSegConfig.literal().as_dict().items()
-        if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size") and key not in _VARIED
-    }
+    locked = (
+        _METHOD
+        | {"weight_strong", "weight_perturbed"}
+        | {
+            key
+            for key, value in VQSegConfig.literal().as_dict().items()
+            if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size") and key not in _VARIED
+        }
+    )
 
     @classmethod
     def default_config(cls) -> VQSegConfig:
@@ -56,7 +60,7 @@ class nnUNetTrainerVQSegPFARequired(_Variant):
 
 
 class nnUNetTrainerVQSegBase(_Variant):
-    """Table 2, row 1: quantised U-Net with EMA teacher and strong views, no feature perturbation.
+    """Table 2, row 1: quantised U-Net with EMA teacher and a strong view, no feature perturbation.
 
     The decoder reads q(z), as in the paper: where it reads z itself, a quantiser without QPM changes nothing.
     """
@@ -91,7 +95,7 @@ class nnUNetTrainerVQSegQPMPFA(_Variant):
 
 
 class nnUNetTrainerMeanTeacher(_Variant):
-    """EMA teacher with strong views and CutMix, without any vector quantisation."""
+    """EMA teacher and a strong view with CutMix, without any vector quantisation."""
 
     switches: ClassVar = {
         "use_unlabeled": True,
@@ -104,7 +108,7 @@ class nnUNetTrainerMeanTeacher(_Variant):
 
 
 class nnUNetTrainerMeanTeacherDropout(_Variant):
-    """Mean teacher whose second stream is perturbed by feature dropout (Fig. 1's alternative to QPM)."""
+    """Mean teacher in whose student feature dropout perturbs the strong view (Fig. 1's alternative to QPM)."""
 
     switches: ClassVar = {
         "use_unlabeled": True,

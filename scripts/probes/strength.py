@@ -1,6 +1,6 @@
 """How strong QPM is: a trained model's validation Dice while every image is perturbed, beside feature dropout.
 
-    python scripts/probes/strength.py -d 503 -c 2d_59ec2c10 -tr nnUNetTrainerVQSegQPM -o strength.json
+    python scripts/probes/strength.py -d 503 -c 2d_98e66360 -tr nnUNetTrainerVQSegQPM -o strength.json
 
 Nothing is trained. All tokens of the quantised stage pass QPM at several perplexities, or have channels dropped, as the
 perturbed stream of a training has; what costs no Dice here can teach a training nothing.

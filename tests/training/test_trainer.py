@@ -159,11 +159,10 @@ def test_online_validation_scores_the_teacher(make_trainer):
     ("name", "terms"),
     [
         ("nnUNetTrainerVQSegBase", {"pseudo_strong", "vq", "entropy"}),
-        ("nnUNetTrainerVQSegQPM", {"pseudo_strong", "pseudo_perturbed", "vq", "entropy", "feature"}),
+        ("nnUNetTrainerVQSegQPM", {"pseudo_perturbed", "vq", "entropy", "feature"}),
         (
             "nnUNetTrainerVQSegQPMDB",
             {
-                "pseudo_strong",
                 "pseudo_perturbed",
                 "vq",
                 "entropy",
@@ -173,7 +172,7 @@ def test_online_validation_scores_the_teacher(make_trainer):
             },
         ),
         ("nnUNetTrainerMeanTeacher", {"pseudo_strong"}),
-        ("nnUNetTrainerMeanTeacherDropout", {"pseudo_strong", "pseudo_perturbed"}),
+        ("nnUNetTrainerMeanTeacherDropout", {"pseudo_perturbed"}),
         ("nnUNetTrainerSupervisedEMA", set()),
         ("nnUNetTrainerSupervisedVQ", {"vq", "entropy"}),
     ],
@@ -195,7 +194,8 @@ def test_each_variant_trains_with_its_own_terms(make_trainer, name, terms):
 
 @pytest.mark.parametrize("on_strong", [False, True])
 def test_perturbed_view_is_the_weak_one_or_a_strong_one_of_its_own(make_trainer, on_strong):
-    trainer = make_trainer(perturbed_view="strong" if on_strong else "weak", cutmix_probability=1.0)
+    view = "strong" if on_strong else "weak"
+    trainer = make_trainer(perturbed_view=view, strong_view=True, cutmix_probability=1.0)
     trainer.on_train_start()
     views, _ = trainer._teacher_views(next(trainer.dataloader_train))
     images, labels, _, clean = views.perturbed
@@ -207,13 +207,12 @@ def test_perturbed_view_is_the_weak_one_or_a_strong_one_of_its_own(make_trainer,
     assert layout.strong == layout.perturbed == len(images) == len(labels)
 
 
-def test_perturbed_strong_view_can_stand_alone(make_trainer):
-    trainer = make_trainer("nnUNetTrainerVQSegQPM", perturbed_view="strong", strong_view=False)
+def test_a_second_view_that_is_not_perturbed_can_be_asked_for(make_trainer):
+    trainer = make_trainer("nnUNetTrainerVQSegQPM", strong_view=True)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train))])
-    assert "pseudo_perturbed" in trainer.curves.history
-    assert "pseudo_strong" not in trainer.curves.history
+    assert {"pseudo_perturbed", "pseudo_strong"} <= trainer.curves.history.keys()
 
 
 def test_paper_variant_trains_with_its_literal_settings(make_trainer):
@@ -375,7 +374,8 @@ def test_unlabeled_image_that_is_not_finite_is_blamed_on_a_loss(make_trainer):
     unlabeled["data"][:] = math.nan
     trainer.dataloader_unlabeled = iter([unlabeled])
     with pytest.raises(
-        RuntimeError, match=r"Training stopped: (pseudo_strong|reconstruction_unlabeled|vq|feature) was"
+        RuntimeError,
+        match=r"Training stopped: (pseudo_perturbed|reconstruction_unlabeled|vq|feature) was",
     ):
         trainer.train_step(next(trainer.dataloader_train))
 
