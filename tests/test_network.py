@@ -75,7 +75,7 @@ def test_keys_are_stock_nnunets_plus_the_quantiser(kind):
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_without_quantiser_eval_equals_stock_nnunet_exactly(kind, deep_supervision):
     stock = unet(kind, deep_supervision).eval()
-    config = small(quantize=False, perturbation="none", reconstruct=False, foundation_policy="off")
+    config = small(quantize=False, strong_view=True, perturbation="none", reconstruct=False, foundation_policy="off")
     network = build_vqseg_net(deepcopy(stock), config, PATCH, STRIDES).eval()
     x = torch.randn(2, 1, *PATCH)
     torch.testing.assert_close(network(x), stock(x), rtol=0, atol=0)

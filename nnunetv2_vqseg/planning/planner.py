@@ -21,10 +21,11 @@ GEOMETRY_FILE = "unlabeled_fingerprint.json"
 IMAGES_PER_LABELED_IMAGE = 2.25
 """Memory of a VQ-Seg step per labelled image, in images of a stock nnU-Net step.
 
-With half as many unlabelled as labelled images and a second view of them, for which a plan leaves room although the
-default has one, the student sees 1 + 1/2 + 1/2 = 2 images for each labelled one, in one forward pass with gradient. The image decoder keeps 0.15 (PlainConvUNet) or 0.10
-(ResidualEncoderUNet) of the U-Net's activations for 1.5 of them (saved tensors at 256 x 256, 7 stages, tokens at stride
-16). The teacher's pass keeps nothing and is over before the student's begins."""
+With half as many unlabelled as labelled images and two views of them (`strong_view`; the default has one, a plan leaves
+room for the second) the student sees 1 + 1/2 + 1/2 = 2 images for each labelled one, in one forward pass with gradient.
+The image decoder keeps 0.15 (PlainConvUNet) or 0.10 (ResidualEncoderUNet) of the U-Net's activations for 1.5 of them
+(saved tensors at 256 x 256, 7 stages, tokens at stride 16). The teacher's pass keeps nothing and is over before the
+student's begins."""
 
 MIN_PATCH = 8
 """Pixels; below this a plan is of no use, and nnU-Net's search for a smaller one does not end well."""

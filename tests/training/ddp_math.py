@@ -46,7 +46,13 @@ class Shift(nn.Module):
 
 
 def config_of(case: str) -> VQSegConfig:
-    block = {"num_codes": CODES, "min_tokens": 4, "entropy_tokens": 65_536, "confidence_threshold": 0.6}
+    block = {
+        "num_codes": CODES,
+        "min_tokens": 4,
+        "entropy_tokens": 65_536,
+        "confidence_threshold": 0.6,
+        "strong_view": True,
+    }
     return VQSegConfig.default().override(block | CASES[case])
 
 
