@@ -9,8 +9,10 @@ from nnunetv2_vqseg.config import VQSegConfig
 from nnunetv2_vqseg.training.supervised import WITHOUT, nnUNetTrainerSupervised  # noqa: F401 the latter in __all__
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
-_METHOD = frozenset({"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view"})
-"""Switches of the whole method's parts but PFA, which has a policy."""
+_METHOD = frozenset(
+    {"use_unlabeled", "quantize", "perturbation", "reconstruct", "strong_view", "weight_strong", "weight_perturbed"}
+)
+"""Switches of the whole method's parts but PFA, which has a policy, and the weights of its views (Eq. 9)."""
 
 _VARIED = frozenset({"epsilon", "lambda_u", "lambda_a", "num_codes"})
 """What Tables 3 and 5 vary."""
@@ -38,15 +40,11 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
     Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights.
     """
 
-    locked = (
-        _METHOD
-        | {"weight_strong", "weight_perturbed"}
-        | {
-            key
-            for key, value in VQSegConfig.literal().as_dict().items()
-            if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size") and key not in _VARIED
-        }
-    )
+    locked = _METHOD | {
+        key
+        for key, value in VQSegConfig.literal().as_dict().items()
+        if value != VQSegConfig.default().as_dict()[key] and not key.endswith("batch_size") and key not in _VARIED
+    }
 
     @classmethod
     def default_config(cls) -> VQSegConfig:
