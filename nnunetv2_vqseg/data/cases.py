@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 
 from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.images import check_images
+from nnunetv2_vqseg.data.patients import shared_patients
 from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more, check_fold_entry, load_fold_entry, load_splits
 
 __all__ = [
@@ -113,18 +114,38 @@ def collect_unlabeled_cases(
                 f"The case {case} in {raw / UNLABELED_FOLDER} has {len(files)} channel file(s), but those of imagesTr "
                 f"have {expected}; complete or correct it, or remove the case."
             )
+    together = {**separate, **{case: labeled[case] for case in listed}}
     test = _images_in_folder(raw / "imagesTs", ending, strict=False)
     transductive = sorted(set(separate) & set(test))
+    of_test_patients = shared_patients(set(together) - set(test), test)
     warnings = []
     if transductive:
         warnings.append(
             f"The case {transductive[0]} is both in {raw / UNLABELED_FOLDER} and in {raw / 'imagesTs'}"
             f"{and_more(transductive)}: the training sees test images (transductive), say so when you report results."
         )
+    if of_test_patients:
+        warnings.append(same_patient_message(*of_test_patients[0], "imagesTs", len(of_test_patients)))
     origin: dict[str, Origin] = dict.fromkeys(separate, "imagesUl")
     origin.update(dict.fromkeys(listed, "split"))
-    together = {**separate, **{case: labeled[case] for case in listed}}
     return UnlabeledCases({case: together[case] for case in sorted(together)}, origin, tuple(warnings))
+
+
+def same_patient_message(case: str, other: str, where: str, number: int) -> str:
+    """The sentence for images of one patient that are trained on and that the result is judged by.
+
+    Args:
+        case: trained on, with its label or without.
+        other: of the same patient.
+        where: that the other one is.
+        number: of such patients.
+    """
+    more = f", one of {number} such patients" if number > 1 else ""
+    return (
+        f"The case {case} is trained on and {other} in {where} looks like another scan of the same patient{more}; then "
+        f"scores of {where} promise too much, keep all scans of a patient on one side. If these are different "
+        f"patients, ignore this."
+    )
 
 
 def labeled_as_unlabeled(

@@ -106,11 +106,12 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
     return CaseImage(np.vstack(images), spacing, placement(properties[0]), warnings)
 
 
-def check_file(file: str | Path, remedy: str = REPLACE) -> None:
+def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore it or remove the case") -> None:
     """Refuse a file that is missing, of zero bytes or, where it is NIfTI, damaged in a way that its reader would hide.
 
     Args:
         remedy: what to do about a file that cannot be used, the end of the sentence.
+        missing: the same for a file that is not there or may not be read.
 
     Raises:
         DatasetError: it is.
@@ -119,7 +120,7 @@ def check_file(file: str | Path, remedy: str = REPLACE) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise DatasetError(f"{path} cannot be opened ({error.strerror}); restore it or remove the case.") from error
+        raise DatasetError(f"{path} cannot be opened ({error.strerror}); {missing}.") from error
     if size == 0:
         raise DatasetError(f"{path} has zero bytes; {remedy}.")
     if path.name.lower().endswith((".nii", ".nii.gz")):

@@ -8,7 +8,13 @@ from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
-from nnunetv2_vqseg.data.cases import TrainingCase, case_pattern, number_of_channels, segmentation_name_message
+from nnunetv2_vqseg.data.cases import (
+    UNLABELED_FOLDER,
+    TrainingCase,
+    case_pattern,
+    number_of_channels,
+    segmentation_name_message,
+)
 from nnunetv2_vqseg.data.dataset_json import check_label_values, declared_labels
 from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.images import CaseImage, check_file, placement, plain, read_case
@@ -119,7 +125,7 @@ def _check_labeled_case(
 
 
 def _read_label(file: str, reader_writer_class: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    check_file(file)
+    check_file(file, missing=f"restore it, or move an image without a label to {UNLABELED_FOLDER}")
     try:
         label, properties = reader_writer_class().read_seg(str(file))
     except MemoryError:

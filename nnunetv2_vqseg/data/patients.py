@@ -43,6 +43,19 @@ def patient_of(match: re.Match[str]) -> str:
     return next((group for group in groups if group), "")
 
 
+def shared_patients(cases: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Of each patient with different cases in both lists, by the names of the cases, one case of either.
+
+    Names that are all taken for one patient tell patients apart in some other way: then there are none.
+    """
+    ours, theirs = group_by_patient(cases), group_by_patient(others)
+    if len({*ours, *theirs}) < 2:
+        return []
+    pairs = ((ours[patient], theirs[patient]) for patient in ours if patient in theirs)
+    different = ([(one, other) for one in mine for other in rest if one != other] for mine, rest in pairs)
+    return [found[0] for found in different if found]
+
+
 def seeded_order(patients: Iterable[str], seed: int) -> list[str]:
     """A shuffled order that depends on the seed and the names alone.
 

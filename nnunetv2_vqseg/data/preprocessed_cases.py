@@ -47,7 +47,8 @@ def require_enough_cases(base: str | Path, known: Sequence[str]) -> None:
     if len(known) < FOLDS:
         raise DatasetError(
             f"{len(known)} labelled case(s) are too few for nnU-Net's split into {FOLDS} folds; write "
-            f"{Path(base) / SPLITS_FILE} yourself, for example with nnUNetv2_vqseg_split, or train fold all."
+            f"{Path(base) / SPLITS_FILE} yourself, for example with nnUNetv2_vqseg_split (--labeled 100% where all "
+            "labels may be used), or train fold all."
         )
 
 

@@ -148,8 +148,8 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["n_patients"] < 6:
         found.append(
-            f"Only {summary['n_patients']} patients: Wilcoxon's test cannot reach p < 0.05 with fewer than 6, "
-            "whatever the difference."
+            f"Only {summary['n_patients']} patients, by the names of the cases (--patient-regex): Wilcoxon's test "
+            "cannot reach p < 0.05 with fewer than 6, whatever the difference."
         )
     return found
 

@@ -63,7 +63,7 @@ def run(
             configurations, for example with different seeds, are repetitions of one method.
         output: folder for `predictions/` and `report/` (index.html, summary.json, tables/, figures/).
         configuration: for the trainers that name none.
-        plans: one plans name for the trainers that name none, and or `TRAINER:PLANS` for some.
+        plans: one plans name for the trainers that name none, and/or `TRAINER:PLANS` for some.
         folds: repetitions; each is predicted with its own model.
         labels: names for tables and figures, one per trainer.
         split: `test` compares on imagesTs and labelsTs, `val` on the folds' validation cases.
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "-p",
         nargs="+",
         default=["nnUNetPlans"],
-        help="plans where -tr gives none, and or TRAINER:PLANS for some. Default: nnUNetPlans",
+        help="plans where -tr gives none, and/or TRAINER:PLANS for some. Default: nnUNetPlans",
     )
     parser.add_argument("-f", nargs="+", default=["0"], help="folds, repetitions of the training. Default: 0")
     parser.add_argument(

@@ -38,7 +38,7 @@ def parse_methods(
 
     Args:
         trainers: the items.
-        plans: a plans name for the items that have none, and or `TRAINER:PLANS` for some trainers.
+        plans: a plans name for the items that have none, and/or `TRAINER:PLANS` for some trainers.
         labels: names, one per item, instead of `NAME=`.
         configuration: for the items that have none; several with commas between.
 

@@ -130,8 +130,23 @@ def find_models(
         problem = f"{len(commands)} of {len(places)} models have no {checkpoint_name} in {results / dataset}"
         if "checkpoint_final.pth" in others:
             raise EvaluationError(f"{problem}, but {some(sorted(others))}; correct -chk.")
-        raise EvaluationError(f"{problem}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands)))
+        told = "".join(f"; {hint}" for hint in _other_plans(results / dataset, methods))
+        raise EvaluationError(f"{problem}{told}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands)))
     return found
+
+
+def _other_plans(results: Path, methods: Sequence[Method]) -> list[str]:
+    """A hint for each method that was trained in all its configurations, but with other plans."""
+    hints = []
+    for method in methods:
+        trained = [
+            {folder.name.split("__")[1] for folder in results.glob(f"{method.trainer}__*__{configuration}")}
+            for configuration in method.configurations
+        ]
+        others = set.intersection(*trained) - {method.plans}
+        if others and not any(method.plans in plans for plans in trained):
+            hints.append(f"{method.trainer} was trained with -p {', '.join(sorted(others))}")
+    return hints
 
 
 def read_training_record(checkpoint: Path) -> TrainingRecord:

@@ -27,12 +27,14 @@ from nnunetv2_vqseg.data.cases import (
     labeled_as_unlabeled,
     load_splits,
     number_of_channels,
+    same_patient_message,
     training_cases,
 )
 from nnunetv2_vqseg.data.dataset_json import check_dataset_json
 from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, check_labeled_cases
 from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.patients import shared_patients
 from nnunetv2_vqseg.data.preprocessed_cases import (
     check_preprocessed_cases,
     check_split,
@@ -119,6 +121,7 @@ class UnlabeledDataTrainer(DistributedTrainer):
         self.rank_0_first("checking the labelled cases", self._check_labeled, lambda: None)
         if self.config.use_unlabeled:
             self._prepare_unlabeled()
+        self._tell_of_shared_patients()
         with explained_disk_errors():
             super().on_train_start()
 
@@ -142,6 +145,16 @@ class UnlabeledDataTrainer(DistributedTrainer):
                 num_processes=get_allowed_n_proc_DA(),
             )
         check_preprocessed_cases(self.preprocessed_dataset_folder, cases, self.dataset_json)
+
+    def _tell_of_shared_patients(self) -> None:
+        """nnU-Net's own split goes by cases, and `imagesUl` may hold further scans of a validation patient."""
+        train, val = self.do_split()
+        if self.fold == "all":
+            return
+        shared = shared_patients({*train, *self.unlabeled_identifiers} - set(val), val)
+        if shared:
+            where = f"the validation cases of fold {self.fold}"
+            self.print_to_log_file(f"WARNING: {same_patient_message(*shared[0], where, len(shared))}")
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, and every case that it names is there.

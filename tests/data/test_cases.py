@@ -14,6 +14,7 @@ from nnunetv2_vqseg.data.cases import (
     labeled_as_unlabeled,
     load_fold_entry,
 )
+from nnunetv2_vqseg.data.patients import shared_patients
 from nnunetv2_vqseg.data.splits_file import check_same_folds
 
 
@@ -151,6 +152,34 @@ def test_an_unlabelled_test_case_is_a_warning(raw: Path):
     (warning,) = cases.warnings
     assert "case V" in warning
     assert "transductive" in warning
+
+
+def test_an_unlabelled_scan_of_a_test_patient_is_a_warning(raw: Path):
+    add(raw, "imagesUl", "P1_frame02", "P3_frame01", "P4_ED", "P4_ES", "U")
+    add(raw, "imagesTs", "P1_frame01", "P2_frame01", "P4_phase3")
+    (warning,) = find(raw).warnings
+    assert "P1_frame02 is trained on and P1_frame01 in imagesTs" in warning
+    assert "one of 2 such patients" in warning  # P4, once
+
+
+def test_listed_cases_of_a_test_patient_are_a_warning_too(raw: Path):
+    add(raw, "imagesTr", "P1_frame02")
+    add(raw, "imagesTs", "P1_frame01", "W")
+    cases = find(raw, {"train": ["A"], "val": ["B"], "unlabeled": ["P1_frame02"]})
+    assert ["P1_frame01 in imagesTs" in warning for warning in cases.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "pairs"),
+    [
+        (["P1_ED", "P2_ED"], ["P1_ES", "P3_ES"], [("P1_ED", "P1_ES")]),
+        (["P1_ED"], ["P1_ED", "P2_ED"], []),  # the same case is another matter
+        (["heart_scan_01", "heart_scan_02"], ["heart_scan_03"], []),  # the pattern does not fit these names
+        ([], ["P1_ED"], []),
+    ],
+)
+def test_patients_on_both_sides_are_found_by_the_names_of_their_cases(ours, theirs, pairs):
+    assert shared_patients(ours, theirs) == pairs
 
 
 @pytest.mark.parametrize(

@@ -462,6 +462,18 @@ def test_missing_models_are_named_with_the_command_that_trains_them(world, predi
     assert predictor == []
 
 
+def test_trainings_with_other_plans_are_named(world, predictor):
+    folder = world / "results" / DATASET
+    for configuration in ("2d", "2d_s1"):
+        (folder / f"nnUNetTrainerMeanTeacher__nnUNetVQSegPlans__{configuration}").mkdir()
+    with pytest.raises(EvaluationError) as stopped:
+        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu")
+    assert "; nnUNetTrainerMeanTeacher was trained with -p nnUNetVQSegPlans; train them first:" in str(stopped.value)
+    with pytest.raises(EvaluationError) as stopped:
+        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher::2d,2d_s2"], world / "out", device="cpu")
+    assert "was trained with" not in str(stopped.value)  # not in 2d_s2
+
+
 @pytest.mark.parametrize(
     ("named", "reader"), [({"image_reader_writer": "NibabelIO"}, "NibabelIO"), ({}, "SimpleITKIO")]
 )

@@ -73,6 +73,8 @@ def _drop_all_foreground(world: World) -> None:
         voxels(np.zeros_like)(world.raw / "labelsTr" / f"{case}.nii.gz")
 
 
+NO_LABEL = Refused("", "cannot be opened", "restore it, or move an image without a label to imagesUl")
+
 FILES = [
     *on_each("gzip data end in the middle", truncate, TRUNCATED, ALL),
     *on_each("zero bytes", empty, Refused("", "has zero bytes", REPLACE), ALL),
@@ -81,12 +83,11 @@ FILES = [
     *on_each("gzip data that are no image", zip_text, Refused("", "is not a NIfTI file", REPLACE)),
     *on_each("one byte in the middle is another", flip_byte, Refused("", "", REPLACE), quotes=True),
     *on_each("the last voxels are missing", cut_voxels, TRUNCATED, ALL),
-    *on_each(
-        "a link that leads nowhere", dangle, Refused("", "cannot be opened", "restore it or remove the case"), ALL
-    ),
+    *on_each("a link that leads nowhere", dangle, Refused("", "cannot be opened", "restore it or remove the case")),
+    *on_each("a link that leads nowhere", dangle, NO_LABEL, "label"),
     *on_each("a link to a file elsewhere", link, None, ALL),
     Case("imagesUl is a link to a folder elsewhere", plan, lambda world: link(world.raw / "imagesUl"), None),
-    *on_each("missing", Path.unlink, Refused("", "cannot be opened", "restore it or remove the case"), "label"),
+    *on_each("missing", Path.unlink, NO_LABEL, "label"),
     Case(
         "unlabelled image: a folder",
         plan,

@@ -53,6 +53,22 @@ def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_train
     assert differing <= 1e-3 * total
 
 
+def test_scans_of_a_validation_patient_that_are_trained_on_are_told(make_trainer, monkeypatch):
+    from nnunetv2_vqseg.training import data_trainer
+
+    asked = []
+    monkeypatch.setattr(data_trainer, "shared_patients", lambda *lists: asked.append(lists) or [("P_ED", "P_ES")] * 2)
+    trainer = make_trainer()
+    trainer.on_train_start()
+    trainer.stop_loaders()
+    train, val = trainer.do_split()
+    assert asked == [({*train, *trainer.unlabeled_identifiers}, val)]
+    assert trainer.unlabeled_identifiers
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    assert "WARNING: The case P_ED is trained on and P_ES in the validation cases of fold 0 looks like" in log
+    assert "one of 2 such patients" in log
+
+
 def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeypatch):
     # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
