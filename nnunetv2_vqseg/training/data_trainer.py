@@ -151,7 +151,7 @@ class UnlabeledDataTrainer(DistributedTrainer):
         train, val = self.do_split()
         if self.fold == "all":
             return
-        shared = shared_patients({*train, *self.unlabeled_identifiers} - set(val), val)
+        shared = shared_patients({*train, *self.unlabeled_identifiers}, val)
         if shared:
             where = f"the validation cases of fold {self.fold}"
             self.print_to_log_file(f"WARNING: {same_patient_message(*shared[0], where, len(shared))}")

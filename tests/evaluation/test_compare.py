@@ -472,6 +472,10 @@ def test_trainings_with_other_plans_are_named(world, predictor):
     with pytest.raises(EvaluationError) as stopped:
         compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher::2d,2d_s2"], world / "out", device="cpu")
     assert "was trained with" not in str(stopped.value)  # not in 2d_s2
+    (folder / "nnUNetTrainerMeanTeacher__nnUNetPlans__2d").mkdir()  # begun with the plans that are asked for
+    with pytest.raises(EvaluationError) as stopped:
+        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu")
+    assert "was trained with" not in str(stopped.value)
 
 
 @pytest.mark.parametrize(
