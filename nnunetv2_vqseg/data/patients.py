@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 from nnunetv2_vqseg.data.errors import DatasetError
@@ -51,9 +52,9 @@ def shared_patients(cases: Iterable[str], others: Iterable[str]) -> list[tuple[s
     ours, theirs = group_by_patient(cases), group_by_patient(others)
     if len({*ours, *theirs}) < 2:
         return []
-    pairs = ((ours[patient], theirs[patient]) for patient in ours if patient in theirs)
-    different = ([(one, other) for one in mine for other in rest if one != other] for mine, rest in pairs)
-    return [found[0] for found in different if found]
+    pairs = (product(ours[patient], theirs[patient]) for patient in ours if patient in theirs)
+    first = (next((pair for pair in of_patient if pair[0] != pair[1]), None) for of_patient in pairs)
+    return [pair for pair in first if pair]
 
 
 def seeded_order(patients: Iterable[str], seed: int) -> list[str]:

@@ -148,9 +148,9 @@ class UnlabeledDataTrainer(DistributedTrainer):
 
     def _tell_of_shared_patients(self) -> None:
         """nnU-Net's own split goes by cases, and `imagesUl` may hold further scans of a validation patient."""
-        train, val = self.do_split()
-        if self.fold == "all":
+        if self.fold == "all":  # validates on what it trains on
             return
+        train, val = self.do_split()
         shared = shared_patients({*train, *self.unlabeled_identifiers}, val)
         if shared:
             where = f"the validation cases of fold {self.fold}"

@@ -67,6 +67,9 @@ def test_scans_of_a_validation_patient_that_are_trained_on_are_told(make_trainer
     log = Path(trainer.log_file).read_text(encoding="utf-8")
     assert "WARNING: The case P_ED is trained on and P_ES in the validation cases of fold 0 looks like" in log
     assert "one of 2 such patients" in log
+    trainer.fold = "all"  # validates on what it trains on, and says so by its name
+    trainer._tell_of_shared_patients()
+    assert len(asked) == 1
 
 
 def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeypatch):
