@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def _preprocess(
     )
     if roles.unlabeled.files:
         prepare_unlabeled_cases(
-            roles.unlabeled,
+            replace(roles.unlabeled, warnings=()),  # printed before planning
             plans_manager,
             configuration_manager,
             dataset_json,

@@ -123,12 +123,15 @@ def test_from_raw_images_to_two_folders(home: Path, capsys: pytest.CaptureFixtur
     before = fingerprint.read_bytes()
     written = {file.name: file.stat().st_mtime_ns for file in (base / "nnUNetVQSegPlans_2d_unlabeled").iterdir()}
     add_case(raw, "imagesUl", "W", channels=2)
+    add_case(raw, "imagesTs", "W", channels=2)
     capsys.readouterr()
     run()
     assert fingerprint.read_bytes() == before
     after = {file.name: file.stat().st_mtime_ns for file in (base / "nnUNetVQSegPlans_2d_unlabeled").iterdir()}
     assert {name: time for name, time in after.items() if not name.startswith("W")} == written
-    assert "Preprocessing 1 of 3 unlabelled cases" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Preprocessing 1 of 3 unlabelled cases" in said
+    assert said.count("transductive") == 1, "planning and preprocessing are one command"
 
     run("--no_pp", "-overwrite_plans_name", "mine", "-gpu_memory_target", "4", "-pl", "ResEncUNetPlanner")
     plans = json.loads((base / "mine.json").read_text(encoding="utf-8"))
