@@ -13,6 +13,7 @@ from experiment_results import Result, has_failed, null_as_nan, with_nan
 from nnunetv2_vqseg.evaluation.analysis import analyse_method
 from nnunetv2_vqseg.evaluation.datasets import Split
 from nnunetv2_vqseg.evaluation.json_files import replace_text
+from nnunetv2_vqseg.evaluation.provenance import short_commit
 from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
@@ -153,12 +154,6 @@ def _distinct(values: Any) -> list[Any]:
         if value not in found:
             found.append(value)
     return found
-
-
-def short_commit(commit: str) -> str:
-    """Seven digits, and what `git_commit` says about uncommitted changes."""
-    digits, _, remark = commit.partition(" ")
-    return f"{digits[:7]} {remark}".strip()
 
 
 def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str]) -> dict[str, Any] | None:

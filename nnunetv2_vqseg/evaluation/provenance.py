@@ -43,6 +43,19 @@ def git_commit(folder: Path) -> str | None:
     return f"{head} with uncommitted changes" if changed else head
 
 
+def short_commit(commit: str) -> str:
+    """Seven digits, and what `git_commit` says about uncommitted changes."""
+    digits, _, remark = commit.partition(" ")
+    return f"{digits[:7]} {remark}".strip()
+
+
+def package() -> str:
+    """Name and version of this package, and its commit where it is a checkout."""
+    commit = git_commit(Path(nnunetv2_vqseg.__file__).parent)
+    name = f"nnunetv2_vqseg {nnunetv2_vqseg.__version__}"
+    return f"{name}, {short_commit(commit)}" if commit else name
+
+
 def command(summary: Mapping[str, Any], output: Path) -> str:
     """The command that repeats a comparison, also where Python asked for it."""
     trainings = {name: method["training"] for name, method in summary["methods"].items()}
@@ -111,7 +124,7 @@ def training_table(summary: Mapping[str, Any]) -> Table:
     )
     caption += (
         " GPU memory is what torch allocated at its peak; resident memory is the peak of the process that trained, "
-        "without the workers that load its data."
+        "without the workers that load its data. Trainers of nnU-Net itself record no memory (–)."
         if any("memory" in key for key in recorded)
         else " These trainings recorded no memory."
     )

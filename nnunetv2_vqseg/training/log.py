@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with a log that any locale can hold and a record of memory and labelled cases."""
+"""nnU-Net's trainer with a log that any locale can hold and a record of memory, labelled cases and version."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_vqseg.evaluation.provenance import package
 
 
 def printable(value: object) -> str:
@@ -38,8 +40,12 @@ class LoggingTrainer(nnUNetTrainer):
     labeled_cases: int | None = None
     """Cases that the fold trains on, once they are known."""
 
+    package: str | None = None
+    """Version and commit of this package as the training started, however often its checkout changes until it ends."""
+
     def initialize(self) -> None:
         """nnU-Net's; peak memory is counted from here."""
+        self.package = package()
         if self.device.type == "cuda":
             torch.cuda.init()  # without which there are no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -52,8 +58,13 @@ class LoggingTrainer(nnUNetTrainer):
         return train, val
 
     def runtime(self) -> dict[str, object]:
-        """What a report tells about how the training ran: device, labelled cases and `peak_memory`."""
-        return {"device": str(self.device), "labeled_cases": self.labeled_cases, **peak_memory(self.device)}
+        """What a report tells about how the training ran: device, labelled cases, `peak_memory` and our version."""
+        return {
+            "device": str(self.device),
+            "labeled_cases": self.labeled_cases,
+            **peak_memory(self.device),
+            "package": self.package,
+        }
 
     def print_to_log_file(self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """nnU-Net's, with escapes for what cannot be written."""

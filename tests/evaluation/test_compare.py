@@ -434,6 +434,7 @@ def test_images_seen_are_those_that_passed_the_student(world, predictor, without
 def test_memory_of_training_and_prediction_is_shown(world, predictor, without_report, monkeypatch):
     fold = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_0"
     runtime = {"peak_gpu_memory_bytes": None, "peak_resident_memory_bytes": 2**30, "seed": 7, "labeled_cases": 6}
+    runtime["package"] = "nnunetv2_vqseg 0.1.0, 0123456"
     (fold / "runtime.json").write_text(json.dumps(runtime), encoding="utf-8")
     fake = prediction.run_predictor
     monkeypatch.setattr(prediction, "run_predictor", lambda *arguments: fake(*arguments) or 5 * 2**20)
@@ -443,6 +444,7 @@ def test_memory_of_training_and_prediction_is_shown(world, predictor, without_re
     assert [row["Peak resident memory"] for row in rows] == ["1.00 GiB", "–"]
     assert [row["Peak GPU memory"] for row in rows] == ["–", "3.00 GiB"]
     assert (rows[0]["Seed"], rows[0]["Labelled cases"]) == ("7", "6")
+    assert [row["Package"] for row in rows] == [runtime["package"], "–"]
 
 
 def test_missing_models_are_named_with_the_command_that_trains_them(world, predictor, without_report, capsys):
