@@ -63,7 +63,11 @@ def _dots(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _lines(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Dice over a hyper-parameter, and under it a curve's last value; runs that are on no line cross the panel."""
+    """Dice over a hyper-parameter, and under it a curve's last value; runs that are on no line cross the panel.
+
+    Where all runs share seeds the others are left out: means over different seeds make no line.
+    """
+    rows = _of_shared_seeds(rows)
     settings = experiment.figure
     curve = settings.get("curve")
     figure = Figure(figsize=(6.3, 5.2 if curve else 3.8))
@@ -94,6 +98,20 @@ def _lines(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Figure:
     if len(settings["lines"]) + len(across) > 1:
         dice.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _of_shared_seeds(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    shared = set.intersection(*(set(row["folds"]) for row in rows))
+    if not shared:
+        return rows
+    restricted = []
+    for row in rows:
+        folds = {seed: fold for seed, fold in row["folds"].items() if seed in shared}
+        dice = [fold[MEAN]["Dice"] for fold in folds.values()]
+        spread = float(np.std(dice, ddof=1)) if len(dice) > 1 else np.nan
+        summary = {MEAN: {"Dice": {"mean": float(np.mean(dice)), "sd_folds": spread}}}
+        restricted.append({**row, "folds": folds, "summary": summary})
+    return restricted
 
 
 def _draw_line(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, look: Mapping[str, Any]) -> None:

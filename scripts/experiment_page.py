@@ -19,16 +19,19 @@ from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, pa
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
 BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"
 NOT_RUN = "not run"
+FEWEST_SEEDS = 3
+"""Of which a test over seeds is made."""
 EXPLANATION = (
     "Dice, Jaccard, HD95 and ASD (in voxels): mean over the volumes of a class, then over the classes, then over the "
     "seeds, ± standard deviation (n - 1) over the seeds. Empty predictions, of all volumes, classes and seeds, have no "
     "HD95 and no ASD. Difference in Dice and its p-values (Wilcoxon, paired t-test, not corrected for their number) "
     "against the first row with as many labels, over patients; frames, and those seeds that both have, averaged first; "
-    "empty where the first row's cases were not kept. Images a step: labelled ones and views of unlabelled ones that "
+    "empty where the first row's cases were not kept. Over the seeds: paired t-test whose sample is the seeds' mean "
+    "Dice. Images a step: labelled ones and views of unlabelled ones that "
     "pass the student; images seen: that sum times the steps. Minutes of wall time a training, other work on the "
     "machine. RV, MLV, LVC: right ventricle, myocardium and cavity of the left ventricle. QPM: quantised perturbation; "
-    "DB: image decoder; PFA: alignment with DINOv2. Own plan: nnU-Net's, with its batch size. A row may have seeds "
-    "that the command does not train; `--seeds` does."
+    "DB: image decoder; PFA: alignment with DINOv2. Own plan: nnU-Net's, with its batch size. A row may have fewer "
+    "seeds than the command trains, or others, which `--seeds` does."
 )
 
 
@@ -157,7 +160,10 @@ def _distinct(values: Any) -> list[Any]:
 
 
 def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
-    """Paired test of the patients' mean Dice over the seeds that both have; None where they share none."""
+    """Paired test of the patients' mean Dice over the seeds that both have; None where they share none.
+
+    From three seeds on `p_t_seeds` is that of a paired t-test on the mean Dice of the `n_seeds` seeds (Fig. 6).
+    """
     seeds = sorted(set(baseline) & set(scores))
     if not seeds:
         return None
@@ -165,7 +171,12 @@ def compare_shared_seeds(baseline: Scores, scores: Scores, classes: Sequence[str
         analyse_method({seed: values[seed] for seed in seeds}, classes, patient_key(DEFAULT_PATIENT_REGEX))
         for values in (baseline, scores)
     )
-    return dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
+    test = dict(paired_test(first["patients"][MEAN]["Dice"], second["patients"][MEAN]["Dice"]))
+    if len(seeds) < FEWEST_SEEDS:
+        return test
+    dice = [{seed: fold[MEAN]["Dice"] for seed, fold in method["folds"].items()} for method in (first, second)]
+    over_seeds = paired_test(*dice)
+    return test | {"n_seeds": over_seeds["n"], "p_t_seeds": over_seeds["p_t"]}
 
 
 def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str]) -> list[str]:
@@ -220,7 +231,8 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
         test = row["test_against_other"]
         lines.append(
             f"- {row['labeled']}{unit} labelled, *{row['name']}* minus *{row['against']}*: {test['difference']:+.3f} "
-            f"(p = {_p(test, 'wilcoxon')} by Wilcoxon, {_p(test, 't')} by the t-test)"
+            f"(p = {_p(test, 'wilcoxon')} by Wilcoxon, {_p(test, 't')} by the t-test"
+            + (f"; over the {test['n_seeds']} seeds {_p(test, 't_seeds')})" if "n_seeds" in test else ")")
         )
     if measured:
         head = ["labelled", "method", "Jaccard", "ASD", "images a step", "images seen", *columns, "minutes", "commit"]

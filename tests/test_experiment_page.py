@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from experiment_world import VARIABLES, add_scores, figures, files, finish, page, results, runner, use_fake_trainer
+from scipy import stats
 
 from nnunetv2_vqseg.evaluation.models import TrainingRecord
 from nnunetv2_vqseg.training import variants
@@ -345,6 +346,22 @@ def test_figure_is_drawn_of_whatever_is_measured(name: str) -> None:
         assert figure.size[0] > 1000
 
 
+def test_lines_are_drawn_of_the_seeds_that_all_points_have() -> None:
+    def row(line: str | None, x: float | None, *dice: float) -> dict[str, Any]:
+        summary = {"mean": {"Dice": {"mean": sum(dice) / len(dice), "sd_folds": float("nan"), "n_patients": 10}}}
+        folds = {str(seed): {"mean": {"Dice": value}} for seed, value in enumerate(dice)}
+        return {"name": "none", "line": line, "x": x, "summary": summary, "folds": folds, "last_values": {}}
+
+    rows = [row(None, None, 0.7, 0.6, 0.5), row("QPM, literal", 0.3, 0.4), row("QPM, literal", 0.7, 0.8, 0.2)]
+    axes = figures._lines(runner.read_experiment("perturbation", "cpu"), rows).axes[0]
+    drawn = [list(line.get_ydata()) for line in axes.lines]
+    assert [0.7, 0.7] in drawn
+    assert [0.4, 0.8] in drawn
+    del rows[1]["folds"]["0"]
+    axes = figures._lines(runner.read_experiment("perturbation", "cpu"), rows).axes[0]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([0.6, 0.6])
+
+
 def test_a_changed_tree_stays_marked() -> None:
     assert page.short_commit("0123456789abcdef") == "0123456"
     assert page.short_commit("0123456789abcdef with uncommitted changes") == "0123456 with uncommitted changes"
@@ -410,3 +427,11 @@ def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
     assert test["difference"] == pytest.approx(0.1)
     assert test["n"] == 5
     assert page.compare_shared_seeds(baseline, scores({"2": 0.6}), ["1"]) is None
+    assert "n_seeds" not in test
+
+    test = page.compare_shared_seeds(
+        scores({"0": 0.5, "1": 0.9, "2": 0.5}), scores({"0": 0.6, "1": 0.8, "2": 0.7, "3": 0.1}), ["1"]
+    )
+    assert test is not None
+    assert test["n_seeds"] == 3
+    assert test["p_t_seeds"] == pytest.approx(stats.ttest_rel([0.6, 0.8, 0.7], [0.5, 0.9, 0.5]).pvalue)
