@@ -1,11 +1,13 @@
-"""What each loss term does to the features z, and how stable the teacher's codes are, in a training's first epochs.
+"""What each loss term does to the features z, how stable the teacher's codes are, and how far it is before its student.
 
     python scripts/probes/gradients.py 503 2d -tr nnUNetTrainerVQSegQPMDB --epochs 3 -o probe.json
 
 Every `--every` steps the gradient of each weighted term at the output of the quantised stage is taken: its norm over
-the norm of the supervised term's, and the cosine between both in the parameters of the encoder up to that stage. At the
+the norm of the supervised term's, and the cosine between both in the parameters of the encoder up to that stage (at z
+the terms of labelled and of unlabelled images are at right angles by construction: they are of other images). At the
 end of every epoch: the share of the teacher's tokens, on fixed validation slices, whose code is another than an epoch
-before. The training goes to a temporary folder.
+before, and the Dice of teacher and student on fixed patches of validation cases, mean over the classes, whose pixels
+are counted together. The training goes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from in_process import started_training, train_epochs, training_parser
 from torch import Tensor
 
 from nnunetv2_vqseg.evaluation.json_files import write_json
+from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
 
@@ -85,6 +88,32 @@ def teacher_codes(trainer: nnUNetTrainerVQSeg, images: Tensor) -> Tensor | None:
     return teacher.quantizer(teacher.stage_features(images)).indices
 
 
+class ValidationPatches:
+    """Patches of validation cases, as nnU-Net's loader draws them, on which networks are compared."""
+
+    def __init__(self, trainer: nnUNetTrainerVQSeg, batches: int = 8) -> None:
+        self.device = trainer.device
+        self.classes = trainer.label_manager.foreground_labels
+        drawn = [next(trainer.dataloader_val) for _ in range(batches)]
+        self.images = [batch["data"] for batch in drawn]
+        self.targets = [batch["target"][0][:, 0] for batch in drawn]  # finest first, under deep supervision
+
+    @torch.no_grad()
+    def dice(self, network: VQSegNet) -> float:
+        was_training = network.training
+        network.eval()
+        hits, sizes = np.zeros(len(self.classes)), np.zeros(len(self.classes))
+        for images, targets in zip(self.images, self.targets, strict=True):
+            logits = network(images.to(self.device))
+            predicted = (logits[0] if isinstance(logits, list) else logits).argmax(1).cpu()
+            for place, label in enumerate(self.classes):
+                found, there = predicted == label, targets == label
+                hits[place] += float((found & there).sum())
+                sizes[place] += float(found.sum() + there.sum())
+        network.train(was_training)
+        return float(np.mean(2 * hits / np.maximum(sizes, 1)))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = training_parser(__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=3)
@@ -95,8 +124,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe = GradientProbe(trainer, args.every)
         assert trainer._preview is not None
         images = trainer._preview.images.to(trainer.device)
-        codes = [teacher_codes(trainer, images)]
-        train_epochs(trainer, args.epochs, lambda: codes.append(teacher_codes(trainer, images)))
+        patches = ValidationPatches(trainer)
+        codes, dice = [teacher_codes(trainer, images)], []
+
+        def at_end() -> None:
+            codes.append(teacher_codes(trainer, images))
+            networks = {"teacher": trainer.teacher_network, "student": trainer.vqseg_network}
+            dice.append({name: patches.dice(network) for name, network in networks.items()})
+
+        train_epochs(trainer, args.epochs, at_end)
     flips = [
         float((after != before).float().mean())
         for before, after in pairwise(codes)
@@ -113,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name:26s}{ratio:24.3f}{cosine:10.3f}")
     if flips:
         print("share of the teacher's codes that changed, epoch by epoch:", ", ".join(f"{flip:.2f}" for flip in flips))
-    write_json({"steps": probe.rows, "teacher_code_flips": flips}, args.o)
+    print("Dice of teacher, student:", ", ".join(f"{row['teacher']:.3f} {row['student']:.3f}" for row in dice))
+    write_json({"steps": probe.rows, "teacher_code_flips": flips, "validation_dice": dice}, args.o)
 
 
 if __name__ == "__main__":
