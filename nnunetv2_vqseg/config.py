@@ -99,7 +99,7 @@ class VQSegConfig:
         "view of the unlabelled images whose features are perturbed: x_u itself (Eq. 9), or one with an intensity "
         "jitter and a CutMix of its own",
     )
-    reconstruct: bool = _switch(True, "image reconstruction decoder, the dual branch DB (3.4, Eq. 7 to 9)")
+    reconstruct: bool = _switch(False, "image reconstruction decoder, the dual branch DB (3.4, Eq. 7 to 9)")
     foundation_policy: str = _choice(
         "auto", ("auto", "required", "off"), "what to do about foundation model weights for the alignment PFA (3.5)"
     )
@@ -303,6 +303,7 @@ class VQSegConfig:
             labeled_batch_size=8,
             unlabeled_batch_size=4,
             perturbed_view="weak",
+            reconstruct=True,
             strong_view=True,
             decoder_input="quantized",
             code_dim=None,

@@ -16,6 +16,7 @@ def test_literal_is_the_papers_section_4_2():
     assert config.code_dim is None
     assert config.qpm == "literal"
     assert (config.perturbed_view, config.strong_view) == ("weak", True)
+    assert config.reconstruct
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,8 @@ def test_literal_is_the_papers_section_4_2():
     [
         ({}, 1),
         ({"strong_view": True}, 2),
-        ({"strong_view": True, "perturbation": "none"}, 2),  # one of them to be reconstructed
-        ({"strong_view": True, "perturbation": "none", "reconstruct": False}, 1),
+        ({"strong_view": True, "perturbation": "none", "reconstruct": True}, 2),  # one of them to be reconstructed
+        ({"strong_view": True, "perturbation": "none"}, 1),
         ({"use_unlabeled": False}, 0),
     ],
 )
@@ -85,9 +86,9 @@ def test_parts_that_need_the_quantiser_are_refused_without_it():
     with pytest.raises(ConfigError, match="perturbation"):
         VQSegConfig(quantize=False)
     with pytest.raises(ConfigError, match="reconstruct"):
-        VQSegConfig(quantize=False, perturbation="none")
+        VQSegConfig(quantize=False, perturbation="none", reconstruct=True)
     with pytest.raises(ConfigError, match="foundation_policy"):
-        VQSegConfig(quantize=False, perturbation="none", reconstruct=False)
+        VQSegConfig(quantize=False, perturbation="none")
 
 
 def test_config_is_immutable_and_survives_json():

@@ -52,7 +52,7 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
 
 
 class nnUNetTrainerVQSegPFARequired(_Variant):
-    """The whole method; stops at the start where the foundation model's weights cannot be had."""
+    """Table 2, last row: QPM, DB and PFA; stops at the start where the foundation model's weights cannot be had."""
 
     switches: ClassVar = {**_WITH_QPM, "reconstruct": True, "foundation_policy": "required"}
 

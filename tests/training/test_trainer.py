@@ -350,7 +350,7 @@ def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(m
 @pytest.mark.parametrize("scaled", [False, True])
 def test_infinite_loss_with_a_finite_gradient_is_skipped_counted_and_remembered(make_trainer, scaled):
     """As the L1 of a reconstruction that overflowed has."""
-    trainer = make_trainer(max_bad_steps=2, num_epochs=2)
+    trainer = make_trainer(max_bad_steps=2, num_epochs=2, reconstruct=True)
     if scaled:
         trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     trainer.on_train_start()
@@ -374,7 +374,7 @@ def test_infinite_loss_with_a_finite_gradient_is_skipped_counted_and_remembered(
     assert not same(before, trainer.vqseg_network.state_dict())
     assert trainer.curves.history["skipped_steps"] == [1]
     assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
-    resumed = make_trainer(continue_training=True)
+    resumed = make_trainer(continue_training=True, reconstruct=True)
     resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
     assert resumed.skipped_steps == 1
 
