@@ -205,14 +205,15 @@ class TeacherTrainer(UnlabeledDataTrainer):
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["vqseg"]
-        same_heads = state["alignment"] == (self.foundation_model is not None)
-        self._resume_problem = None if same_heads else _alignment_mismatch(state, self.foundation_status)
+        same_alignment = state["alignment"] == (self.foundation_model is not None)
+        self._resume_problem = None if same_alignment else _alignment_mismatch(state, self.foundation_status)
+        same_heads = same_alignment and "reconstruct" not in self.config.changed_since(state["config"])
         self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        # Without the same heads the weights still serve validation; on_train_start refuses to train on.
+        # Without the same heads the weights still serve validation; to train on is refused, here or in on_train_start.
         self.vqseg_network.load_state_dict(state["student"], strict=same_heads)
         self.teacher.load_state_dict(state["teacher"], strict=same_heads)
         if self.vqseg_network.quantizer is not None:
@@ -233,8 +234,8 @@ class TeacherTrainer(UnlabeledDataTrainer):
     def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or optimiser, and name the other settings that have changed since."""
         changed = self.config.changed_since(before)
-        optimizer = () if self._only_validates else ("optimizer",)
-        fixed = [changed[key] for key in (*ARCHITECTURE, "reconstruct", *optimizer) if key in changed]
+        of_training = () if self._only_validates else ("reconstruct", "optimizer")
+        fixed = [changed[key] for key in (*ARCHITECTURE, *of_training) if key in changed]
         if fixed:
             raise CheckpointError(
                 f"{source} was trained with {'; '.join(fixed)}; set the old value in the plan's vqseg block to "

@@ -504,6 +504,22 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(make_trainer) ->
         make_trainer(continue_training=True).load_checkpoint(damaged)
 
 
+@pytest.mark.parametrize("had", [True, False])
+def test_the_image_decoder_stays_where_training_goes_on_and_is_not_needed_to_validate(make_trainer, had: bool) -> None:
+    """The default had it once."""
+    trainer = make_trainer(reconstruct=had)
+    trainer.initialize()
+    file = f"{trainer.output_folder}/checkpoint_latest.pth"
+    assert trainer.save_unfinished_epoch(file)
+    with pytest.raises(CheckpointError, match=rf"was trained with reconstruct {had}, now {not had}; set the old value"):
+        make_trainer(reconstruct=not had, continue_training=True).load_checkpoint(file)
+    validating = make_trainer(reconstruct=not had)
+    validating.load_checkpoint(file)
+    saved = torch.load(file, weights_only=True)["network_weights"]
+    loaded = validating.teacher_network.state_dict()
+    assert all(torch.equal(loaded[key], weights) for key, weights in saved.items())
+
+
 def test_optimiser_s_settings_are_the_plan_s_where_training_goes_on(make_trainer) -> None:
     trainer = make_trainer(optimizer="adamw", head_lr_scale=40.0)
     trainer.initialize()
