@@ -367,6 +367,7 @@ class VQSegConfig:
             "weight_perturbed": self.use_unlabeled and self.perturbation != "none",
             "strong_view": self.use_unlabeled,
             "lambda_a": self.foundation_policy != "off",
+            "weight_reconstruction": self.reconstruct,
         }
         return {
             key: f"{key} {value!r}, now {now[key]!r}"

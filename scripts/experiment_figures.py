@@ -110,7 +110,8 @@ def _of_shared_seeds(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str,
         dice = [fold[MEAN]["Dice"] for fold in folds.values()]
         spread = float(np.std(dice, ddof=1)) if len(dice) > 1 else np.nan
         summary = {MEAN: {"Dice": {"mean": float(np.mean(dice)), "sd_folds": spread}}}
-        restricted.append({**row, "folds": folds, "summary": summary})
+        last_values = row["last_values"] if len(folds) == len(row["folds"]) else {}  # which have no seeds
+        restricted.append({**row, "folds": folds, "summary": summary, "last_values": last_values})
     return restricted
 
 

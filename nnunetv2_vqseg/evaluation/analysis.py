@@ -124,7 +124,7 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
         found.append(f"The methods were not repeated equally often: {told}.")
     for name, method in methods.items():
         if note := method["training"]["note"]:
-            found.append(f"{name} was {note}. These are not the numbers of the whole method.")
+            found.append(f"{name} was {note}. These are not the numbers of the method with its alignment.")
     plans = {method["training"]["plans"] for method in methods.values()}
     if len(plans) > 1:
         found.append(f"The methods did not have the same plan: {', '.join(sorted(plans))}.")

@@ -41,7 +41,7 @@ class LoggingTrainer(nnUNetTrainer):
     """Cases that the fold trains on, once they are known."""
 
     package: str | None = None
-    """Version and commit of this package as the training started, however often its checkout changes until it ends."""
+    """Version and commit of this package as this process began: of a training that was continued, the last one's."""
 
     def initialize(self) -> None:
         """nnU-Net's; peak memory is counted from here."""

@@ -117,7 +117,7 @@ MODULES: dict[str, Callable[[int, int, torch.device], Callable[[], object]]] = {
 
 
 def _student(batch: int, patch: int, features: int, device: torch.device) -> Callable[[], object]:
-    """Forward and backward of the default student on a square patch; half of the images labelled."""
+    """Forward and backward of a student with two views and an image decoder, square patch; half the images labelled."""
     torch.manual_seed(0)
     stages = 5
     strides = [[1, 1]] + [[2, 2]] * (stages - 1)

@@ -1,4 +1,4 @@
-"""What each loss term does to the features z, how stable the teacher's codes are, and how far it is before its student.
+"""What each loss term does to the features z, how stable the teacher's codes are, and how far it leads its student.
 
     python scripts/probes/gradients.py 503 2d -tr nnUNetTrainerVQSegQPMDB --epochs 3 -o probe.json
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nnunetv2_vqseg.evaluation.json_files import write_json
 from nnunetv2_vqseg.network import VQSegNet
+from nnunetv2_vqseg.training.checkpoint import random_states, restore_random_states
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
 
@@ -124,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe = GradientProbe(trainer, args.every)
         assert trainer._preview is not None
         images = trainer._preview.images.to(trainer.device)
+        before = random_states()
         patches = ValidationPatches(trainer)
+        restore_random_states(before)  # the loaders share them where nnUNet_n_proc_DA is 0
         codes, dice = [teacher_codes(trainer, images)], []
 
         def at_end() -> None:

@@ -401,7 +401,7 @@ def test_a_method_that_lacks_its_alignment_is_marked(world, predictor, without_r
     table = tables.summary_table(summary)
     assert [row[0].note for row in table.rows] == ["", note]
     told = [notice for notice in summary["notices"] if "PFA" in notice]
-    assert told == ([f"Ours was {note}. These are not the numbers of the whole method."] if note else [])
+    assert told == ([f"Ours was {note}. These are not the numbers of the method with its alignment."] if note else [])
     assert page_of_tables.table(table).count(f"Ours</span><small>{note}</small>" if note else ">Ours</span></th>") == 1
     assert (f"Ours ({note})" in table.to_latex().replace(r"\_", "_")) == bool(note)
 

@@ -78,16 +78,20 @@ def state_of(trainer: Any) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
 
 
-def test_default_trainer_starts_from_stock_and_from_its_own_kind(new, saved: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "heads"), [("nnUNetTrainerVQSeg", []), ("nnUNetTrainerVQSegQPMDB", ["image_decoder"])]
+)
+def test_trainers_start_from_stock_and_from_their_own_kind(new, saved: str, name: str, heads: list[str]) -> None:
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 
-    trainer = new("nnUNetTrainerVQSeg")
+    trainer = new(name)
     fresh = state_of(trainer)
     load_pretrained_weights(trainer, saved)
     assert_started_from(trainer, saved, fresh)
     log = Path(trainer.log_file).read_text(encoding="utf-8")
-    missing = "image_decoder" if "VQSeg" in saved else "quantizer, image_decoder"
-    assert log.count(f"Starting from the weights of {saved}, but for what it does not have: {missing}.") == 1
+    missing = heads if "VQSeg" in saved else ["quantizer", *heads]
+    without = f", but for what it does not have: {', '.join(missing)}" if missing else ""
+    assert log.count(f"Starting from the weights of {saved}{without}.") == 1
 
 
 @pytest.mark.parametrize("core", ["core", "_core"])
