@@ -112,3 +112,10 @@ def test_codes_too_narrow_for_unit_length_are_refused(width):
         VQSegConfig.default().override({"code_dim": width})
     VQSegConfig.default().override({"code_dim": width, "normalize_codes": False})
     VQSegConfig.default().override({"code_dim": 3})
+
+
+def test_the_weight_of_what_is_off_is_no_change():
+    config = VQSegConfig.default()
+    assert config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0}) == {}
+    config = config.override({"reconstruct": True})
+    assert list(config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0})) == ["weight_reconstruction"]

@@ -121,13 +121,14 @@ def test_converted_checkpoint_is_taken_by_nnunets_own_loader(new, plan: str, sav
 
     from nnunetv2_vqseg.training.convert_weights import main
 
-    trainer = new("nnUNetTrainerVQSeg")
+    trainer_name = "nnUNetTrainerVQSegQPMDB"  # whose image decoder no file has
+    trainer = new(trainer_name)
     with pytest.raises(AssertionError, match="is missing in the pretrained model"):
         nnunets(trainer.network, saved)
     fresh = state_of(trainer)
     output = tmp_path / "converted.pth"
     before = sorted(Path(trainer.output_folder).iterdir())
-    arguments = ["-i", saved, "-d", "901", "-c", "2d", "-tr", "nnUNetTrainerVQSeg", "-p", plan, "-o", str(output)]
+    arguments = ["-i", saved, "-d", "901", "-c", "2d", "-tr", trainer_name, "-p", plan, "-o", str(output)]
     main(arguments)
     assert sorted(Path(trainer.output_folder).iterdir()) == before, "results are for trainings"
     nnunets(trainer.network, str(output), verbose=False)
