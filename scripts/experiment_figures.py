@@ -107,11 +107,8 @@ def _of_shared_seeds(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str,
     restricted = []
     for row in rows:
         folds = {seed: fold for seed, fold in row["folds"].items() if seed in shared}
-        dice = [fold[MEAN]["Dice"] for fold in folds.values()]
-        spread = float(np.std(dice, ddof=1)) if len(dice) > 1 else np.nan
-        summary = {MEAN: {"Dice": {"mean": float(np.mean(dice)), "sd_folds": spread}}}
         last_values = row["last_values"] if len(folds) == len(row["folds"]) else {}  # which have no seeds
-        restricted.append({**row, "folds": folds, "summary": summary, "last_values": last_values})
+        restricted.append({**row, "folds": folds, "last_values": last_values})
     return restricted
 
 
@@ -127,6 +124,5 @@ def _draw_line(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, look:
 
 def _dice(row: Mapping[str, Any]) -> tuple[float, float | None, list[float]]:
     """Mean, standard deviation over the seeds (None for one), and each seed's."""
-    summary = row["summary"][MEAN]["Dice"]
-    spread = summary["sd_folds"]
-    return summary["mean"], None if spread != spread else spread, [fold[MEAN]["Dice"] for fold in row["folds"].values()]
+    seeds = [fold[MEAN]["Dice"] for fold in row["folds"].values()]
+    return float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None, seeds

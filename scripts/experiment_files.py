@@ -175,15 +175,15 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
     for row in content["runs"]:
         _check_keys(row, _RUN_KEYS | set(profiles), f"{name}.yaml, run '{row.get('name')}'")
         own = row.get(profile_name, {})
-        for part in (here, own):
-            _check_keys(part, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
+        _check_keys(here, {"settings", "seeds", "labeled"}, f"{name}.yaml, {profile_name}")
+        _check_keys(own, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
         if row.get("line") not in {None, *lines}:
             raise ExperimentError(f"{name}.yaml: the figure has no line '{row['line']}', only {', '.join(lines)}.")
         against = row.get("against", content.get("against"))
         if against not in {None, *names}:
             raise ExperimentError(f"{name}.yaml: there is no run '{against}' to compare with.")
         seeds = own.get("seeds", here.get("seeds", general_seeds))
-        labeled = row.get("labeled", content.get("labeled", [3]))
+        labeled = row.get("labeled", here.get("labeled", content.get("labeled", [3])))
         runs += [
             Run(
                 name=row["name"],

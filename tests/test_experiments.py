@@ -127,3 +127,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 def test_experiments_are_those_that_the_runner_reads() -> None:
     assert ROOT / "scripts" / "experiments" == EXPERIMENTS
     assert "lung" in NAMES
+
+
+def test_a_profile_may_have_numbers_of_labelled_patients_of_its_own() -> None:
+    def labeled(profile: str, name: str) -> list[int]:
+        return [run.labeled for run in read_experiment("lung", profile).runs if run.name == name]
+
+    assert labeled("cpu", "mean teacher") == [5, 10]
+    assert labeled("gpu", "mean teacher") == [5, 10, 20, 50]
+    assert labeled("gpu", "VQ-Seg with DB") == [5, 10], "a run's own come first"
