@@ -18,7 +18,7 @@ from nnunetv2_vqseg.evaluation.table import NOTHING, Cell, Table, number
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on; reads metadata, imports nothing."""
     found = {"nnunetv2_vqseg": nnunetv2_vqseg.__version__}
-    commit = git_commit(Path(nnunetv2_vqseg.__file__).parent)
+    commit = own_commit()
     if commit:
         found["commit"] = commit
     for package in ("nnunetv2", "torch", "numpy", "scipy"):
@@ -43,6 +43,11 @@ def git_commit(folder: Path) -> str | None:
     return f"{head} with uncommitted changes" if changed else head
 
 
+def own_commit() -> str | None:
+    """`git_commit` of this package."""
+    return git_commit(Path(nnunetv2_vqseg.__file__).parent)
+
+
 def short_commit(commit: str) -> str:
     """Seven digits, and what `git_commit` says about uncommitted changes."""
     digits, _, remark = commit.partition(" ")
@@ -51,7 +56,7 @@ def short_commit(commit: str) -> str:
 
 def package() -> str:
     """Name and version of this package, and its commit where it is a checkout."""
-    commit = git_commit(Path(nnunetv2_vqseg.__file__).parent)
+    commit = own_commit()
     name = f"nnunetv2_vqseg {nnunetv2_vqseg.__version__}"
     return f"{name}, {short_commit(commit)}" if commit else name
 
