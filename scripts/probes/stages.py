@@ -113,6 +113,7 @@ def collect(network: Any, images: Tensor, seed: int) -> list[Tensor]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = model_parser(__doc__.split("\n")[0], "nnUNetTrainerSupervised")
+    parser.add_argument("--stages", type=int, nargs="+", metavar="I", help="from 0 on (default: all)")
     parser.add_argument("--codes", type=int, nargs="+", default=[64, 512, 4096])
     parser.add_argument("--books", type=int, nargs="+", default=[2, 4], help="residual codebooks of 512 codes")
     parser.add_argument("--slices", type=int, default=200, help="training slices for k-means (default: 200)")
@@ -120,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = load_model(args)
     network, folder = model.network, model.folder
+    stages = range(len(network.encoder.stages))
+    if unknown := sorted({*(args.stages or ())} - {*stages}):
+        parser.error(f"--stages {' '.join(map(str, unknown))}: the encoder has the stages 0 to {len(stages) - 1}.")
     unlabeled = Path(f"{folder}_unlabeled")
     shelf = unlabeled if unlabeled.is_dir() else folder
     shelf_cases = infer_dataset_class(str(shelf)).get_identifiers(str(shelf))
@@ -129,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     result: dict[str, Any] = {"unchanged": model.dice(), "stages": []}
     print(f"unchanged: {result['unchanged']:.3f}", flush=True)
-    for index, (stage, samples) in enumerate(zip(network.encoder.stages, tokens, strict=True)):
+    for index in args.stages or stages:
+        stage, samples = network.encoder.stages[index], tokens[index]
         books = {count: fit(samples, count, args.seed) for count in sorted({*args.codes, 512})}
         residual = [books[512]]
         while len(residual) < max(args.books, default=1):
