@@ -226,7 +226,9 @@ def _why_not_measured(row: Mapping[str, Any], profile_name: str) -> str | None:
     profiles = row.get("profiles")
     if profiles is None or profile_name in profiles:
         return None
-    return "needs DINOv2 weights" if "PFA" in row["trainer"] else f"{' or '.join(profiles).upper()} profile"
+    if "PFA" in row["trainer"]:
+        return "needs DINOv2 weights"
+    return f"{' or '.join(profiles).replace('gpu', 'GPU')} profile"
 
 
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
