@@ -115,6 +115,8 @@ def test_rows_of_another_profile_say_why_they_are_not_measured() -> None:
     assert reasons["paper's settings"] == "GPU profile"
     assert reasons["Base, decoder reads q(z)"] is None
     assert all(run.not_measured is None for run in read_experiment("modules", "gpu").runs)
+    reasons = {run.name: run.not_measured for run in read_experiment("finalists", "cpu").runs}
+    assert reasons["mean teacher, twice the steps"] == "GPU or GPU-short profile"
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
