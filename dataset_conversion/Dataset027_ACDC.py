@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import Fold, parse_amount, read_list, seeded_order, some
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}

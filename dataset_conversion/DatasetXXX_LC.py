@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,

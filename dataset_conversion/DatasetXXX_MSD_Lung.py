@@ -14,7 +14,7 @@ from pathlib import Path
 from common import fail
 from DatasetXXX_LC import Scan, add_arguments, convert, entries, find_scans, stem
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 from volumes import grid_difference, label_values, read_image, read_volume
 
-from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.patients import Fold, some
 from nnunetv2_vqseg.data.split import environment_folder, write_splits
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError
+from nnunetv2_vqseg.core.errors import REPLACE, DatasetError
 from nnunetv2_vqseg.data.images import check_file
 
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.config import ConfigError, VQSegConfig
-from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.image_decoder import ImageDecoder
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
-from nnunetv2_vqseg.modules.quantizer import VectorQuantizer
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
+from nnunetv2_vqseg.modules.vq.quantizer import VectorQuantizer
 
 Strides = Sequence[Sequence[int]]
 

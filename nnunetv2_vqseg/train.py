@@ -27,8 +27,8 @@ from torch.backends import cudnn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
-from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
 from nnunetv2_vqseg.planning.plans import PlansError, load_plans
 from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoint

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.evaluation.models import TrainingRecord, read_training_record
+from nnunetv2_vqseg.report.models import TrainingRecord, read_training_record
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINERS = {"nnU-Net (supervised)": "nnUNetTrainerSupervised", "VQ-Seg": "nnUNetTrainerVQSeg"}
@@ -180,7 +180,7 @@ def facts(records: Mapping[str, TrainingRecord], device: str) -> list[str]:
 
 
 def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict[str, Any]:
-    from nnunetv2_vqseg.evaluation.compare import run
+    from nnunetv2_vqseg.report.compare import run
 
     records = {
         name: read_training_record(fold_folder(dataset_id, trainer)[0] / "checkpoint_final.pth")

@@ -11,8 +11,8 @@ from experiment_files import Experiment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_vqseg.evaluation.pictures import METHOD_COLOURS, Picture, picture, report_style
-from nnunetv2_vqseg.evaluation.statistics import MEAN
+from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, picture, report_style
+from nnunetv2_vqseg.report.statistics import MEAN
 
 MARKERS = "osD^v"
 

@@ -16,14 +16,14 @@ from typing import Any
 
 from experiment_files import ExperimentError, Training
 
-from nnunetv2_vqseg.evaluation.datasets import SPLITS, Split, test_cases, validation_cases
-from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
-from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
-from nnunetv2_vqseg.evaluation.methods import Method
-from nnunetv2_vqseg.evaluation.models import TrainedModel, read_training_record
-from nnunetv2_vqseg.evaluation.prediction import predict_missing
-from nnunetv2_vqseg.evaluation.reading import reader_for
+from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.report.datasets import SPLITS, Split, test_cases, validation_cases
+from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
+from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report.methods import Method
+from nnunetv2_vqseg.report.models import TrainedModel, read_training_record
+from nnunetv2_vqseg.report.prediction import predict_missing
+from nnunetv2_vqseg.report.reading import reader_for
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 CaseScores = Mapping[str, Any]  # case -> scores

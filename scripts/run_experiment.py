@@ -39,10 +39,10 @@ from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
 
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.evaluation.datasets import SPLITS, Split
-from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.json_files import read_json, replace_bytes, replace_text, write_json
-from nnunetv2_vqseg.evaluation.provenance import git_commit
+from nnunetv2_vqseg.core.files import read_json, replace_bytes, replace_text, write_json
+from nnunetv2_vqseg.report.datasets import SPLITS, Split
+from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.report.provenance import git_commit
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 

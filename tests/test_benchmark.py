@@ -18,9 +18,9 @@ import benchmark
 from benchmarks import measure, plain, step, workbench
 from benchmarks.step import Stopwatch
 
-from nnunetv2_vqseg.modules.entropy import assignment_entropy
-from nnunetv2_vqseg.modules.lookup import nearest_codes
-from nnunetv2_vqseg.modules.perturbation import transition_matrix
+from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
+from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
+from nnunetv2_vqseg.modules.vq.qpm import transition_matrix
 
 CPU = torch.device("cpu")
 

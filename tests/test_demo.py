@@ -14,7 +14,7 @@ sys.path.insert(0, str(SCRIPTS))
 import demo  # noqa: E402
 
 from nnunetv2_vqseg.config import VQSegConfig  # noqa: E402
-from nnunetv2_vqseg.evaluation.models import TrainingRecord  # noqa: E402
+from nnunetv2_vqseg.report.models import TrainingRecord  # noqa: E402
 
 
 def arguments(out: Path, *more: str) -> demo.argparse.Namespace:

@@ -12,7 +12,7 @@ import pytest
 from experiment_world import VARIABLES, add_scores, figures, files, finish, page, results, runner, use_fake_trainer
 from scipy import stats
 
-from nnunetv2_vqseg.evaluation.models import TrainingRecord
+from nnunetv2_vqseg.report.models import TrainingRecord
 from nnunetv2_vqseg.training import variants
 
 

@@ -6,7 +6,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunetv2_vqseg.config import ConfigError, VQSegConfig
-from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.network import BatchLayout, VQSegOutput, build_image_decoder, build_vqseg_net, choose_stage
 
 STRIDES = [[1, 1], [2, 2], [2, 2], [2, 2]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.images import read_case
 from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_source, output_sizes
 

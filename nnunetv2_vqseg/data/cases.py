@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.images import check_images
 from nnunetv2_vqseg.data.patients import shared_patients
 from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more, check_fold_entry, load_fold_entry, load_splits

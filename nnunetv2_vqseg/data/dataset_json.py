@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.data.json_files import read_json
+from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.json import read_json
 
 IGNORE = "ignore"
 

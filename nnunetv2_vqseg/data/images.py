@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
+from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
+from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.nifti import check_nifti, spacing_message
-from nnunetv2_vqseg.data.parallel import for_each_case
 
 if TYPE_CHECKING:
     from nnunetv2_vqseg.data.cases import UnlabeledCases

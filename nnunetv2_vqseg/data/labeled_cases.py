@@ -8,6 +8,7 @@ from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
+from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.cases import (
     UNLABELED_FOLDER,
     TrainingCase,
@@ -16,7 +17,6 @@ from nnunetv2_vqseg.data.cases import (
     segmentation_name_message,
 )
 from nnunetv2_vqseg.data.dataset_json import check_label_values, declared_labels
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.images import CaseImage, check_file, placement, plain, read_case
 from nnunetv2_vqseg.data.records import file_states, find_out, read_record
 

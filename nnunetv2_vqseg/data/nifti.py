@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from nnunetv2_vqseg.data.errors import REPLACE, DatasetError, reason_of
+from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 
 CHUNK_BYTES = 1 << 22
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348

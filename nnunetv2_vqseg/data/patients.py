@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 
 Fold = dict[str, list[str]]
 

@@ -10,17 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.locks import exclusive
+from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.case_preprocessing import prepare_case, preprocessing_settings
 from nnunetv2_vqseg.data.cases import UnlabeledCases, check_fold_entry
-from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.data.locks import exclusive
 from nnunetv2_vqseg.data.manifest import (
     Entry,
     Manifest,
     manifest_file,
     settings_hash,
 )
-from nnunetv2_vqseg.data.parallel import for_each_case
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager

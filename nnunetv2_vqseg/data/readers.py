@@ -11,7 +11,7 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 
 
 def find_reader(dataset_json: dict[str, Any], examples: Iterable[str | Path]) -> type[BaseReaderWriter]:

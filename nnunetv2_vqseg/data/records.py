@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nnunetv2_vqseg.data.parallel import for_each_case
+from nnunetv2_vqseg.core.pools import for_each_case
 
 Entry = TypeVar("Entry", bound=Mapping[str, Any])
 

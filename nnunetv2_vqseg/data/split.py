@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
+from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.cases import case_pattern
-from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
-from nnunetv2_vqseg.data.json_files import read_json
 from nnunetv2_vqseg.data.patients import (
     PATIENT_PATTERN,
     Fold,

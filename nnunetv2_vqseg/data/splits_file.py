@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.data.json_files import read_json
+from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.json import read_json
 
 SPLITS_FILE = "splits_final.json"
 

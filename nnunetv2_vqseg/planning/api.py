@@ -16,10 +16,10 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_vqseg.core.errors import explained_disk_errors
 from nnunetv2_vqseg.data.case_preprocessing import check_spacing
 from nnunetv2_vqseg.data.cases import DatasetError, check_images, no_unlabeled_cases_message
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
-from nnunetv2_vqseg.data.errors import explained_disk_errors
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, CheckedCase, check_labeled_cases, check_training_names
 from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.readers import find_reader

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # After the arguments, because nnU-Net takes seconds to import.
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-    from nnunetv2_vqseg.data.errors import DatasetError
+    from nnunetv2_vqseg.core.errors import DatasetError
     from nnunetv2_vqseg.planning.api import find_class, plan_and_preprocess_dataset
     from nnunetv2_vqseg.planning.plans import PlansError
 

@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.data.errors import reason_of
+from nnunetv2_vqseg.core.errors import reason_of
 from nnunetv2_vqseg.planning.plans import PlansError, plans_name, resolve_vqseg_block
 
 AGAIN = "or plan again with nnUNetv2_vqseg_plan_and_preprocess"

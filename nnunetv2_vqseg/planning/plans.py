@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.data.errors import DatasetError
-from nnunetv2_vqseg.data.json_files import read_json
+from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.json import read_json
 
 BLOCK = "vqseg"
 

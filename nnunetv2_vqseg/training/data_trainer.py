@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import autocast
 
 from nnunetv2_vqseg.config import ARCHITECTURE, VQSegConfig
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.cases import (
     UNLABELED_FOLDER,
     UnlabeledCases,
@@ -31,7 +32,6 @@ from nnunetv2_vqseg.data.cases import (
     training_cases,
 )
 from nnunetv2_vqseg.data.dataset_json import check_dataset_json
-from nnunetv2_vqseg.data.errors import DatasetError, explained_disk_errors
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, check_labeled_cases
 from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
 from nnunetv2_vqseg.data.patients import shared_patients

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.modules.alignment import patch_contrastive_loss
-from nnunetv2_vqseg.modules.losses import PseudoLabelLoss, reconstruction_loss
-from nnunetv2_vqseg.modules.strong_view import UnlabeledView
+from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
+from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss
+from nnunetv2_vqseg.modules.losses.reconstruction import reconstruction_loss
+from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 from nnunetv2_vqseg.network import BatchLayout, VQSegOutput
 
 

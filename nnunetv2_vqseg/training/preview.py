@@ -11,7 +11,7 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.modules.losses import channel_scale
+from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale
 from nnunetv2_vqseg.network import VQSegNet
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.core.files import write_json
 from nnunetv2_vqseg.data.splits_file import load_fold_entry
-from nnunetv2_vqseg.evaluation.json_files import write_json
-from nnunetv2_vqseg.evaluation.models import RUNTIME_FILE
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
+from nnunetv2_vqseg.report.models import RUNTIME_FILE
 from nnunetv2_vqseg.training.checkpoint import seed_everything, to_continue_from
 from nnunetv2_vqseg.training.distributed import DistributedTrainer
 

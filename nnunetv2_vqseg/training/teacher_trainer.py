@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.config import ARCHITECTURE
-from nnunetv2_vqseg.data.errors import reason_of
+from nnunetv2_vqseg.core.errors import reason_of
 from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet

@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.measure import compare, peak_memory
 from benchmarks.output import Row, print_table
-from nnunetv2_vqseg.modules.entropy import assignment_entropy
-from nnunetv2_vqseg.modules.lookup import nearest_codes
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
-from nnunetv2_vqseg.modules.quantizer import VectorQuantizer
+from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
+from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
+from nnunetv2_vqseg.modules.vq.quantizer import VectorQuantizer
 
 TOKENS, CODES, WIDTHS = (512, 2048, 8192, 32768), (1024, 4096, 16384, 65536), (128, 384, 512)
 ENTROPY_TOKENS = 512

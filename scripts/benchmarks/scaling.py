@@ -14,9 +14,9 @@ from torch import nn
 from benchmarks.measure import compare, exponent, peak_memory
 from benchmarks.output import Row, print_table
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.modules.entropy import assignment_entropy
-from nnunetv2_vqseg.modules.lookup import nearest_codes
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
+from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
+from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 from nnunetv2_vqseg.network import BatchLayout, build_image_decoder, build_vqseg_net
 
 CODE_DIM = 16

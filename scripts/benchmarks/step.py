@@ -15,7 +15,7 @@ import torch
 from benchmarks import workbench
 from benchmarks.measure import clock, compare, in_the_kernel, peak_memory
 from benchmarks.output import Row, print_table
-from nnunetv2_vqseg.modules import quantizer
+from nnunetv2_vqseg.modules.vq import quantizer
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nnU-Net": (workbench.STOCK, {}),

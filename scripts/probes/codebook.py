@@ -13,7 +13,7 @@ import torch
 from in_process import started_training, train_epochs, training_parser
 from sklearn.manifold import TSNE
 
-from nnunetv2_vqseg.modules.usage import CodebookUsage
+from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 
 
 def draw(snapshots: Sequence[dict[str, Any]], file: Path, seed: int) -> None:

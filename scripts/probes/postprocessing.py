@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_page import compare_shared_seeds
 
-from nnunetv2_vqseg.evaluation import datasets
-from nnunetv2_vqseg.evaluation.analysis import analyse_method
-from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
-from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
-from nnunetv2_vqseg.evaluation.methods import parse_methods
-from nnunetv2_vqseg.evaluation.models import find_models
-from nnunetv2_vqseg.evaluation.postprocessing import apply_steps, choose, describe
-from nnunetv2_vqseg.evaluation.provenance import git_commit
-from nnunetv2_vqseg.evaluation.reading import reader_for
-from nnunetv2_vqseg.evaluation.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
+from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.report import datasets
+from nnunetv2_vqseg.report.analysis import analyse_method
+from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
+from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report.methods import parse_methods
+from nnunetv2_vqseg.report.models import find_models
+from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
+from nnunetv2_vqseg.report.provenance import git_commit
+from nnunetv2_vqseg.report.reading import reader_for
+from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
 
 FOLDERS = {"val": "validation", "test": "test"}
 

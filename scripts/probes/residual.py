@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from in_process import started_training, train_epochs, training_parser
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.evaluation.json_files import read_json, write_json
-from nnunetv2_vqseg.modules.quantizer import CodebookUsage, QuantizerOutput, VectorQuantizer
+from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage, QuantizerOutput, VectorQuantizer
 
 
 class ResidualQuantizer(VectorQuantizer):

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_results import Result, read_kept
 
-from nnunetv2_vqseg.evaluation.datasets import SPLITS
-from nnunetv2_vqseg.evaluation.statistics import (
+from nnunetv2_vqseg.report.datasets import SPLITS
+from nnunetv2_vqseg.report.statistics import (
     DEFAULT_PATIENT_REGEX,
     MEAN,
     paired_test,

@@ -21,9 +21,9 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from trained_model import load_model, model_parser
 
-from nnunetv2_vqseg.evaluation.json_files import write_json
-from nnunetv2_vqseg.modules.lookup import nearest_codes
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
+from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 
 Replace = Callable[[Tensor], Tensor]
 TOKENS = 40_000  # a stage, for k-means

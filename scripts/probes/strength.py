@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from trained_model import load_model, model_parser
 
-from nnunetv2_vqseg.evaluation.json_files import write_json
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation
+from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 from nnunetv2_vqseg.network import VQSegNet
 
 

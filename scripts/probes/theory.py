@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nnunetv2_vqseg.modules.divergence import dropout_kl, qpm_kl
-from nnunetv2_vqseg.modules.perturbation import transition_matrix
+from nnunetv2_vqseg.modules.vq.divergence import dropout_kl, qpm_kl
+from nnunetv2_vqseg.modules.vq.qpm import transition_matrix
 
 MODES = {"literal": "QPM, literal (Eq. 4)", "calibrated": "QPM, calibrated, perplexity 32"}
 

@@ -17,8 +17,8 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from skimage import io
 from tiny_raw_dataset import phantom, write_volume
 
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.cases import UnlabeledCases, check_images
-from nnunetv2_vqseg.data.errors import DatasetError
 from nnunetv2_vqseg.data.images import read_case
 
 ONE_CHANNEL = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.patients import group_by_patient, make_fold, parse_amount, seeded_order
 from nnunetv2_vqseg.data.split import main
 

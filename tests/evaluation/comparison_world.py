@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_vqseg.evaluation import prediction
+from nnunetv2_vqseg.report import prediction
 
 DATASET = "Dataset901_Phantom"
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerVQSeg")

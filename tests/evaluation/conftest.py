@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from comparison_world import build_world, enter_world, set_folders
 
-from nnunetv2_vqseg.evaluation import compare
+from nnunetv2_vqseg.report import compare
 
 
 @pytest.fixture

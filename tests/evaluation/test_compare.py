@@ -18,14 +18,14 @@ import torch
 from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from nnunetv2_vqseg.data import locks
-from nnunetv2_vqseg.evaluation import compare, figures, models, pictures, prediction, provenance, tables
-from nnunetv2_vqseg.evaluation import page as page_of_tables
-from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.methods import parse_methods
-from nnunetv2_vqseg.evaluation.models import TrainingRecord
-from nnunetv2_vqseg.evaluation.overlays import pick_cases
-from nnunetv2_vqseg.evaluation.statistics import paired_test
+from nnunetv2_vqseg.core import locks
+from nnunetv2_vqseg.report import compare, figures, models, pictures, prediction, provenance, tables
+from nnunetv2_vqseg.report import page as page_of_tables
+from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.report.methods import parse_methods
+from nnunetv2_vqseg.report.models import TrainingRecord
+from nnunetv2_vqseg.report.overlays import pick_cases
+from nnunetv2_vqseg.report.statistics import paired_test
 
 
 class Reader(HTMLParser):

@@ -14,12 +14,12 @@ import pytest
 import SimpleITK as sitk
 from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volume
 
-from nnunetv2_vqseg.evaluation import evaluate
-from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.evaluate import evaluate_folder, main
-from nnunetv2_vqseg.evaluation.json_files import replace_text, to_jsonable
-from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
-from nnunetv2_vqseg.evaluation.metrics import METRICS, score_masks
+from nnunetv2_vqseg.core.files import replace_text, to_jsonable
+from nnunetv2_vqseg.report import evaluate
+from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.report.evaluate import evaluate_folder, main
+from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report.metrics import METRICS, score_masks
 
 
 @pytest.fixture

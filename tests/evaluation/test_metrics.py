@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_vqseg.evaluation.metrics import METRICS, score_labels, score_masks, surface_distances
+from nnunetv2_vqseg.report.metrics import METRICS, score_labels, score_masks, surface_distances
 
 SPACINGS = [None, (1.0, 1.0, 1.0), (10.0, 1.5, 1.5), (0.7, 3.0, 2.2)]
 

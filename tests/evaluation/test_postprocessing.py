@@ -19,14 +19,14 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.postprocessing import remove_connected_components
 
-from nnunetv2_vqseg.evaluation import compare, postprocessing, prediction
-from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.evaluate import ScoreSettings
-from nnunetv2_vqseg.evaluation.json_files import to_jsonable
-from nnunetv2_vqseg.evaluation.labels import classes_from_dataset_json
-from nnunetv2_vqseg.evaluation.methods import Method
-from nnunetv2_vqseg.evaluation.models import TrainedModel
-from nnunetv2_vqseg.evaluation.workers import workers
+from nnunetv2_vqseg.core.files import to_jsonable
+from nnunetv2_vqseg.report import compare, postprocessing, prediction
+from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.report.evaluate import ScoreSettings
+from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report.methods import Method
+from nnunetv2_vqseg.report.models import TrainedModel
+from nnunetv2_vqseg.report.workers import workers
 
 MODEL = f"{TRAINERS[0]}__nnUNetPlans__2d"
 FOREGROUND = "largest component of the foreground"

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from comparison_world import DATASET, TRAINERS
 
-from nnunetv2_vqseg.evaluation import compare
+from nnunetv2_vqseg.report import compare
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from nnunetv2_vqseg.data.patients import group_by_patient
-from nnunetv2_vqseg.evaluation.errors import EvaluationError
-from nnunetv2_vqseg.evaluation.statistics import (
+from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.report.statistics import (
     MEAN,
     count_empty,
     paired_test,

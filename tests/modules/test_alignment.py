@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter, patch_contrastive_loss
+from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 
 
 def eq_11_by_hand(adapted, target, temperature, mask):

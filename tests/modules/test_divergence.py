@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.divergence import dropout_kl, qpm_kl
-from nnunetv2_vqseg.modules.perturbation import transition_matrix
+from nnunetv2_vqseg.modules.vq.divergence import dropout_kl, qpm_kl
+from nnunetv2_vqseg.modules.vq.qpm import transition_matrix
 
 
 @pytest.fixture

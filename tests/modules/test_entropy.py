@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules import entropy
-from nnunetv2_vqseg.modules.entropy import assignment_entropy
+from nnunetv2_vqseg.modules.vq import entropy
+from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
 
 
 def plain(tokens: torch.Tensor, codes: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_vqseg.modules.lookup import nearest_codes
+from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
 
 
 def brute_force(tokens: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

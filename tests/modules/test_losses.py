@@ -10,13 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nnunetv2_vqseg.modules.losses import (
-    PseudoLabelLoss,
-    channel_scale,
-    kept_share,
-    pseudo_labels,
-    reconstruction_loss,
-)
+from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, kept_share, pseudo_labels
+from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale, reconstruction_loss
 
 SMOOTH = 1e-5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.neighbors import calibrated_probabilities, nearest_neighbors
+from nnunetv2_vqseg.modules.vq.neighbors import calibrated_probabilities, nearest_neighbors
 
 
 @pytest.mark.parametrize(("num_codes", "count"), [(2, 1), (9, 8), (100, 7), (1000, 20), (1001, 124), (1001, 126)])

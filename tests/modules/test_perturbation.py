@@ -12,7 +12,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.perturbation import QuantizedPerturbation, table_probabilities, transition_matrix
+from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation, table_probabilities, transition_matrix
 
 MODES: tuple[Literal["calibrated", "literal"], ...] = ("calibrated", "literal")
 
@@ -139,7 +139,7 @@ def test_literal_chunks_change_nothing(codes: Tensor, monkeypatch) -> None:
     indices = torch.randint(200, (500,))
     torch.manual_seed(1)
     expected = qpm(0.7, "literal")(indices, codes)
-    monkeypatch.setattr("nnunetv2_vqseg.modules.perturbation._CPU_ELEMENTS", 1400)
+    monkeypatch.setattr("nnunetv2_vqseg.modules.vq.qpm._CPU_ELEMENTS", 1400)
     torch.manual_seed(1)
     assert torch.equal(qpm(0.7, "literal")(indices, codes), expected)
 

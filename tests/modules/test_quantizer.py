@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.quantizer import CodebookUsage, VectorQuantizer
+from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage, VectorQuantizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {"code_dim": 4, "normalize": True},

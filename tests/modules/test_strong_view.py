@@ -7,14 +7,9 @@ import math
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.strong_view import (
-    CutMixPlan,
-    IntensityJitter,
-    cutmix,
-    sample_cutmix_boxes,
-    sample_cutmix_plan,
-    strong_view,
-)
+from nnunetv2_vqseg.modules.views.cutmix import CutMixPlan, cutmix, sample_cutmix_boxes, sample_cutmix_plan
+from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
+from nnunetv2_vqseg.modules.views.strong import strong_view
 
 NOTHING = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0}
 ALWAYS = {"color_probability": 1.0, "blur_probability": 1.0, "noise_probability": 1.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.usage import CodebookUsage
+from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 
 
 def test_counts_accumulate_until_reset() -> None:

@@ -22,11 +22,11 @@ from worlds import PLANS, World, tame_plan
 
 import nnunetv2_vqseg.train
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.split import main as split_main
-from nnunetv2_vqseg.evaluation.evaluate import main as evaluate_main
 from nnunetv2_vqseg.planning.entrypoint import main as plan_main
 from nnunetv2_vqseg.planning.plans import PlansError
+from nnunetv2_vqseg.report.evaluate import main as evaluate_main
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 
 REFUSALS = (ConfigError, DatasetError, PlansError, NotImplementedError)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.modules.alignment import PostVQFeatureAdapter
+from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
-from nnunetv2_vqseg.modules.losses import pseudo_labels
-from nnunetv2_vqseg.modules.strong_view import UnlabeledView, cutmix, sample_cutmix_boxes
+from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
+from nnunetv2_vqseg.modules.views.cutmix import cutmix, sample_cutmix_boxes
+from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 from nnunetv2_vqseg.network import VQSegNet, build_image_decoder, build_vqseg_net
 from nnunetv2_vqseg.training.objective import Objective, Views
 from nnunetv2_vqseg.training.rendezvous import leave_process_group

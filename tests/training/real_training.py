@@ -28,7 +28,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunetv2_vqseg.train
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed, trainer
 from nnunetv2_vqseg.training.curves import EpochCurves
 from nnunetv2_vqseg.training.rendezvous import join_process_group

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ddp_math import CASES, backward, build, build_objective, gradients, run_rank, whole_batch
 
-from nnunetv2_vqseg.evaluation.models import read_training_record
+from nnunetv2_vqseg.report.models import read_training_record
 from nnunetv2_vqseg.training.rendezvous import leave_process_group
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.modules.strong_view import UnlabeledView
+from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 from nnunetv2_vqseg.network import BatchLayout, VQSegOutput
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
 

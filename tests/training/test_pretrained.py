@@ -97,7 +97,7 @@ def test_trainers_start_from_stock_and_from_their_own_kind(new, saved: str, name
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core: str) -> None:
     """Each unpickles them with a function in a module that the other calls differently."""
-    from nnunetv2_vqseg.evaluation.models import read_training_record
+    from nnunetv2_vqseg.report.models import read_training_record
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 
     other = tmp_path / "other.pth"

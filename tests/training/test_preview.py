@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from nnunetv2_vqseg.modules.losses import channel_scale
+from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale
 from nnunetv2_vqseg.training.preview import PreviewSlices, _labels, draw_preview
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_vqseg import __version__
-from nnunetv2_vqseg.evaluation import provenance
-from nnunetv2_vqseg.evaluation.models import read_training_record
+from nnunetv2_vqseg.report import provenance
+from nnunetv2_vqseg.report.models import read_training_record
 
 pytestmark = pytest.mark.slow
 

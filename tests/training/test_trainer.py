@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.data.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.losses import PseudoLabelLoss
+from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, folders and pools, without torch or nnU-Net."""

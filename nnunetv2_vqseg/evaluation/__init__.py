@@ -1,1 +1,0 @@
-"""Metrics, evaluation and comparison reports."""

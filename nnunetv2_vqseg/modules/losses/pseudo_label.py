@@ -1,0 +1,124 @@
+"""Pseudo-labels with a confidence threshold (Eq. 9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SMOOTH = 1e-5
+
+
+@torch.no_grad()
+def pseudo_labels(logits: Tensor, regions: bool = False) -> tuple[Tensor, Tensor]:
+    """The teacher's hard labels and how sure it is of them (3.4).
+
+    Args:
+        logits: (B, K, H, W) class logits, or (B, R, H, W) region logits if `regions`.
+
+    Returns:
+        labels int64 and confidence float32: (B, H, W) argmax and largest softmax; for regions (B, R, H, W), 0 or 1 and
+        max(p, 1 - p).
+    """
+    if regions:
+        probability = logits.float().sigmoid()
+        return (probability > 0.5).long(), torch.maximum(probability, 1.0 - probability)
+    confidence, labels = logits.float().softmax(dim=1).max(dim=1)
+    return labels, confidence
+
+
+def kept_share(confidence: Tensor, threshold: float) -> Tensor:
+    """Share of pixels in [0, 1] whose confidence reaches the threshold, a scalar."""
+    return (confidence >= threshold).float().mean()
+
+
+class PseudoLabelLoss(nn.Module):
+    """L_seg of Eq. 9 on the pixels the teacher is sure of, in float32.
+
+    Cross entropy of the pixels with confidence >= threshold, divided by the number of *all* pixels (as FixMatch and
+    UniMatch), so that its weight grows with the kept share. Optionally plus 1 - soft Dice over the kept pixels, summed
+    over the batch, mean over foreground classes. Without a kept pixel both are 0, with a gradient path.
+
+    Args:
+        use_dice: add the Dice term.
+        threshold: smallest confidence that counts, in [0, 1]; 0 keeps every pixel (the paper).
+        regions: logits are independent regions (sigmoid) instead of classes (softmax).
+        ddp: sum the Dice's numerators and denominators over all processes, so that gradients averaged by
+            DistributedDataParallel are those of one process with the whole batch.
+    """
+
+    def __init__(self, use_dice: bool, threshold: float = 0.95, regions: bool = False, ddp: bool = False):
+        super().__init__()
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        self.use_dice = use_dice
+        self.threshold = threshold
+        self.regions = regions
+        self.ddp = ddp
+
+    def forward(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+        """A scalar.
+
+        Args:
+            logits: student, (B, K, H, W) classes with background first, or (B, R, H, W) regions.
+            labels, confidence: from `pseudo_labels`: (B, H, W), or (B, R, H, W) for regions.
+
+        Raises:
+            ValueError: shapes do not match.
+        """
+        expected = logits.shape if self.regions else (logits.shape[0], *logits.shape[2:])
+        if labels.shape != expected or confidence.shape != expected:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} need labels and confidence {tuple(expected)}, "
+                f"got {tuple(labels.shape)} and {tuple(confidence.shape)}"
+            )
+        logits = logits.float()
+        kept = confidence >= self.threshold
+        if self.regions:
+            entropy = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        else:
+            entropy = F.cross_entropy(logits, labels.long(), reduction="none")
+        loss = torch.where(kept, entropy, 0.0).mean()
+        return loss + self._dice_loss(logits, labels, kept) if self.use_dice else loss
+
+    def _dice_loss(self, logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+        if self.regions:
+            probability = logits.sigmoid()
+            reference = labels.bool()
+        else:
+            probability = logits.softmax(dim=1)[:, 1:]
+            classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+            reference = labels[:, None] == classes
+            kept = kept[:, None]
+        axes = (0, 2, 3)
+        sums = torch.stack(
+            [
+                torch.where(kept & reference, probability, 0.0).sum(axes),
+                torch.where(kept, probability, 0.0).sum(axes),
+                (kept & reference).sum(axes).float(),
+            ]
+        )  # (3, foreground classes): intersection, prediction, reference
+        if self.ddp and dist.is_available() and dist.is_initialized():
+            sums = _SumOverProcesses.apply(sums)
+        intersection, predicted, referenced = sums
+        dice = (2.0 * intersection + SMOOTH) / (predicted + referenced + SMOOTH)
+        return 1.0 - dice.mean()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce with a gradient. torch.distributed.nn.functional's is deprecated and cannot be compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

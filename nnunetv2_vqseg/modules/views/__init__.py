@@ -1,0 +1,1 @@
+"""Views of unlabelled images."""

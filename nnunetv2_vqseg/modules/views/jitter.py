@@ -1,0 +1,96 @@
+"""Intensity jitter of the strong view (Section 4.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class IntensityJitter:
+    """Random brightness, contrast, gamma, blur and noise, drawn anew for every image and channel.
+
+    Made for z-scored images: strengths are in units of the standard deviation 1, or with `relative` of the channel's
+    own. Each effect is applied to an image channel with its own probability.
+
+    Args:
+        strength: scales the ranges below all at once; 0 leaves the images as they are.
+        brightness: largest shift either way.
+        contrast: largest log of the factor about the channel's mean, either way.
+        gamma: largest log of the exponent, either way; the channel's range of intensities stays as it is.
+        blur: largest standard deviation of the Gaussian, in pixels.
+        noise: largest standard deviation of the noise.
+        color_probability: chance of each of brightness, contrast and gamma.
+        blur_probability, noise_probability: chance of blur and of noise.
+        relative: brightness and noise are shares of the standard deviation of the image's channel, for images that are
+            not z-scored.
+
+    Raises:
+        ValueError: a negative strength.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        brightness: float = 0.5,
+        contrast: float = 0.5,
+        gamma: float = 0.5,
+        blur: float = 1.5,
+        noise: float = 0.2,
+        color_probability: float = 0.8,
+        blur_probability: float = 0.5,
+        noise_probability: float = 0.5,
+        relative: bool = False,
+    ):
+        if strength < 0:
+            raise ValueError(f"strength must not be negative, got {strength}")
+        self.brightness = strength * brightness
+        self.contrast = strength * contrast
+        self.gamma = strength * gamma
+        self.blur = strength * blur
+        self.noise = strength * noise
+        self.color_probability = color_probability
+        self.blur_probability = blur_probability
+        self.noise_probability = noise_probability
+        self.relative = relative
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, C, H, W) z-scored images -> a new tensor of the same shape and dtype."""
+
+        def drawn(low: float, high: float, probability: float) -> Tensor:
+            # (B, C, 1, 1); 0 means for every effect that it changes nothing.
+            chance, draw = torch.rand((2, *images.shape[:2], 1, 1), device=images.device, generator=generator)
+            return torch.where(chance < probability, low + (high - low) * draw, 0.0)
+
+        values = images.float()
+        mean = values.mean(dim=(2, 3), keepdim=True)
+        factor = drawn(-self.contrast, self.contrast, self.color_probability).exp()
+        shift = drawn(-self.brightness, self.brightness, self.color_probability)
+        unit = values.std(dim=(2, 3), keepdim=True) if self.relative else 1.0
+        values = (values - mean) * factor + mean + shift * unit
+        low = values.amin(dim=(2, 3), keepdim=True)
+        span = (values.amax(dim=(2, 3), keepdim=True) - low).clamp(min=1e-6)
+        exponent = drawn(-self.gamma, self.gamma, self.color_probability).exp()
+        values = ((values - low) / span).pow(exponent) * span + low
+        sigma = drawn(0.0, self.blur, self.blur_probability)
+        values = _gaussian_blur(values, sigma, radius=math.ceil(3 * self.blur))
+        strength = drawn(0.0, self.noise, self.noise_probability)
+        noise = torch.randn(values.shape, device=values.device, generator=generator)
+        return (values + strength * unit * noise).to(images.dtype)
+
+
+def _gaussian_blur(values: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Separable blur with a standard deviation (B, C, 1, 1) per channel; sigma 0 changes nothing."""
+    batch, channels, height, width = values.shape
+    offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
+    kernels = (-0.5 * (offsets / sigma.reshape(-1, 1).clamp(min=1e-3)) ** 2).exp()  # (B * C, 2 * radius + 1)
+    kernels = kernels / kernels.sum(dim=1, keepdim=True)
+    stack = values.reshape(1, batch * channels, height, width)
+    with torch.autocast(device_type=values.device.type, enabled=False):
+        stack = F.pad(stack, (radius,) * 4, mode="replicate")
+        stack = F.conv2d(stack, kernels[:, None, :, None], groups=batch * channels)
+        stack = F.conv2d(stack, kernels[:, None, None, :], groups=batch * channels)
+    return stack.reshape(values.shape)

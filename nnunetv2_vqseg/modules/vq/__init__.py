@@ -1,0 +1,1 @@
+"""Vector quantisation: codebook, lookup, neighbours and QPM."""

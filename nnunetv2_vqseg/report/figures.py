@@ -1,0 +1,253 @@
+"""Box plots, paired differences and training curves of a comparison."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nnunetv2_vqseg.report.metrics import HIGHER_IS_BETTER
+from nnunetv2_vqseg.report.models import TrainingRecord
+from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, colour, picture, report_style
+from nnunetv2_vqseg.report.statistics import MEAN
+from nnunetv2_vqseg.report.table import DECIMALS, number
+from nnunetv2_vqseg.training.curves import PANELS
+
+FIRST_PANELS = ("loss terms (unweighted)", "pseudo-labels", "codebook")
+"""Those of `PANELS` that a page shows before it folds away the others."""
+
+_CURVE_TITLES = {
+    "train_losses": "Training loss",
+    "val_losses": "Validation loss",
+    "ema_fg_dice": "Pseudo Dice on validation patches (moving average)",
+}
+
+
+def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
+    """Scores of one class, a box per method and a dot per case (repetitions averaged)."""
+    name = summary["classes"][key]
+    samples = {method: case_values(content["cases"], key, metric) for method, content in summary["methods"].items()}
+    with report_style():
+        figure = Figure(figsize=(4.6, 0.9 + 0.55 * len(samples)))
+        axes = figure.subplots()
+        generator = np.random.default_rng(0)
+        for position, values in enumerate(samples.values()):
+            hue = colour(METHOD_COLOURS, position)
+            if len(values):
+                _draw_box(axes, values, position, hue)
+                heights = position + generator.uniform(-0.16, 0.16, len(values))
+                axes.scatter(values, heights, s=9, color=hue, alpha=0.65, linewidths=0, zorder=3)
+        axes.set_yticks(range(len(samples)), [textwrap.fill(method, 18) for method in samples])
+        axes.set_ylim(len(samples) - 0.5, -0.5)
+        axes.use_sticky_edges = False  # a bar would otherwise end the axis at its own edge
+        axes.margins(x=0.06)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(_with_unit(metric, summary["units"]))
+        axes.set_title(name)
+        if metric in ("Dice", "Jaccard"):
+            axes.set_xlim(right=1.0)
+        medians = ", ".join(
+            f"{method} {number(_median(values), DECIMALS[metric])}" for method, values in samples.items()
+        )
+        lost = {
+            method: sum(len(cases) for cases in content["cases"].values()) - _known(content["cases"], key, metric)
+            for method, content in summary["methods"].items()
+        }
+        without = ", ".join(f"{count} of {method}" for method, count in lost.items() if count)
+        caption = f"{name}, median {metric}: {medians}." + (f" Without a value: {without}." if without else "")
+        alt = f"Box plot of the {metric} of {_count(samples)} cases for {name} with each method."
+        return picture(figure, f"box_{metric.lower()}_{_slug(key)}_{_slug(name)}", alt, caption)
+
+
+def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Picture:
+    """Per patient, sorted: a method's mean over classes minus the first method's, with the mean and its interval."""
+    baseline = next(iter(summary["methods"]))
+    values = [summary["methods"][name]["patients"][MEAN][metric] for name in (baseline, method)]
+    differences = {patient: values[1][patient] - values[0][patient] for patient in values[0]}
+    ordered = sorted((item for item in differences.items() if not math.isnan(item[1])), key=lambda item: item[1])
+    test = next(t for t in summary["paired"] if t["method"] == method and t["metric"] == metric and t["class"] == MEAN)
+    better = sum(_is_gain(value, metric) for _, value in ordered)
+    with report_style():
+        figure = Figure(figsize=(6.2, 3.0))
+        axes = figure.subplots()
+        hue = colour(METHOD_COLOURS, list(summary["methods"]).index(method))
+        for position, (_, value) in enumerate(ordered):
+            axes.plot([position, position], [0, value], color=hue, linewidth=1.2, alpha=0.8)
+            axes.plot(
+                position,
+                value,
+                "o",
+                color=hue,
+                markersize=5,
+                markerfacecolor=hue if _is_gain(value, metric) else "white",
+            )
+        axes.axhline(0, color="#333333", linewidth=1)
+        if test["n"] > 1:
+            axes.axhspan(test["ci_low"], test["ci_high"], color=hue, alpha=0.12, linewidth=0)
+        if test["n"]:
+            axes.axhline(test["difference"], color=hue, linewidth=1.2, linestyle="--")
+        if len(ordered) <= 30:
+            axes.set_xticks(range(len(ordered)), [patient for patient, _ in ordered], rotation=90, fontsize=7)
+        else:
+            axes.set_xticks([])
+            axes.set_xlabel(f"{len(ordered)} patients, sorted")
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(f"Difference in {_with_unit(metric, summary['units'])}")
+        axes.set_title(textwrap.fill(f"{method} − {baseline}: {metric}", 64))
+        places = DECIMALS[metric]
+        interval = f"{number(test['ci_low'], places, sign=True)} to {number(test['ci_high'], places, sign=True)}"
+        text = (
+            f"{method} is better than {baseline} in {metric} for {better} of {len(ordered)} patients; mean difference "
+            f"{number(test['difference'], places, sign=True)}" + (f" ({interval})." if test["n"] > 1 else ".")
+        )
+        return picture(figure, f"difference_{metric.lower()}_{_slug(method)}", text, text)
+
+
+def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
+    """nnU-Net's curves of all methods in one figure each, a line per training."""
+    pictures = []
+    for key, title in _CURVE_TITLES.items():
+        lines = {
+            method: [record.curves[key] for record in folds.values() if record.curves.get(key)]
+            for method, folds in records.items()
+        }
+        if not any(lines.values()):
+            continue
+        with report_style():
+            figure = Figure(figsize=(4.6, 3.0))
+            axes = figure.subplots()
+            for position, (method, curves) in enumerate(lines.items()):
+                for index, curve in enumerate(curves):
+                    _draw_curve(axes, curve, colour(METHOD_COLOURS, position), method if index == 0 else None)
+            axes.set_title(title)
+            axes.set_xlabel("Epoch")
+            _legend_below(figure, axes)
+            last = "; ".join(f"{m} ends at {_last(c)}" for m, c in lines.items() if c)
+            caption = f"{title}{', a line per training' if any(len(c) > 1 for c in lines.values()) else ''}."
+            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", caption))
+    return pictures
+
+
+def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
+    """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
+    names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
+    ordered = sorted(PANELS, key=lambda title: title not in FIRST_PANELS)
+    panels = {title: [name for name in PANELS[title] if name in names] for title in ordered}
+    grouped = {name for known in panels.values() for name in known}
+    # a token count is a scale for the utilisation, not a curve of its own
+    panels |= {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
+    pictures = []
+    for title, group in panels.items():
+        curves = {name: [r.vqseg_curves[name] for r in folds.values() if name in r.vqseg_curves] for name in group}
+        if not any(math.isfinite(value) for lines in curves.values() for line in lines for value in line):
+            continue
+        with report_style():
+            figure = Figure(figsize=(4.6, 3.0))
+            axes = figure.subplots()
+            for position, (name, lines) in enumerate(curves.items()):
+                style = "-" if position < len(METHOD_COLOURS) - 1 else "--"  # where the colours begin again
+                for index, line in enumerate(lines):
+                    label = _readable(name) if len(group) > 1 and index == 0 else None
+                    _draw_curve(axes, line, colour(METHOD_COLOURS[1:], position), label, style)
+            axes.set_title(_readable(title))
+            axes.set_xlabel("Epoch")
+            if len(group) > 1:
+                _legend_below(figure, axes)
+            else:
+                axes.set_ylabel(_readable(group[0]))
+            caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
+            last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items() if lines)
+            alt = f"{caption} At the end: {last}."
+            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", alt, caption))
+    return pictures
+
+
+def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> np.ndarray:
+    """A class's known scores `(cases,)`, averaged over the repetitions that scored a case."""
+    by_case: dict[str, list[float]] = {}
+    for cases in folds.values():
+        for case, scores in cases.items():
+            if not math.isnan(scores[key][metric]):
+                by_case.setdefault(case, []).append(scores[key][metric])
+    return np.array([float(np.mean(values)) for values in by_case.values()])
+
+
+def _is_gain(difference: float, metric: str) -> bool:
+    return difference != 0 and (difference > 0) == HIGHER_IS_BETTER[metric]
+
+
+def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
+    """Quartiles and median; whiskers to the last values within 1.5 times the box's length (Tukey)."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    inside = values[(values >= low - 1.5 * (high - low)) & (values <= high + 1.5 * (high - low))]
+    axes.barh(position, high - low, left=low, height=0.5, facecolor=hue + "22", edgecolor=hue, linewidth=1.2)
+    for start, end in ((inside.min(), low), (high, inside.max())):
+        axes.plot([start, end], [position, position], color=hue, linewidth=1.2)
+    axes.plot([median, median], [position - 0.25, position + 0.25], color=hue, linewidth=2.2, solid_capstyle="butt")
+
+
+def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None, style: str = "-") -> None:
+    marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
+    look: dict[str, Any] = {"color": hue, "linestyle": style, "linewidth": 1.4, "alpha": 0.85, "marker": marker}
+    axes.plot(range(len(curve)), curve, label=label, **look)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Names of the lines under the axes, where they cover nothing; the figure grows by them."""
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=0)
+    columns = 3 if longest <= 16 else 2 if longest <= 28 else 1
+    labels = [textwrap.fill(name, 60) for name in names]
+    rows = [labels[start : start + columns] for start in range(0, len(labels), columns)]
+    lines = sum(max(label.count("\n") + 1 for label in row) for row in rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.16 * lines)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
+
+
+def _last(curves: Sequence[Sequence[float]]) -> str:
+    """Where the curves end, on average."""
+    return number(float(np.mean([curve[-1] for curve in curves])), 3)
+
+
+def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> str:
+    """'Counted over n tokens per epoch' for curves that have their own token count beside them."""
+    for name in group:
+        for record in folds.values():
+            if counts := record.vqseg_curves.get(f"{name}_tokens"):
+                return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
+    return ""
+
+
+def _known(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> int:
+    return sum(not math.isnan(scores[key][metric]) for cases in folds.values() for scores in cases.values())
+
+
+def _count(samples: Mapping[str, np.ndarray]) -> str:
+    """'40', or '38 to 40' where the methods have values for different numbers of cases."""
+    low, high = min(map(len, samples.values())), max(map(len, samples.values()))
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def _with_unit(metric: str, units: str) -> str:
+    return metric if metric in ("Dice", "Jaccard") else f"{metric} ({'voxels' if units == 'voxel' else 'mm'})"
+
+
+def _readable(name: str) -> str:
+    text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
+    text = re.sub(r"\b(vq|qpm)\b", lambda found: found[0].upper(), text)
+    return text[:1].upper() + text[1:]
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

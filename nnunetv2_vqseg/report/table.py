@@ -1,0 +1,107 @@
+"""A table as CSV, JSON and LaTeX, and how numbers are printed in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.core.files import replace_text, to_jsonable, write_json
+
+NOTHING = "–"
+DECIMALS = {"Dice": 4, "Jaccard": 4, "HD95": 2, "ASD": 2}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text as people read it, bold where it is the best of its column, and a note to the name of a row."""
+
+    text: str
+    bold: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Formatted cells for readers and the full-precision records behind them for programs.
+
+    The first column names a row; in a `grouped` table the first names a group of rows and the second a row in it.
+    """
+
+    name: str
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]]
+    records: list[dict[str, Any]]
+    grouped: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`, where no older one stays."""
+        write_json(self.records, folder / f"{self.name}.json")
+        replace_text(folder / f"{self.name}.csv", self.to_csv())
+        latex = folder / f"{self.name}.tex"
+        if self.rows:
+            replace_text(latex, self.to_latex())
+        else:
+            latex.unlink(missing_ok=True)
+
+    def to_csv(self) -> str:
+        """The records, NaN as an empty field."""
+        buffer = io.StringIO()
+        columns = list(dict.fromkeys(key for record in self.records for key in record))
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([{key: to_jsonable(value) for key, value in record.items()} for record in self.records])
+        return buffer.getvalue()
+
+    def to_latex(self) -> str:
+        """A `table` environment for the booktabs package."""
+        names = 2 if self.grouped else 1
+        columns = "l" * names + "r" * (len(self.header) - names)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_escape(self.caption)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(latex_escape(title) for title in self.header) + r" \\",
+            r"\midrule",
+        ]
+        for row in self.rows:
+            texts = [latex_escape(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in row]
+            cells = [rf"\textbf{{{text}}}" if c.bold else text for c, text in zip(row, texts, strict=True)]
+            lines.append(" & ".join(cells) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def number(value: float | None, places: int, sign: bool = False) -> str:
+    """A number with fixed decimals; an en dash for NaN and None."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:{'+' if sign else ''}.{places}f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """As journals print it: three decimals, and '< 0.001' below."""
+    if math.isnan(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def latex_escape(text: str) -> str:
+    """Text for LaTeX, with the signs that our cells use."""
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "<": "$<$",
+        ">": "$>$",
+        "×": r"$\times$",
+    }
+    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in text)
