@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from nnunetv2_vqseg.core.errors import ConfigError
+
 Check = Callable[[Any], bool]
-
-
-class ConfigError(ValueError):
-    """A `vqseg` block that cannot be used; the message says which key, why, and what is valid."""
 
 
 def _is_number(value: object) -> bool:

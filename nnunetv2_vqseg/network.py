@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.config import ConfigError, VQSegConfig
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.image_decoder import ImageDecoder

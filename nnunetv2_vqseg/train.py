@@ -26,12 +26,16 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.backends import cudnn
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    FoundationModelUnavailable,
+    PlansError,
+)
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
-from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
-from nnunetv2_vqseg.planning.plans import PlansError, load_plans
-from nnunetv2_vqseg.training.checkpoint import CheckpointError, newest_checkpoint
+from nnunetv2_vqseg.planning.plans import load_plans
+from nnunetv2_vqseg.training.checkpoint import newest_checkpoint
 from nnunetv2_vqseg.training.distributed import DistributedTrainer
 from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 from nnunetv2_vqseg.training.rendezvous import join_process_group, leave_process_group

@@ -38,11 +38,11 @@ from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, 
 from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
 
-from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.core.files import read_json, replace_bytes, replace_text, write_json
+from nnunetv2_vqseg.core.errors import UserError
+from nnunetv2_vqseg.core.files import replace_bytes, replace_text
+from nnunetv2_vqseg.core.json import read_json, write_json
+from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.report.datasets import SPLITS, Split
-from nnunetv2_vqseg.report.errors import EvaluationError
-from nnunetv2_vqseg.report.provenance import git_commit
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 
@@ -177,7 +177,7 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
     home = Path(os.environ["nnUNet_preprocessed"]) / dataset
     stamp, wanted = home / f"{run.plans}_experiment.json", {"plan": profile["plan"]}
     if stamp.is_file():
-        if read_json(stamp, f"delete {home}") != wanted:
+        if read_json(stamp, f"delete {home}", dict) != wanted:
             raise ExperimentError(f"{home} was planned for another profile; give another folder with --home.")
         return
     # nnU-Net's planner sets as many torch threads as nnUNet_n_proc_DA says, which fails at 0; ours takes care of that
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--jobs {args.jobs}: give the number of trainings at a time, 1 or more.")
     try:
         failed = run_experiment(args)
-    except (ExperimentError, EvaluationError, ConfigError, OSError) as error:
+    except (ExperimentError, UserError, OSError) as error:
         sys.exit(f"Error: {error}")
     except (Stopped, KeyboardInterrupt):
         print("Stopped; the same command goes on from here.", file=sys.stderr)
@@ -361,10 +361,10 @@ def earlier_rows(page: Path) -> dict[Split, list[dict[str, Any]]]:
     """The rows of each split that the page shows now.
 
     Raises:
-        EvaluationError: the file beside the page cannot be read.
+        DatasetError: the file beside the page cannot be read.
     """
     file = data_file(page)
-    earlier = read_json(file, "delete it, or take it back from git") if file.is_file() else {}
+    earlier = read_json(file, "delete it, or take it back from git", dict) if file.is_file() else {}
     return {split: earlier[split] for split in SPLITS if split in earlier}
 
 

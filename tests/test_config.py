@@ -2,7 +2,8 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from nnunetv2_vqseg.config import ConfigError, VQSegConfig, markdown_table
+from nnunetv2_vqseg.config import VQSegConfig, markdown_table
+from nnunetv2_vqseg.core.errors import ConfigError
 
 
 def test_literal_is_the_papers_section_4_2():

@@ -5,7 +5,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunetv2_vqseg.config import ConfigError, VQSegConfig
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.network import BatchLayout, VQSegOutput, build_image_decoder, build_vqseg_net, choose_stage
 

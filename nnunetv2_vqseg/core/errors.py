@@ -1,4 +1,4 @@
-"""The error whose message is shown to the user as it is."""
+"""Errors whose message is shown to the user as it is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,32 @@ REPLACE = "replace the file or remove the case"
 """What to do about a file that cannot be used."""
 
 
-class DatasetError(ValueError):
-    """One sentence (one line per file where several are wrong): which file, what is wrong with it, what to do next."""
+class UserError(Exception):
+    """One sentence (one line per file where several are wrong): what is wrong, where, and what to do next."""
+
+
+class ConfigError(UserError, ValueError):
+    """A `vqseg` block or an option that cannot be used."""
+
+
+class DatasetError(UserError, ValueError):
+    """Images, labels, names, splits or a `dataset.json` that cannot be used."""
+
+
+class PlansError(UserError, ValueError):
+    """A plan that cannot be made or used."""
+
+
+class EvaluationError(UserError, ValueError):
+    """Something that cannot be scored or compared."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that cannot be used."""
+
+
+class FoundationModelUnavailable(UserError, RuntimeError):
+    """The foundation model's weights cannot be had, or the named file does not hold them."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,13 +15,11 @@ from huggingface_hub.utils import EntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
+
 DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 PERCENTILES = (0.5, 99.5)
 CONNECT_SECONDS = 5.0
-
-
-class FoundationModelUnavailable(RuntimeError):
-    """The foundation model's weights cannot be had, or the named file does not hold them."""
 
 
 class FoundationModel(nn.Module):

@@ -16,9 +16,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_vqseg.core.errors import explained_disk_errors
+from nnunetv2_vqseg.core.errors import DatasetError, PlansError, explained_disk_errors
 from nnunetv2_vqseg.data.case_preprocessing import check_spacing
-from nnunetv2_vqseg.data.cases import DatasetError, check_images, no_unlabeled_cases_message
+from nnunetv2_vqseg.data.cases import check_images, no_unlabeled_cases_message
 from nnunetv2_vqseg.data.dataset_json import load_dataset_json
 from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, CheckedCase, check_labeled_cases, check_training_names
 from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
@@ -26,7 +26,6 @@ from nnunetv2_vqseg.data.readers import find_reader
 from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more
 from nnunetv2_vqseg.planning import labeled
 from nnunetv2_vqseg.planning.planner import PLANS_NAME, vqseg_planner
-from nnunetv2_vqseg.planning.plans import PlansError
 from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder, read_roles
 
 CONFIGURATION = "2d"

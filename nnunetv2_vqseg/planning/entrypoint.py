@@ -70,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # After the arguments, because nnU-Net takes seconds to import.
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-    from nnunetv2_vqseg.core.errors import DatasetError
+    from nnunetv2_vqseg.core.errors import DatasetError, PlansError
     from nnunetv2_vqseg.planning.api import find_class, plan_and_preprocess_dataset
-    from nnunetv2_vqseg.planning.plans import PlansError
 
     for path in (nnUNet_raw, nnUNet_preprocessed):
         if not path.is_set():

@@ -15,9 +15,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.core.errors import reason_of
-from nnunetv2_vqseg.planning.plans import PlansError, plans_name, resolve_vqseg_block
+from nnunetv2_vqseg.core.errors import ConfigError, PlansError, reason_of
+from nnunetv2_vqseg.planning.plans import plans_name, resolve_vqseg_block
 
 AGAIN = "or plan again with nnUNetv2_vqseg_plan_and_preprocess"
 

@@ -6,14 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError, PlansError
 from nnunetv2_vqseg.core.json import read_json
 
 BLOCK = "vqseg"
-
-
-class PlansError(ValueError):
-    """One sentence: which plan, what is wrong with it, what to do next."""
 
 
 def plans_name(plans: Any) -> str:

@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
-from nnunetv2_vqseg.core.files import read_json, read_object, replace_bytes, replace_text, write_json
+from nnunetv2_vqseg.core.errors import DatasetError, EvaluationError, explained_disk_errors
+from nnunetv2_vqseg.core.files import replace_bytes, replace_text
+from nnunetv2_vqseg.core.json import read_json, read_object, write_json
+from nnunetv2_vqseg.core.versions import versions
 from nnunetv2_vqseg.report import analysis, datasets, figures, provenance, tables
 from nnunetv2_vqseg.report.datasets import SPLITS, Case, Split
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.evaluate import ScoreSettings, Units, add_scoring_arguments
 from nnunetv2_vqseg.report.labels import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import parse_methods
@@ -87,7 +88,7 @@ def run(
     fold_names = [str(fold) for fold in folds]
     patient = patient_key(patient_regex)
     trainings = find_models(name, methods, fold_names, checkpoint)
-    dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw")
+    dataset_json = read_json(raw / "dataset.json", "restore the dataset's folder in nnUNet_raw", dict)
     judges = _validation_cases(raw, dataset_json, fold_names) if postprocess else None
     cases = (
         judges if judges and split == "val" else {fold: _cases(raw, dataset_json, split, fold) for fold in fold_names}
@@ -157,7 +158,7 @@ def run(
         "methods": analyses,
         "paired": analysis.analyse_pairs(analyses, classes.keys),
         "notes": list(notes),
-        "versions": provenance.versions(),
+        "versions": versions(),
         "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[empty_convention], "±": SPREAD_DEFINITION},
     }
     summary["notices"] = analysis.notices(summary)

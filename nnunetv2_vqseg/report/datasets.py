@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunetv2_vqseg.core.files import read_json
+from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.patients import some
-from nnunetv2_vqseg.report.errors import EvaluationError
 
 Split = Literal["test", "val"]
 SPLITS: tuple[Split, ...] = ("test", "val")

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
-from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.core.errors import DatasetError, EvaluationError, explained_disk_errors
+from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.data.dataset_json import check_label_values
 from nnunetv2_vqseg.report import datasets
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.labels import EvaluationClasses, classes_from_dataset_json
 from nnunetv2_vqseg.report.metrics import (
     DEFINITIONS,
@@ -184,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.o.suffix != ".json" or args.o.is_dir():
             raise EvaluationError(f"-o {args.o} is not the name of a .json file; give one.")
         file = args.dataset_json or datasets.raw_folder(args.d) / "dataset.json"
-        dataset_json = read_json(file, "point -d or --dataset-json to a nnU-Net dataset")
+        dataset_json = read_json(file, "point -d or --dataset-json to a nnU-Net dataset", dict)
         with explained_disk_errors():
             result = evaluate_folder(
                 args.ref, args.pred, dataset_json, args.units, args.empty_convention, args.np, args.chill

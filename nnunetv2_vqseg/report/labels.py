@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.core.errors import EvaluationError
 from nnunetv2_vqseg.report.metrics import Label
 
 

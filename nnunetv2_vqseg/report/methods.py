@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.core.errors import EvaluationError
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.core.files import read_object
+from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.data.patients import some
 from nnunetv2_vqseg.report.datasets import nnunet_folder
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.methods import Method
 from nnunetv2_vqseg.unpickling import trusted_numpy
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunetv2_vqseg.core.files import read_json, read_object, replace_bytes, write_json
+from nnunetv2_vqseg.core.files import replace_bytes
+from nnunetv2_vqseg.core.json import read_json, read_object, write_json
 from nnunetv2_vqseg.core.locks import exclusive
 from nnunetv2_vqseg.report.evaluate import ScoreSettings, read_pair
 from nnunetv2_vqseg.report.labels import EvaluationClasses
@@ -155,7 +156,7 @@ def _choose(
     for_each: Workers,
     about: str,
 ) -> Postprocessing:
-    manager = _plans(model).get_label_manager(read_json(model.folder / "dataset.json", "train again"))
+    manager = _plans(model).get_label_manager(read_json(model.folder / "dataset.json", "train again", dict))
     foreground = [int(label) for label in manager.foreground_labels]
     classes = [_plain(label) for label in (manager.foreground_regions if manager.has_regions else foreground)]
 

@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import nnunetv2_vqseg
 from nnunetv2_vqseg.report.methods import Method
 from nnunetv2_vqseg.report.table import NOTHING, Cell, Table, number
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on; reads metadata, imports nothing."""
-    found = {"nnunetv2_vqseg": nnunetv2_vqseg.__version__}
-    commit = own_commit()
-    if commit:
-        found["commit"] = commit
-    for package in ("nnunetv2", "torch", "numpy", "scipy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def git_commit(folder: Path) -> str | None:
-    """The commit that `folder` is at, marked where tracked files are changed; None outside a repository."""
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        # an installed package may lie inside somebody else's repository, where it is not tracked
-        tracked = _git(folder, "ls-files", "--", ".")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if not tracked:
-        return None
-    return f"{head} with uncommitted changes" if changed else head
-
-
-def own_commit() -> str | None:
-    """`git_commit` of this package."""
-    return git_commit(Path(nnunetv2_vqseg.__file__).parent)
-
-
-def short_commit(commit: str) -> str:
-    """Seven digits, and what `git_commit` says about uncommitted changes."""
-    digits, _, remark = commit.partition(" ")
-    return f"{digits[:7]} {remark}".strip()
-
-
-def package() -> str:
-    """Name and version of this package, and its commit where it is a checkout."""
-    commit = own_commit()
-    name = f"nnunetv2_vqseg {nnunetv2_vqseg.__version__}"
-    return f"{name}, {short_commit(commit)}" if commit else name
 
 
 def command(summary: Mapping[str, Any], output: Path) -> str:
@@ -158,11 +108,6 @@ def quantity(name: str, value: Any) -> str:
     if name.endswith("seconds"):
         return duration(value)
     return f"{value:,}" if isinstance(value, int) else number(value, 3)
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def _steps(record: Mapping[str, Any]) -> str:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunetv2_vqseg.core.errors import DatasetError, reason_of
+from nnunetv2_vqseg.core.errors import DatasetError, EvaluationError, reason_of
 from nnunetv2_vqseg.data.images import check_file
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.report.errors import EvaluationError
 
 Reader = type[BaseReaderWriter]
 REMEDY = "write it again, or delete it if it is a prediction"

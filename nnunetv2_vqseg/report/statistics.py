@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from scipy import stats
 
+from nnunetv2_vqseg.core.errors import EvaluationError
 from nnunetv2_vqseg.data.patients import PATIENT_PATTERN, patient_of
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.metrics import METRICS
 
 CaseScores = Mapping[str, Mapping[str, float]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunetv2_vqseg.report.errors import EvaluationError
+from nnunetv2_vqseg.core.errors import EvaluationError
 
 Workers = Callable[[Callable[..., Any], Mapping[str, tuple[Any, ...]], str], dict[str, Any]]
 """`(function, arguments of each case, description) -> result of each case`, with a progress bar."""

@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunetv2_vqseg.core.errors import CheckpointError
 from nnunetv2_vqseg.unpickling import trusted_numpy
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; one sentence says which, why, and what to do next."""
 
 
 def save_atomically(content: dict[str, Any], filename: str | Path) -> None:

@@ -39,8 +39,9 @@ def convert(checkpoint: Path, dataset: str, configuration: str, trainer_name: st
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
+    from nnunetv2_vqseg.core.errors import CheckpointError
     from nnunetv2_vqseg.modules.ema import unwrap
-    from nnunetv2_vqseg.training.checkpoint import CheckpointError, save_atomically
+    from nnunetv2_vqseg.training.checkpoint import save_atomically
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 
     if output.exists():

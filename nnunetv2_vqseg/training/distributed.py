@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.training.checkpoint import seed_everything
 from nnunetv2_vqseg.training.log import LoggingTrainer

@@ -6,8 +6,9 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_vqseg.core.errors import CheckpointError
 from nnunetv2_vqseg.modules.ema import unwrap
-from nnunetv2_vqseg.training.checkpoint import CheckpointError, read_checkpoint
+from nnunetv2_vqseg.training.checkpoint import read_checkpoint
 from nnunetv2_vqseg.unpickling import trusted_numpy
 
 OWN_PARTS = ("quantizer", "image_decoder", "adapter")

@@ -11,12 +11,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.config import ARCHITECTURE
-from nnunetv2_vqseg.core.errors import reason_of
+from nnunetv2_vqseg.core.errors import CheckpointError, reason_of
 from nnunetv2_vqseg.modules.ema import build_teacher, unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import (
-    CheckpointError,
     random_states,
     read_checkpoint,
     save_atomically,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunetv2_vqseg import __version__
-from nnunetv2_vqseg.config import ConfigError
+from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
 from nnunetv2_vqseg.data.cases import number_of_channels
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import update_teacher
@@ -23,12 +23,7 @@ from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
 from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage
 from nnunetv2_vqseg.network import VQSegNet, VQSegOutput, build_image_decoder, build_vqseg_net
-from nnunetv2_vqseg.training.checkpoint import (
-    CheckpointError,
-    remove_leftovers,
-    restore_random_states,
-    seed_everything,
-)
+from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp
 from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.training.preview import PreviewSlices, draw_preview, preview_slices

@@ -23,8 +23,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_raw_dataset import add_case, make_dataset, phantom, tiny_plans, write_volume
 
+from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data import case_preprocessing, locks, preprocessing
-from nnunetv2_vqseg.data.cases import DatasetError, find_unlabeled_cases, labeled_as_unlabeled
+from nnunetv2_vqseg.data.cases import find_unlabeled_cases, labeled_as_unlabeled
 from nnunetv2_vqseg.data.manifest import Manifest
 from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 

@@ -19,9 +19,9 @@ from comparison_world import DATASET, TRAINERS, add_trainings, build_world, ente
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nnunetv2_vqseg.core import locks
+from nnunetv2_vqseg.core.errors import EvaluationError
 from nnunetv2_vqseg.report import compare, figures, models, pictures, prediction, provenance, tables
 from nnunetv2_vqseg.report import page as page_of_tables
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.models import TrainingRecord
 from nnunetv2_vqseg.report.overlays import pick_cases

@@ -14,9 +14,10 @@ import pytest
 import SimpleITK as sitk
 from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volume
 
-from nnunetv2_vqseg.core.files import replace_text, to_jsonable
+from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.json import to_jsonable
 from nnunetv2_vqseg.report import evaluate
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.evaluate import evaluate_folder, main
 from nnunetv2_vqseg.report.labels import classes_from_dataset_json
 from nnunetv2_vqseg.report.metrics import METRICS, score_masks

@@ -19,9 +19,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.postprocessing import remove_connected_components
 
-from nnunetv2_vqseg.core.files import to_jsonable
+from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.core.json import to_jsonable
 from nnunetv2_vqseg.report import compare, postprocessing, prediction
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.evaluate import ScoreSettings
 from nnunetv2_vqseg.report.labels import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import Method

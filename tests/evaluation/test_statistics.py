@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nnunetv2_vqseg.core.errors import EvaluationError
 from nnunetv2_vqseg.data.patients import group_by_patient
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.statistics import (
     MEAN,
     count_empty,

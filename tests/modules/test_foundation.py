@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
 from nnunetv2_vqseg.modules import foundation
-from nnunetv2_vqseg.modules.foundation import FoundationModel, FoundationModelUnavailable, load_foundation_model
+from nnunetv2_vqseg.modules.foundation import FoundationModel, load_foundation_model
 
 TINY = "test_vit.r160_in1k"
 

@@ -19,10 +19,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from skimage import io
 from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
 
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError, PlansError
 from nnunetv2_vqseg.planning import planner as planner_module
 from nnunetv2_vqseg.planning.planner import FIXED_GB, IMAGES_PER_LABELED_IMAGE, vqseg_planner
-from nnunetv2_vqseg.planning.plans import PlansError
 
 NAME = "Dataset901_Tiny"
 INTENSITIES = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_vqseg.planning.plans import PlansError, keep_vqseg_blocks, resolve_vqseg_block
+from nnunetv2_vqseg.core.errors import PlansError
+from nnunetv2_vqseg.planning.plans import keep_vqseg_blocks, resolve_vqseg_block
 
 
 def plans(**configurations: dict[str, Any]) -> dict[str, Any]:

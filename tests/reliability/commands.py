@@ -21,11 +21,9 @@ from nnunetv2.run.run_training import run_training_entry
 from worlds import PLANS, World, tame_plan
 
 import nnunetv2_vqseg.train
-from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, PlansError
 from nnunetv2_vqseg.data.split import main as split_main
 from nnunetv2_vqseg.planning.entrypoint import main as plan_main
-from nnunetv2_vqseg.planning.plans import PlansError
 from nnunetv2_vqseg.report.evaluate import main as evaluate_main
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 

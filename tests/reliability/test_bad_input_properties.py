@@ -25,14 +25,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_raw_dataset import phantom, write_volume
 from worlds import FOLDS, PLANS, World, write_json
 
-from nnunetv2_vqseg.config import ConfigError, VQSegConfig
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, EvaluationError
 from nnunetv2_vqseg.data.cases import find_unlabeled_cases, number_of_channels
 from nnunetv2_vqseg.data.dataset_json import check_dataset_json, declared_labels
 from nnunetv2_vqseg.data.images import read_case
 from nnunetv2_vqseg.data.manifest import Manifest, manifest_file
 from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_fold_entry
-from nnunetv2_vqseg.report.errors import EvaluationError
 from nnunetv2_vqseg.report.reading import read_labels
 
 # torch's launcher, which wants the real standard error.

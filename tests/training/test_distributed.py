@@ -151,7 +151,7 @@ def test_other_ranks_wait_for_preprocessing_but_not_for_a_dead_rank(home, result
 )
 @pytest.mark.slow
 def test_batches_are_split_evenly_or_refused(monkeypatch, total: int, may_grow: bool, world: int, batch) -> None:
-    from nnunetv2_vqseg.config import ConfigError
+    from nnunetv2_vqseg.core.errors import ConfigError
     from nnunetv2_vqseg.training.distributed import DistributedTrainer
 
     trainer = object.__new__(DistributedTrainer)

@@ -6,8 +6,7 @@ import pytest
 import timm
 import torch
 
-from nnunetv2_vqseg.modules.foundation import FoundationModelUnavailable
-from nnunetv2_vqseg.training.checkpoint import CheckpointError
+from nnunetv2_vqseg.core.errors import CheckpointError, FoundationModelUnavailable
 
 pytestmark = pytest.mark.slow
 

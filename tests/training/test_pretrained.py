@@ -155,7 +155,7 @@ def test_teacher_starts_from_the_pretrained_weights_too(new, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("what", ["lacks a weight", "has a wider one"])
 def test_unet_that_does_not_fit_is_one_sentence(new, tmp_path: Path, what: str) -> None:
-    from nnunetv2_vqseg.training.checkpoint import CheckpointError
+    from nnunetv2_vqseg.core.errors import CheckpointError
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
 
     trainer = new("nnUNetTrainerVQSeg")

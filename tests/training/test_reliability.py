@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_vqseg.training.checkpoint import CheckpointError, save_atomically
+from nnunetv2_vqseg.core.errors import CheckpointError
+from nnunetv2_vqseg.training.checkpoint import save_atomically
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow

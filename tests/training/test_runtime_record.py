@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_vqseg import __version__
-from nnunetv2_vqseg.report import provenance
+from nnunetv2_vqseg.core import versions
 from nnunetv2_vqseg.report.models import read_training_record
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_memory_labelled_cases_seed_and_version_are_recorded_for_stock_and_ours_alike(make_trainer, monkeypatch, name):
     trainer = make_trainer(name, seed=3)
     with monkeypatch.context() as patch:  # of a checkout that moves on while it trains
-        patch.setattr(provenance, "git_commit", lambda folder: "0123456789 with uncommitted changes")
+        patch.setattr(versions, "git_commit", lambda folder: "0123456789 with uncommitted changes")
         trainer.initialize()
     train, _ = trainer.do_split()
     checkpoint = Path(trainer.output_folder) / "checkpoint_final.pth"

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_vqseg.config import ConfigError
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import ConfigError, DatasetError
 
 pytestmark = pytest.mark.slow
 
