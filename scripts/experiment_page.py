@@ -11,9 +11,9 @@ from experiment_files import Experiment, ExperimentError, Run, Training
 from experiment_results import Result, has_failed, null_as_nan, with_nan
 
 from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.versions import short_commit
 from nnunetv2_vqseg.report.analysis import analyse_method
 from nnunetv2_vqseg.report.datasets import Split
-from nnunetv2_vqseg.report.provenance import short_commit
 from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiment_files import ExperimentError, Training
 
-from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.report.datasets import SPLITS, Split, test_cases, validation_cases
 from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
 from nnunetv2_vqseg.report.labels import classes_from_dataset_json
@@ -99,7 +99,7 @@ def read_kept(file: Path) -> Result:
     """
     remedy = "delete it, or take it back from git"
     try:
-        result = Result(**read_json(file, remedy))
+        result = Result(**read_json(file, remedy, dict))
     except TypeError as error:
         raise ExperimentError(f"{file} is not a training's result as this version keeps them; {remedy}.") from error
     scores = {
@@ -146,7 +146,7 @@ def read_finished(training: Training, splits: Iterable[Split], device: str, num_
 def read_record(training: Training) -> dict[str, Any]:
     """What the runner noted about a training: commits, machines, seconds so far, exit code of the last attempt."""
     file = training.fold / "experiment.json"
-    record = read_json(file, "delete it") if file.is_file() else {}
+    record = read_json(file, "delete it", dict) if file.is_file() else {}
     return {"commits": [], "machines": [], "seconds": None, "exit_code": None} | record
 
 
@@ -174,7 +174,7 @@ def score(training: Training, split: Split, device: str, num_processes: int) -> 
     """Scores of a finished training's validation or test cases, computed once."""
     stored = stored_scores(training, split)
     if stored is not None:
-        return {case: with_nan(scores) for case, scores in read_json(stored, "delete it").items()}
+        return {case: with_nan(scores) for case, scores in read_json(stored, "delete it", dict).items()}
     raw, dataset_json = _raw(training)
     ending = dataset_json["file_ending"]
     if split == "val":
@@ -194,7 +194,7 @@ def score(training: Training, split: Split, device: str, num_processes: int) -> 
 
 def _raw(training: Training) -> tuple[Path, dict[str, Any]]:
     raw = Path(os.environ["nnUNet_raw"]) / training.dataset
-    return raw, read_json(raw / "dataset.json", "convert the dataset again")
+    return raw, read_json(raw / "dataset.json", "convert the dataset again", dict)
 
 
 def with_nan(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:

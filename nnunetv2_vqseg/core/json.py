@@ -1,26 +1,60 @@
-"""JSON files that people edit by hand."""
+"""JSON files: those that people edit by hand, and those of ours (plain numbers, NaN and infinity as null)."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.files import replace_text
 
 
-def read_json(file: Path, remedy: str) -> Any:
+def read_json(file: Path, remedy: str, kind: type | None = None) -> Any:
     """What is in a JSON file.
 
     Args:
         remedy: what to do where it cannot be read, the end of the sentence.
+        kind: `dict` or `list`, where only that will do.
 
     Raises:
-        DatasetError: it is missing, cannot be opened or is no JSON.
+        DatasetError: it is missing, cannot be opened, is no JSON or holds something else.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{file} cannot be read ({error.strerror}); {remedy}.") from None
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{file} is not valid JSON ({error}); {remedy}.") from None
+    if kind is not None and not isinstance(content, kind):
+        raise DatasetError(f"{file} does not hold a JSON {'list' if kind is list else 'object'}; {remedy}.")
+    return content
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object that one can do without: empty where there is none, or something else."""
+    try:
+        return read_json(file, "", dict)
+    except DatasetError:
+        return {}
+
+
+def write_json(value: Any, file: Path) -> None:
+    """Replace a file by `value`, see `to_jsonable`, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(file, json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def to_jsonable(value: Any) -> Any:
+    """A copy of nested dicts, lists, numpy values and paths that any JSON parser reads back."""
+    if isinstance(value, Mapping):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return to_jsonable(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.files import read_object, write_json
+from nnunetv2_vqseg.core.json import read_object, write_json
 from nnunetv2_vqseg.core.locks import exclusive
 from nnunetv2_vqseg.report.datasets import Case
 from nnunetv2_vqseg.report.models import TrainedModel

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.files import replace_text, to_jsonable, write_json
+from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.json import to_jsonable, write_json
 
 NOTHING = "–"
 DECIMALS = {"Dice": 4, "Jaccard": 4, "HD95": 2, "ASD": 2}

@@ -8,7 +8,7 @@ import sys
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_vqseg.report.provenance import package
+from nnunetv2_vqseg.core.versions import package
 
 
 def printable(value: object) -> str:

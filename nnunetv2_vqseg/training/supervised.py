@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.data.splits_file import load_fold_entry
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.report.models import RUNTIME_FILE

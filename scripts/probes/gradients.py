@@ -23,7 +23,7 @@ import torch
 from in_process import started_training, train_epochs, training_parser
 from torch import Tensor
 
-from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.network import VQSegNet
 from nnunetv2_vqseg.training.checkpoint import random_states, restore_random_states
 from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg

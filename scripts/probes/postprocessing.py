@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_page import compare_shared_seeds
 
-from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.core.json import read_json, write_json
+from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.report import datasets
 from nnunetv2_vqseg.report.analysis import analyse_method
 from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
@@ -31,7 +32,6 @@ from nnunetv2_vqseg.report.labels import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.models import find_models
 from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
-from nnunetv2_vqseg.report.provenance import git_commit
 from nnunetv2_vqseg.report.reading import reader_for
 from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
     args = parser.parse_args(argv)
     name, raw = datasets.dataset_name(args.d), datasets.raw_folder(args.d)
-    dataset_json = read_json(raw / "dataset.json", "convert the dataset again")
+    dataset_json = read_json(raw / "dataset.json", "convert the dataset again", dict)
     classes, ending = classes_from_dataset_json(dataset_json), datasets.file_ending(dataset_json)
     cases = {"val": datasets.validation_cases(raw, dataset_json, "0")}
     if args.test:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from in_process import started_training, train_epochs, training_parser
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.core.files import read_json, write_json
+from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage, QuantizerOutput, VectorQuantizer
 
 

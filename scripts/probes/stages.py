@@ -21,7 +21,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from trained_model import load_model, model_parser
 
-from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from trained_model import load_model, model_parser
 
-from nnunetv2_vqseg.core.files import write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 from nnunetv2_vqseg.network import VQSegNet
 

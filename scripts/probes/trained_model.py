@@ -14,7 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-from nnunetv2_vqseg.core.files import read_json
+from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.report.datasets import nnunet_folder
 
 

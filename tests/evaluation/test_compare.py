@@ -19,7 +19,7 @@ from comparison_world import DATASET, TRAINERS, add_trainings, build_world, ente
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nnunetv2_vqseg.core import locks
-from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.core.errors import EvaluationError, UserError
 from nnunetv2_vqseg.report import compare, figures, models, pictures, prediction, provenance, tables
 from nnunetv2_vqseg.report import page as page_of_tables
 from nnunetv2_vqseg.report.methods import parse_methods
@@ -539,7 +539,7 @@ def test_a_regex_without_a_patient_stops_before_anything_is_predicted(world, pre
 )
 def test_broken_datasets_stop_with_one_sentence(world, predictor, without_report, break_it, sentence):
     break_it(world / "raw" / DATASET)
-    with pytest.raises(EvaluationError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         compare.run(901, TRAINERS[:1], world / "out", device="cpu")
 
 
