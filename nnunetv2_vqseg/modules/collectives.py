@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,3 +26,22 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum of `values` over all processes, with a gradient; every process must call this, forward and backward."""
+    return _SumOverProcesses.apply(values) if is_distributed() else values
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce with a gradient. torch.distributed.nn.functional's is deprecated and cannot be compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from torch import Tensor, nn
+
+from nnunetv2_vqseg.modules.nd import CONV, CONV_TRANSPOSE, INSTANCE_NORM
 
 MAX_WIDENING = 8
 
@@ -20,43 +21,49 @@ class ImageDecoder(nn.Module):
     Args:
         in_channels: C of the quantised tokens.
         out_channels: channels of the image.
-        strides: one (height, width) factor per upsampling step from the token grid to the image, deepest first.
+        strides: one (height, width) or (depth, height, width) of factors per upsampling step from the token grid to
+            the image, deepest first.
         base_features: width one step below full resolution, an even number.
+        ndim: 2 or 3 spatial dimensions; None: as many as the strides have, 2 where there are none.
 
     Raises:
-        ValueError: a stride below 1, or an odd or non-positive `base_features`.
+        ValueError: a stride below 1 or of another length, or an odd or non-positive `base_features`.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, strides: Sequence[tuple[int, int]], base_features: int = 32
+        self,
+        in_channels: int,
+        out_channels: int,
+        strides: Sequence[Sequence[int]],
+        base_features: int = 32,
+        ndim: int | None = None,
     ):
         super().__init__()
-        if any(len(stride) != 2 or min(stride) < 1 for stride in strides):
-            raise ValueError(f"every stride must be a pair of integers >= 1, got {list(strides)}")
+        ndim = ndim or (len(strides[0]) if strides else 2)
+        if ndim not in CONV or any(len(stride) != ndim or min(stride) < 1 for stride in strides):
+            raise ValueError(f"every stride must be a pair or triple of integers >= 1, got {list(strides)}")
         if base_features < 2 or base_features % 2:
             raise ValueError(f"base_features must be a positive even number, got {base_features}")
         widths = [
             min(base_features * 2**steps_left // 2, base_features * MAX_WIDENING)
             for steps_left in range(len(strides), -1, -1)
         ]
-        self.scale = (prod(stride[0] for stride in strides), prod(stride[1] for stride in strides))
-        blocks: list[nn.Module] = [_conv_block(in_channels, widths[0])]
+        blocks: list[nn.Module] = [_conv_block(ndim, in_channels, widths[0])]
         for stride, wide, narrow in zip(strides, widths, widths[1:], strict=False):
-            size = (int(stride[0]), int(stride[1]))
             # The bias is left out where instance normalisation would subtract it again.
-            blocks.append(nn.ConvTranspose2d(wide, narrow, kernel_size=size, stride=size, bias=False))
-            blocks.append(_conv_block(narrow, narrow))
-        blocks.append(nn.Conv2d(widths[-1], out_channels, kernel_size=1))
+            blocks.append(CONV_TRANSPOSE[ndim](wide, narrow, kernel_size=stride, stride=stride, bias=False))
+            blocks.append(_conv_block(ndim, narrow, narrow))
+        blocks.append(CONV[ndim](widths[-1], out_channels, kernel_size=1))
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, quantized: Tensor) -> Tensor:
-        """(B, C, h, w) quantised tokens -> (B, out_channels, h * scale[0], w * scale[1]) image, unbounded values."""
+        """(B, C, ...) quantised tokens -> (B, out_channels, ...) image, larger by the strides' product, unbounded."""
         return self.blocks(quantized)
 
 
-def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
+def _conv_block(ndim: int, in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.InstanceNorm2d(out_channels, eps=1e-5, affine=True),
+        CONV[ndim](in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        INSTANCE_NORM[ndim](out_channels, eps=1e-5, affine=True),
         nn.LeakyReLU(inplace=True),
     )

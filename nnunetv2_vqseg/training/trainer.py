@@ -14,14 +14,14 @@ from torch import distributed as dist
 
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
-from nnunetv2_vqseg.data.cases import number_of_channels
+from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import update_teacher
 from nnunetv2_vqseg.modules.foundation import load_foundation_model
 from nnunetv2_vqseg.modules.losses.pseudo_label import kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
-from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage
+from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 from nnunetv2_vqseg.network import VQSegNet, VQSegOutput, build_image_decoder, build_vqseg_net
 from nnunetv2_vqseg.training.checkpoint import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.training.objective import Objective, Views, ramp

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rebuild-every",
         type=int,
-        default=250,
+        default=50,
         metavar="STEPS",
-        help="over how many steps a rebuild of the neighbour table is spread (default: an epoch of 250)",
+        help="over how many steps a rebuild of the neighbour table is spread (default: that of QPM, 50)",
     )
     parser.add_argument(
         "--plain-elements",
@@ -74,8 +74,7 @@ class Point:
         self.compare = partial(compare, device=device, repeats=args.repeats, seconds=args.seconds)
         self.size = {"tokens": tokens, "codes": codes, "width": width}
         self.has_plain = tokens * codes <= args.plain_elements
-        self.quantizer = VectorQuantizer(width, codes, None, normalize=False, entropy_tokens=ENTROPY_TOKENS).to(device)
-        self.quantizer.train()
+        self.quantizer = _quantizer(width, codes, ENTROPY_TOKENS).to(device).train()
         self.z = torch.randn(1, width, tokens, 1, device=device).mul_(width**-0.5)
         self.tokens = self.z.flatten(2)[0].T.contiguous()
         self.codes = self.quantizer.codes().detach()
@@ -114,7 +113,7 @@ class Point:
 
     def perturbation_rows(self, lookup_ms: float) -> list[Row]:
         """QPM at each epsilon; `of_lookup` counts the rebuild's share of a step in."""
-        table = QuantizedPerturbation(0.7, perplexity=PERPLEXITY, num_neighbors=NEIGHBORS)
+        table = QuantizedPerturbation(0.7, "calibrated", PERPLEXITY, NEIGHBORS)
 
         def rebuild() -> None:
             table.discard_table()
@@ -127,11 +126,7 @@ class Point:
             for mode in ("calibrated", "literal"):
                 perturbation = QuantizedPerturbation(epsilon, mode, PERPLEXITY, NEIGHBORS)
                 perturbation.prepare(self.codes)  # a rebuild has a row of its own
-
-                def step(perturbation: QuantizedPerturbation = perturbation) -> None:
-                    perturbation.prepare(self.codes)
-                    perturbation(self.indices, self.codes)
-
+                step = partial(perturbation, self.indices, self.codes)
                 loop = partial(plain.perturb, self.indices, self.codes, epsilon)
                 compared = loop if mode == "literal" else None
                 row = self.row(f"QPM {mode}, epsilon {epsilon}", step, compared)
@@ -144,7 +139,7 @@ class Point:
 
         The plain version takes the entropy term over all tokens, and in a second row over as many as ours.
         """
-        perturbation = QuantizedPerturbation(0.7, perplexity=PERPLEXITY, num_neighbors=NEIGHBORS)
+        perturbation = QuantizedPerturbation(0.7, "calibrated", PERPLEXITY, NEIGHBORS)
         perturbation.prepare(self.codes)  # its table has a row of its own
         temperature = TEMPERATURE * self._mean_squared_distance() / 2.0
         mapping = self.quantizer.mapping.weight
@@ -152,8 +147,6 @@ class Point:
         def ours() -> None:
             z = self.z.clone().requires_grad_()
             mapping.grad = None
-            with torch.no_grad():
-                perturbation.prepare(self.quantizer.codes())
             output = self.quantizer(z)
             moved = perturbation(output.indices, output.codes)
             quantized = output.quantized + self.quantizer.displacement(output.indices, moved)
@@ -178,7 +171,7 @@ class Point:
         from vector_quantize_pytorch import SimVQ
 
         width, codes = self.size["width"], self.size["codes"]
-        ours = VectorQuantizer(width, codes, None, normalize=False, entropy_tokens=0).to(self.device).train()
+        ours = _quantizer(width, codes, entropy_tokens=0).to(self.device).train()
         theirs = SimVQ(dim=width, codebook_size=codes, rotation_trick=False).to(self.device).train()
 
         def run_ours() -> None:
@@ -195,3 +188,10 @@ class Point:
     def _mean_squared_distance(self) -> float:
         center = self.codes.mean(dim=0)
         return sum(float((rows - center).square().sum(dim=1).mean()) for rows in (self.tokens, self.codes))
+
+
+def _quantizer(width: int, codes: int, entropy_tokens: int) -> VectorQuantizer:
+    """Without projections, and with all gradients to the features."""
+    return VectorQuantizer(
+        width, codes, None, normalize=False, entropy_tokens=entropy_tokens, codebook_trains_features=True
+    )

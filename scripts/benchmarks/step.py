@@ -119,7 +119,7 @@ def _train(trainer: Any, numbers: range) -> None:
 
 def _qpm_of_lookup(trainer: Any, perturbation: Any, numbers: range, device: torch.device) -> Row:
     watch = Stopwatch(device)
-    calls = {"_build": 0, "_replace_rows": 0}
+    calls = {"_build": 0}
     with ExitStack() as stack:
         lookup = watch.timed("lookup", quantizer.nearest_codes)
         stack.enter_context(patch.object(quantizer, "nearest_codes", lookup))
@@ -130,7 +130,7 @@ def _qpm_of_lookup(trainer: Any, perturbation: Any, numbers: range, device: torc
             stack.enter_context(patch.object(perturbation, method, _counted(perturbation, method, calls)))
         _train(trainer, numbers)
     # The teacher does not look codes up where its decoder reads z.
-    row: Row = {"rebuilt": calls["_build"], "rows_replaced": calls["_replace_rows"]}
+    row: Row = {"rebuilt": calls["_build"]}
     row |= {f"{part}_ms": 1e3 * seconds / len(numbers) for part, seconds in watch.seconds.items()}
     return {**row, "QPM_of_lookup": (row["QPM prepare_ms"] + row["QPM forward_ms"]) / row["lookup_ms"]}
 

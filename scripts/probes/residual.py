@@ -22,7 +22,8 @@ from in_process import started_training, train_epochs, training_parser
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.json import read_json, write_json
-from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage, QuantizerOutput, VectorQuantizer
+from nnunetv2_vqseg.modules.vq.quantizer import QuantizerOutput, VectorQuantizer
+from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 
 
 class ResidualQuantizer(VectorQuantizer):
@@ -38,6 +39,7 @@ class ResidualQuantizer(VectorQuantizer):
                 normalize=False,
                 beta=self.beta,
                 entropy_tokens=self.entropy_tokens,
+                codebook_trains_features=True,
                 restart_after=self.restart_after,
             )
             for _ in range(books - 1)

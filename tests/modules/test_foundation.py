@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
-from nnunetv2_vqseg.modules import foundation
 from nnunetv2_vqseg.modules.foundation import FoundationModel, load_foundation_model
 
 TINY = "test_vit.r160_in1k"
@@ -32,8 +31,8 @@ def offline(monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(foundation, "try_to_load_from_cache", lambda *args, **kwargs: None)
-    monkeypatch.setattr(foundation, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
 
 
 def random_model(image_size: int = 64, **kwargs) -> FoundationModel:

@@ -104,7 +104,7 @@ def whole_batch(world: int, seed: int) -> tuple[Views, tuple[Tensor, Tensor]]:
 
     target = torch.randint(CLASSES, (count, 1, *PATCH), generator=random)
     weak, (labels, confidence) = images(), pseudo_labels(logits())
-    boxes = sample_cutmix_boxes(count, *PATCH, probability=1.0, generator=random)
+    boxes = sample_cutmix_boxes(count, PATCH, probability=1.0, generator=random)
     partners = torch.arange(count).roll(SHARE)
     features = torch.randn(2 * count, 5, 4, 4, generator=random)
     mask = torch.rand(2 * count, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 2 * count).view(-1, 1, 1)

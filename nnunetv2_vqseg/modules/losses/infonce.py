@@ -18,10 +18,10 @@ def patch_contrastive_loss(
     the same image; similarity is the cosine. Computed in float32 whatever the autocast context.
 
     Args:
-        adapted: (B, C', H', W') from `PostVQFeatureAdapter`; receives the gradient.
-        target: (B, C', H', W') features of the foundation model; receives none.
+        adapted: (B, C', ...) from `PostVQFeatureAdapter`; receives the gradient.
+        target: (B, C', ...) features of the foundation model; receives none.
         temperature: tau > 0.
-        mask: (B, H', W') bool, True where a patch takes part, as a positive and as a negative; None keeps all.
+        mask: (B, ...) bool, True where a patch takes part, as a positive and as a negative; None keeps all.
         ddp: divide by the kept patches of all processes, so that gradients averaged by DistributedDataParallel are
             those of one process with the whole batch.
 
@@ -31,12 +31,12 @@ def patch_contrastive_loss(
     Raises:
         ValueError: shapes do not match, or `temperature` is not positive.
     """
-    if adapted.shape != target.shape or adapted.ndim != 4:
+    if adapted.shape != target.shape or adapted.ndim < 3:
         raise ValueError(
-            f"adapted and target must both be (B, C', H', W'), got {tuple(adapted.shape)} and {tuple(target.shape)}"
+            f"adapted and target must both be (B, C', ...), got {tuple(adapted.shape)} and {tuple(target.shape)}"
         )
     if mask is not None and mask.shape != (adapted.shape[0], *adapted.shape[2:]):
-        raise ValueError(f"mask must be (B, H', W') for {tuple(adapted.shape)}, got {tuple(mask.shape)}")
+        raise ValueError(f"mask must be (B, ...) for {tuple(adapted.shape)}, got {tuple(mask.shape)}")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(device_type=adapted.device.type, enabled=False):

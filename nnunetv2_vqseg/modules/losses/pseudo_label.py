@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunetv2_vqseg.modules.collectives import sum_over_processes
+from nnunetv2_vqseg.modules.nd import spatial_axes
 
 SMOOTH = 1e-5
 
@@ -17,10 +17,10 @@ def pseudo_labels(logits: Tensor, regions: bool = False) -> tuple[Tensor, Tensor
     """The teacher's hard labels and how sure it is of them (3.4).
 
     Args:
-        logits: (B, K, H, W) class logits, or (B, R, H, W) region logits if `regions`.
+        logits: (B, K, ...) class logits, or (B, R, ...) region logits if `regions`.
 
     Returns:
-        labels int64 and confidence float32: (B, H, W) argmax and largest softmax; for regions (B, R, H, W), 0 or 1 and
+        labels int64 and confidence float32: (B, ...) argmax and largest softmax; for regions (B, R, ...), 0 or 1 and
         max(p, 1 - p).
     """
     if regions:
@@ -63,8 +63,8 @@ class PseudoLabelLoss(nn.Module):
         """A scalar.
 
         Args:
-            logits: student, (B, K, H, W) classes with background first, or (B, R, H, W) regions.
-            labels, confidence: from `pseudo_labels`: (B, H, W), or (B, R, H, W) for regions.
+            logits: student, (B, K, ...) classes with background first, or (B, R, ...) regions, in 2D or 3D.
+            labels, confidence: from `pseudo_labels`: (B, ...), or (B, R, ...) for regions.
 
         Raises:
             ValueError: shapes do not match.
@@ -90,10 +90,10 @@ class PseudoLabelLoss(nn.Module):
             reference = labels.bool()
         else:
             probability = logits.softmax(dim=1)[:, 1:]
-            classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, 1, 1)
+            classes = torch.arange(1, logits.shape[1], device=logits.device).view(-1, *[1] * (logits.ndim - 2))
             reference = labels[:, None] == classes
             kept = kept[:, None]
-        axes = (0, 2, 3)
+        axes = (0, *spatial_axes(logits))
         sums = torch.stack(
             [
                 torch.where(kept & reference, probability, 0.0).sum(axes),
@@ -101,24 +101,6 @@ class PseudoLabelLoss(nn.Module):
                 (kept & reference).sum(axes).float(),
             ]
         )  # (3, foreground classes): intersection, prediction, reference
-        if self.ddp and dist.is_available() and dist.is_initialized():
-            sums = _SumOverProcesses.apply(sums)
-        intersection, predicted, referenced = sums
+        intersection, predicted, referenced = sum_over_processes(sums) if self.ddp else sums
         dice = (2.0 * intersection + SMOOTH) / (predicted + referenced + SMOOTH)
         return 1.0 - dice.mean()
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduce with a gradient. torch.distributed.nn.functional's is deprecated and cannot be compiled."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+# UniMatch's ranges.
+AREA = (0.02, 0.4)
+ASPECT = (0.3, 1 / 0.3)
+
 
 class CutMixPlan(NamedTuple):
     """Which pixels of which image are replaced by whose; the same plan serves images, labels and confidence.
 
-    boxes: (B, 1, H, W) bool, True where the partner's pixels are pasted.
+    boxes: (B, 1, H, W) or (B, 1, D, H, W) bool, True where the partner's pixels are pasted.
     partners: (B,) int64, for every image the index of the one it is pasted from.
     """
 
@@ -19,60 +24,69 @@ class CutMixPlan(NamedTuple):
     partners: Tensor
 
     def apply(self, values: Tensor) -> Tensor:
-        """`cutmix` of (B, ..., H, W) values of any dtype; a new tensor."""
+        """`cutmix` of values of any dtype, with or without channels; a new tensor."""
         return cutmix(values, self.boxes, self.partners)
 
 
 def sample_cutmix_boxes(
     batch: int,
-    height: int,
-    width: int,
+    size: Sequence[int],
     probability: float = 0.5,
-    area: tuple[float, float] = (0.02, 0.4),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    area: tuple[float, float] = AREA,
+    aspect: tuple[float, float] = ASPECT,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One random box per image, with UniMatch's ranges of area and aspect ratio.
+    """One random box per image.
+
+    A volume's box has share^(1/3) of the depth and share^(2/3) of the plane of height and width, to which `aspect`
+    applies. Draws come in the order share, aspect, top, left, chance, and only then the places along leading axes.
 
     Args:
+        size: (H, W) or (D, H, W).
         probability: chance in [0, 1] that an image gets a box at all.
-        area: range of the box's share of the image, uniform.
+        area: range of the box's share of the image or volume, uniform.
         aspect: range of the box's height / width in units of the image's, log-uniform, narrowed where a box of the
             drawn area would not fit.
 
     Returns:
-        (B, 1, H, W) bool, True inside the box, all False for an image without one.
+        (B, 1, *size) bool, True inside the box, all False for an image without one.
     """
 
     def uniform() -> Tensor:
         return torch.rand(batch, device=device, generator=generator)
 
+    def interval(extent: Tensor, length: int) -> Tensor:
+        """(B, length) bool, where a side of the box lies that is `extent` of the whole."""
+        side = (extent * length).round().clamp(1, length)[:, None]
+        start = (uniform()[:, None] * (length - side + 1)).floor()
+        places = torch.arange(length, device=device)[None]
+        return (places >= start) & (places < start + side)
+
+    *leading, height, width = size
     share = area[0] + (area[1] - area[0]) * uniform()
-    lowest, highest = share.clamp(min=aspect[0]).log(), (1 / share).clamp(max=aspect[1]).log()
+    plane = share ** (2 / len(size))
+    lowest, highest = plane.clamp(min=aspect[0]).log(), (1 / plane).clamp(max=aspect[1]).log()
     ratio = (lowest + (highest - lowest) * uniform()).exp()
-    box_height = ((share * ratio).sqrt() * height).round().clamp(1, height)
-    box_width = ((share / ratio).sqrt() * width).round().clamp(1, width)
-    top = (uniform() * (height - box_height + 1)).floor()
-    left = (uniform() * (width - box_width + 1)).floor()
-    rows = torch.arange(height, device=device)[None]  # (1, H)
-    columns = torch.arange(width, device=device)[None]  # (1, W)
-    in_rows = (rows >= top[:, None]) & (rows < (top + box_height)[:, None])  # (B, H)
-    in_columns = (columns >= left[:, None]) & (columns < (left + box_width)[:, None])  # (B, W)
-    in_rows &= (uniform() < probability)[:, None]
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    in_plane = [interval((plane * ratio).sqrt(), height), interval((plane / ratio).sqrt(), width)]
+    boxes = (uniform() < probability).view(batch, *[1] * (len(size) + 1))
+    sides = [interval(share ** (1 / len(size)), length) for length in leading] + in_plane
+    for axis, side in enumerate(sides, start=2):
+        boxes = boxes & side.view(batch, *[1] * (axis - 1), -1, *[1] * (len(size) + 1 - axis))
+    return boxes
 
 
 def sample_cutmix_plan(
     batch: int,
-    height: int,
-    width: int,
+    size: Sequence[int],
     probability: float = 0.5,
+    area: tuple[float, float] = AREA,
+    aspect: tuple[float, float] = ASPECT,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
 ) -> CutMixPlan:
-    """Boxes and partners for a batch; no image is its own partner unless it is alone, where CutMix does nothing."""
-    boxes = sample_cutmix_boxes(batch, height, width, probability, device=device, generator=generator)
+    """`sample_cutmix_boxes` and partners; no image is its own unless it is alone, where CutMix does nothing."""
+    boxes = sample_cutmix_boxes(batch, size, probability, area, aspect, device, generator)
     ring = torch.randperm(batch, device=device, generator=generator)
     partners = torch.empty_like(ring)
     partners[ring] = ring.roll(1)
@@ -83,8 +97,8 @@ def cutmix(values: Tensor, boxes: Tensor, partners: Tensor) -> Tensor:
     """Pastes each image's partner into its box.
 
     Args:
-        values: (B, ..., H, W), any dtype and any number of dimensions in between.
-        boxes: (B, 1, H, W) bool.
+        values: (B, *size) or (B, C, *size), any dtype.
+        boxes: (B, 1, *size) bool.
         partners: (B,) int64.
 
     Returns:
@@ -93,8 +107,7 @@ def cutmix(values: Tensor, boxes: Tensor, partners: Tensor) -> Tensor:
     Raises:
         ValueError: batch or image size of `values` and `boxes` differ.
     """
-    batch, _, height, width = boxes.shape
-    if values.shape[0] != batch or values.shape[-2:] != (height, width):
+    size = boxes.shape[2:]
+    if values.shape[0] != len(boxes) or values.shape[-len(size) :] != size or values.ndim > boxes.ndim:
         raise ValueError(f"values {tuple(values.shape)} do not fit the boxes {tuple(boxes.shape)}")
-    inside = boxes.reshape(batch, *[1] * (values.ndim - 3), height, width)
-    return torch.where(inside, values[partners], values)
+    return torch.where(boxes if values.ndim == boxes.ndim else boxes[:, 0], values[partners], values)

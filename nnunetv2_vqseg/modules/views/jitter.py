@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunetv2_vqseg.modules.nd import CONVOLVE, spatial_axes
+
 
 class IntensityJitter:
     """Random brightness, contrast, gamma, blur and noise, drawn anew for every image and channel.
@@ -20,7 +22,7 @@ class IntensityJitter:
         brightness: largest shift either way.
         contrast: largest log of the factor about the channel's mean, either way.
         gamma: largest log of the exponent, either way; the channel's range of intensities stays as it is.
-        blur: largest standard deviation of the Gaussian, in pixels.
+        blur: largest standard deviation of the Gaussian, in pixels, along every axis.
         noise: largest standard deviation of the noise.
         color_probability: chance of each of brightness, contrast and gamma.
         blur_probability, noise_probability: chance of blur and of noise.
@@ -58,21 +60,23 @@ class IntensityJitter:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, H, W) z-scored images -> a new tensor of the same shape and dtype."""
+        """(B, C, H, W) or (B, C, D, H, W) z-scored images -> a new tensor of the same shape and dtype."""
+        axes = spatial_axes(images)
+        channels = (*images.shape[:2], *[1] * len(axes))
 
         def drawn(low: float, high: float, probability: float) -> Tensor:
-            # (B, C, 1, 1); 0 means for every effect that it changes nothing.
-            chance, draw = torch.rand((2, *images.shape[:2], 1, 1), device=images.device, generator=generator)
+            # One number a channel; 0 means for every effect that it changes nothing.
+            chance, draw = torch.rand((2, *channels), device=images.device, generator=generator)
             return torch.where(chance < probability, low + (high - low) * draw, 0.0)
 
         values = images.float()
-        mean = values.mean(dim=(2, 3), keepdim=True)
+        mean = values.mean(dim=axes, keepdim=True)
         factor = drawn(-self.contrast, self.contrast, self.color_probability).exp()
         shift = drawn(-self.brightness, self.brightness, self.color_probability)
-        unit = values.std(dim=(2, 3), keepdim=True) if self.relative else 1.0
+        unit = values.std(dim=axes, keepdim=True) if self.relative else 1.0
         values = (values - mean) * factor + mean + shift * unit
-        low = values.amin(dim=(2, 3), keepdim=True)
-        span = (values.amax(dim=(2, 3), keepdim=True) - low).clamp(min=1e-6)
+        low = values.amin(dim=axes, keepdim=True)
+        span = (values.amax(dim=axes, keepdim=True) - low).clamp(min=1e-6)
         exponent = drawn(-self.gamma, self.gamma, self.color_probability).exp()
         values = ((values - low) / span).pow(exponent) * span + low
         sigma = drawn(0.0, self.blur, self.blur_probability)
@@ -83,14 +87,15 @@ class IntensityJitter:
 
 
 def _gaussian_blur(values: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable blur with a standard deviation (B, C, 1, 1) per channel; sigma 0 changes nothing."""
-    batch, channels, height, width = values.shape
+    """Separable blur with a standard deviation per channel, sigma (B, C, 1, ...); sigma 0 changes nothing."""
+    ndim = values.ndim - 2
+    stack = values.flatten(0, 1)[None]
     offsets = torch.arange(-radius, radius + 1, device=values.device, dtype=values.dtype)
     kernels = (-0.5 * (offsets / sigma.reshape(-1, 1).clamp(min=1e-3)) ** 2).exp()  # (B * C, 2 * radius + 1)
     kernels = kernels / kernels.sum(dim=1, keepdim=True)
-    stack = values.reshape(1, batch * channels, height, width)
     with torch.autocast(device_type=values.device.type, enabled=False):
-        stack = F.pad(stack, (radius,) * 4, mode="replicate")
-        stack = F.conv2d(stack, kernels[:, None, :, None], groups=batch * channels)
-        stack = F.conv2d(stack, kernels[:, None, None, :], groups=batch * channels)
+        stack = F.pad(stack, (radius,) * 2 * ndim, mode="replicate")
+        for axis in range(ndim):
+            kernel = kernels.view(len(kernels), *[1] * (axis + 1), -1, *[1] * (ndim - axis - 1))
+            stack = CONVOLVE[ndim](stack, kernel, groups=len(kernels))
     return stack.reshape(values.shape)

@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.views.cutmix import sample_cutmix_plan
+from nnunetv2_vqseg.modules.views.cutmix import AREA, ASPECT, sample_cutmix_plan
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 
 
 class UnlabeledView(NamedTuple):
     """A view of unlabelled images and what it is compared with, all mixed by the same CutMix plan where there is one.
 
-    images: (B, C, H, W).
-    labels, confidence: (B, H, W), or (B, R, H, W) for regions, of the teacher.
-    clean: (B, C, H, W), the images before the jitter.
+    images: (B, C, H, W) or (B, C, D, H, W).
+    labels, confidence: of the teacher, as images but without channels, or with one for each region.
+    clean: the images before the jitter.
     """
 
     images: Tensor
@@ -25,17 +25,22 @@ class UnlabeledView(NamedTuple):
 
 
 def strong_view(
-    images: Tensor, labels: Tensor, confidence: Tensor, jitter: IntensityJitter, probability: float = 0.5
+    images: Tensor,
+    labels: Tensor,
+    confidence: Tensor,
+    jitter: IntensityJitter,
+    probability: float = 0.5,
+    area: tuple[float, float] = AREA,
+    aspect: tuple[float, float] = ASPECT,
 ) -> UnlabeledView:
     """Intensity jitter, then CutMix inside the batch, with labels and confidence mixed in the same way.
 
     Args:
-        images: (B, C, H, W) weak view; labels, confidence: (B, ..., H, W) of the teacher.
-        probability: chance of an image to get a box.
+        images, labels, confidence: the weak view and the teacher's, shapes as in `UnlabeledView`.
+        probability, area, aspect: as for `sample_cutmix_boxes`.
 
     Returns:
         New tensors; a batch of one is jittered only.
     """
-    batch, _, height, width = images.shape
-    plan = sample_cutmix_plan(batch, height, width, probability, device=images.device)
+    plan = sample_cutmix_plan(len(images), images.shape[2:], probability, area, aspect, device=images.device)
     return UnlabeledView(plan.apply(jitter(images)), plan.apply(labels), plan.apply(confidence), plan.apply(images))

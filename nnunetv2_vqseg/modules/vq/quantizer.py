@@ -10,26 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.modules.collectives import is_distributed, mean_over_processes
+from nnunetv2_vqseg.modules.nd import AXES, CONV
 from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
 from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
-from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
-
-__all__ = ["CodebookUsage", "QuantizerOutput", "VectorQuantizer"]
 
 # Spread of the copies made when there are fewer samples than codes, in standard deviations of the samples.
 _JITTER = 0.1
 
 
 class QuantizerOutput(NamedTuple):
-    """What quantising (B, C, H, W) features gives.
+    """What quantising features z, (B, C, H, W) or (B, C, D, H, W), gives; N is the number of their positions.
 
-    `quantized`: (B, C, H, W) q(z), straight-through, in the features' dtype.
-    `indices`: (B, H, W) int64 codes (Eq. 2).
+    `quantized`: q(z), straight-through, in the shape and dtype of z.
+    `indices`: codes, int64 in the shape of z without C (Eq. 2).
     `loss`: scalar L_vq.
     `entropy`: scalar entropy regulariser, zero when not training or switched off.
     `embedded`: as `quantized` in value, with the gradient of the codebook's own losses: for losses that train the
         projections but not, without `codebook_trains_features`, what came before them.
-    `tokens`: (B*H*W, d) what was looked up, without gradient.
+    `tokens`: (N, d) what was looked up, without gradient.
     `codes`: (K, d) the mapped book it was looked up in, without gradient.
     """
 
@@ -71,6 +69,7 @@ class VectorQuantizer(nn.Module):
             project_in: the commitment alone would draw all features to few codes, and the entropy term that prevents
             it pulls harder at z than a segmentation loss.
         restart_after: steps without use after which `observe` restarts a code; 0: never.
+        ndim: spatial dimensions of the features, 2 or 3.
 
     Raises:
         ValueError: an argument is out of range.
@@ -87,8 +86,9 @@ class VectorQuantizer(nn.Module):
         beta: float = 0.25,
         entropy_tokens: int = 512,
         entropy_temperature: float = 0.05,
-        codebook_trains_features: bool = True,
-        restart_after: int = 0,
+        codebook_trains_features: bool = False,
+        restart_after: int = 500,
+        ndim: int = 2,
     ) -> None:
         super().__init__()
         if channels < 1 or (code_dim is not None and code_dim < 1):
@@ -102,6 +102,8 @@ class VectorQuantizer(nn.Module):
             )
         if entropy_temperature <= 0:
             raise ValueError(f"entropy_temperature must be positive, got {entropy_temperature}.")
+        if ndim not in CONV:
+            raise ValueError(f"ndim must be 2 or 3, got {ndim}.")
         self.channels = channels
         self.num_codes = num_codes
         self.code_dim = channels if code_dim is None else code_dim
@@ -111,9 +113,10 @@ class VectorQuantizer(nn.Module):
         self.entropy_temperature = entropy_temperature
         self.codebook_trains_features = codebook_trains_features
         self.restart_after = restart_after
+        self.ndim = ndim
 
-        self.project_in: nn.Module = nn.Identity() if code_dim is None else nn.Conv2d(channels, code_dim, 1)
-        self.project_out: nn.Module = nn.Identity() if code_dim is None else nn.Conv2d(code_dim, channels, 1)
+        self.project_in: nn.Module = nn.Identity() if code_dim is None else CONV[ndim](channels, code_dim, 1)
+        self.project_out: nn.Module = nn.Identity() if code_dim is None else CONV[ndim](code_dim, channels, 1)
         self.mapping = nn.Linear(self.code_dim, self.code_dim, bias=False)
         nn.init.eye_(self.mapping.weight)
         self.register_buffer("codebook", torch.randn(num_codes, self.code_dim) * self.code_dim**-0.5)
@@ -127,14 +130,15 @@ class VectorQuantizer(nn.Module):
             f"channels={self.channels}, num_codes={self.num_codes}, code_dim={self.code_dim}, "
             f"normalize={self.normalize}, beta={self.beta}, entropy_tokens={self.entropy_tokens}, "
             f"entropy_temperature={self.entropy_temperature}, "
-            f"codebook_trains_features={self.codebook_trains_features}, restart_after={self.restart_after}"
+            f"codebook_trains_features={self.codebook_trains_features}, restart_after={self.restart_after}, "
+            f"ndim={self.ndim}"
         )
 
     def forward(self, z: Tensor) -> QuantizerOutput:
-        """Quantise features (B, C, H, W).
+        """Quantise features, (B, C, H, W) or, with `ndim` 3, (B, C, D, H, W).
 
         Raises:
-            ValueError: z is not (B, C, H, W) with this quantiser's C.
+            ValueError: z has another shape or another C.
         """
         tokens = self.tokens(z)
         own = tokens if self.codebook_trains_features or not self.training else self.tokens(z.detach())
@@ -165,16 +169,16 @@ class VectorQuantizer(nn.Module):
         )
 
     def tokens(self, z: Tensor) -> Tensor:
-        """Features (B, C, H, W) as float32 tokens (B*H*W, d) of the code space, normalised if the setting says so.
+        """Features z as float32 tokens (N, d) of the code space, normalised if the setting says so.
 
         Raises:
-            ValueError: z is not (B, C, H, W) with this quantiser's C.
+            ValueError: as `forward`.
         """
-        if z.ndim != 4 or z.shape[1] != self.channels:
-            raise ValueError(f"features must be (B, {self.channels}, H, W), got {tuple(z.shape)}.")
+        if z.ndim != self.ndim + 2 or z.shape[1] != self.channels:
+            raise ValueError(f"features must be (B, {self.channels}, {AXES[self.ndim]}), got {tuple(z.shape)}.")
         projected = self.project_in(z)
         with torch.autocast(z.device.type, enabled=False):
-            tokens = projected.permute(0, 2, 3, 1).reshape(-1, self.code_dim)
+            tokens = projected.movedim(1, -1).flatten(0, -2)
             tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
             if self.normalize:
                 tokens = F.normalize(F.layer_norm(tokens, (self.code_dim,)), dim=1)
@@ -185,13 +189,13 @@ class VectorQuantizer(nn.Module):
         return self._mapped(self.codebook)
 
     def embed(self, indices: Tensor) -> Tensor:
-        """Codes (B, H, W) as features (B, C, H, W), without a gradient to `mapping`."""
+        """Codes (B, ...) as features (B, C, ...), without a gradient to `mapping`."""
         with torch.no_grad():
             codes = self._mapped(self.codebook[indices.flatten()])
-        return self._to_features(codes, tuple(indices.shape))
+        return self._to_features(codes, indices.shape)
 
     def displacement(self, before: Tensor, after: Tensor) -> Tensor:
-        """Feature-space move (B, C, H, W) from codes `before` to codes `after`, both (B, H, W).
+        """Feature-space move (B, C, ...) from codes `before` to codes `after`, both (B, ...).
 
         project_out(c_after) - project_out(c_before), differentiable with respect to project_out.
         """
@@ -297,8 +301,7 @@ class VectorQuantizer(nn.Module):
         return codes.to(self.codebook) @ inverse.to(self.codebook).T
 
     def _to_features(self, codes: Tensor, grid: tuple[int, ...]) -> Tensor:
-        batch, height, width = grid
-        return self.project_out(codes.view(batch, height, width, self.code_dim).permute(0, 3, 1, 2))
+        return self.project_out(codes.view(*grid, self.code_dim).movedim(-1, 1))
 
     def _entropy(self, tokens: Tensor, codes: Tensor) -> Tensor:
         if len(tokens) > self.entropy_tokens:

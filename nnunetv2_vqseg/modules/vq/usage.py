@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nnunetv2_vqseg.modules.collectives import is_distributed
+
 
 class CodebookUsage:
     """Counts how often each code is chosen.
@@ -28,7 +30,7 @@ class CodebookUsage:
 
     def reduce(self) -> None:
         """Sum the counts over all processes, in place: once, before reading, and `reset` afterwards."""
-        if dist.is_available() and dist.is_initialized():
+        if is_distributed():
             dist.all_reduce(self.counts)
 
     def reset(self) -> None:
@@ -53,17 +55,3 @@ class CodebookUsage:
             return 0.0
         frequency = self.counts / total
         return float(torch.special.entr(frequency).sum().exp())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The counts, on the CPU."""
-        return {"counts": self.counts.cpu().clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: it counts a codebook of another size.
-        """
-        if state["counts"].shape != self.counts.shape:
-            raise ValueError(f"The state counts {len(state['counts'])} codes, this one has {len(self.counts)}.")
-        self.counts.copy_(state["counts"])

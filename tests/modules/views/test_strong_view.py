@@ -25,7 +25,7 @@ def identity(images: torch.Tensor, generator: torch.Generator | None = None) -> 
 
 def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
     height, width = 200, 160
-    boxes = sample_cutmix_boxes(400, height, width, probability=1.0)
+    boxes = sample_cutmix_boxes(400, (height, width), probability=1.0)
     assert boxes.shape == (400, 1, height, width)
     assert boxes.dtype == torch.bool
     box_height = boxes.any(dim=3).sum(dim=(1, 2))
@@ -43,17 +43,17 @@ def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
 
 
 def test_boxes_reach_every_corner_and_come_with_their_probability():
-    boxes = sample_cutmix_boxes(2000, 12, 10, probability=0.3)
+    boxes = sample_cutmix_boxes(2000, (12, 10), probability=0.3)
     assert boxes.flatten(1).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.04)
-    small = sample_cutmix_boxes(2000, 12, 10, probability=1.0, area=(0.02, 0.2))
+    small = sample_cutmix_boxes(2000, (12, 10), probability=1.0, area=(0.02, 0.2))
     assert small[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]].any(dim=0).all()
-    assert not sample_cutmix_boxes(50, 12, 10, probability=0.0).any()
+    assert not sample_cutmix_boxes(50, (12, 10), probability=0.0).any()
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_nobody_is_its_own_partner(batch):
     for _ in range(20):
-        partners = sample_cutmix_plan(batch, 4, 4).partners
+        partners = sample_cutmix_plan(batch, (4, 4)).partners
         assert (partners != torch.arange(batch)).all()
         assert torch.equal(partners.sort().values, torch.arange(batch))
 
@@ -88,7 +88,7 @@ def test_labels_and_confidence_are_mixed_exactly_where_pixels_are():
 
 def test_a_plan_gives_the_same_mix_whenever_it_is_applied():
     images, labels = torch.randn(4, 1, 8, 8), torch.randint(4, (4, 8, 8))
-    plan = sample_cutmix_plan(4, 8, 8, probability=1.0)
+    plan = sample_cutmix_plan(4, (8, 8), probability=1.0)
     assert isinstance(plan, CutMixPlan)
     assert torch.equal(plan.apply(images), cutmix(images, plan.boxes, plan.partners))
     both = plan.apply(torch.cat([images, labels[:, None]], dim=1))

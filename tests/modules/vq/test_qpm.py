@@ -1,20 +1,19 @@
-"""QPM: pi of Eq. 4, its samples, its table and when the table is rebuilt."""
+"""QPM: pi of Eq. 4, its samples and when its table is rebuilt."""
 
 from __future__ import annotations
 
 import copy
 import math
 import pickle
-from typing import Literal
 
 import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation, table_probabilities, transition_matrix
+from nnunetv2_vqseg.modules.vq.qpm import Mode, QuantizedPerturbation, transition_matrix
 
-MODES: tuple[Literal["calibrated", "literal"], ...] = ("calibrated", "literal")
+MODES: tuple[Mode, ...] = ("calibrated", "literal")
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def codes() -> Tensor:
     return torch.randn(200, 3)
 
 
-def qpm(
-    epsilon: float = 0.7, mode: Literal["calibrated", "literal"] = "calibrated", **changes
-) -> QuantizedPerturbation:
+def qpm(epsilon: float = 0.7, mode: Mode = "calibrated", **changes) -> QuantizedPerturbation:
     return QuantizedPerturbation(epsilon, mode, **{"perplexity": 4.0, "num_neighbors": 12, **changes})
 
 
@@ -139,7 +136,7 @@ def test_literal_chunks_change_nothing(codes: Tensor, monkeypatch) -> None:
     indices = torch.randint(200, (500,))
     torch.manual_seed(1)
     expected = qpm(0.7, "literal")(indices, codes)
-    monkeypatch.setattr("nnunetv2_vqseg.modules.vq.qpm._CPU_ELEMENTS", 1400)
+    monkeypatch.setattr("nnunetv2_vqseg.modules.vq.qpm_table._CPU_ELEMENTS", 1400)
     torch.manual_seed(1)
     assert torch.equal(qpm(0.7, "literal")(indices, codes), expected)
 
@@ -177,6 +174,7 @@ def test_sampling_compiles_into_one_graph(codes: Tensor) -> None:
     torch.manual_seed(1)
     assert torch.equal(compiled(indices, codes), expected)
     # A rebuilt table is read without compiling again.
+    perturbation.discard_table()
     assert perturbation.prepare(3.0 * codes)
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled(indices, codes)
@@ -218,117 +216,44 @@ def test_literal_effective_neighbors_show_that_geometry_plays_no_part() -> None:
     assert 990 < perturbation.effective_neighbors < 999
 
 
-def table_of(perturbation: QuantizedPerturbation) -> tuple[Tensor, Tensor]:
-    """Transition probabilities in full, and the neighbours of each row."""
-    table = perturbation._table
-    assert table is not None
-    moves = torch.zeros(len(table.neighbors), len(table.neighbors))
-    return moves.scatter_(1, table.neighbors.long(), table_probabilities(table)), table.neighbors
+def test_a_table_serves_so_many_calls_whatever_the_codes_do(codes: Tensor) -> None:
+    perturbation = qpm(rebuild_every=3)
+    assert [perturbation.prepare(codes) for _ in range(7)] == [True, False, False, True, False, False, True]
+    assert [perturbation.prepare(codes.flip(0)) for _ in range(3)] == [False, False, True]
+    assert QuantizedPerturbation().rebuild_every == 50
 
 
-def test_small_strain_leaves_the_table_and_large_strain_rebuilds_it(codes: Tensor) -> None:
-    perturbation = qpm(max_strain=0.1)
-    assert perturbation.prepare(codes)
-    assert not perturbation.prepare(codes)
-    assert not perturbation.prepare(1.09 * codes)
-    # Measured from the table's codes, not from the last call's.
-    assert perturbation.prepare(1.11 * codes)
-    assert not perturbation.prepare(1.2 * codes)
-
-
-def test_codes_that_move_together_need_no_new_table(codes: Tensor) -> None:
-    perturbation = qpm()
+def test_draws_are_those_of_the_table_and_not_of_codes_that_moved_since(codes: Tensor) -> None:
+    perturbation, indices = qpm(1.0, rebuild_every=2), torch.arange(200).repeat(20)
     perturbation.prepare(codes)
-    assert not perturbation.prepare(codes + 100.0)
-    turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.15, 0.0], [-0.15, 0.0, 0.0], [0.0, 0.0, 0.0]]))
-    assert not perturbation.prepare(100.0 + codes @ turn)
+    draws = []
+    for book in (codes, codes.flip(0)):
+        torch.manual_seed(1)
+        draws.append(perturbation(indices, book))
+    assert torch.equal(*draws)
+    assert [perturbation.prepare(codes.flip(0)) for _ in range(2)] == [False, True]
+    reachable = transition_matrix(codes.flip(0), 1.0, "calibrated", 4.0, 12) > 0
+    assert reachable[indices, perturbation(indices, codes.flip(0))].all()
+    assert not reachable[indices, draws[0]].all()
 
 
-def test_a_code_that_jumps_while_all_drift_is_found_once(codes: Tensor) -> None:
-    perturbation = qpm()
-    perturbation.prepare(codes)
-    moved = codes + 100.0
-    moved[5] = moved[150] + 0.01
-    assert perturbation.prepare(moved)
-    assert table_of(perturbation)[0][5, 150] > 0
-    for drift in (1.0, 10.0, 100.0):
-        assert not perturbation.prepare(moved + drift)
-
-
-def test_a_jumped_code_gets_a_row_and_leaves_the_lists(codes: Tensor) -> None:
-    perturbation = qpm()
-    perturbation.prepare(codes)
-    before, _ = table_of(perturbation)
-    moved = codes.clone()
-    moved[5] = codes[150] + 0.01
-    assert perturbation.prepare(moved)
-    after, _ = table_of(perturbation)
-    fresh = qpm()
-    fresh.prepare(moved)
-    expected, _ = table_of(fresh)
-    torch.testing.assert_close(after[5], expected[5])
-    assert after[5, 150] > 0
-    others = torch.arange(200) != 5
-    assert (after[others][:, 5] == 0).all()
-    torch.testing.assert_close(after.sum(dim=1), torch.ones(200))
-    untouched = others & (before[:, 5] == 0)
-    assert torch.equal(after[untouched], before[untouched])
-    # The rows that listed it keep their other neighbours in proportion.
-    listing = others & (before[:, 5] > 0)
-    assert listing.any()
-    remaining = before[listing].clone()
-    remaining[:, 5] = 0
-    torch.testing.assert_close(after[listing], remaining / remaining.sum(dim=1, keepdim=True), atol=1e-5, rtol=1e-4)
-    assert not perturbation.prepare(moved)
-
-
-def test_many_jumps_rebuild_the_whole_table(codes: Tensor) -> None:
-    perturbation = qpm(max_strain=0.1)
-    perturbation.prepare(codes)
-    moved = codes.clone()
-    for code in range(21):
-        moved[code] += 50.0 + code
-        assert perturbation.prepare(moved)
-    fresh = qpm()
-    fresh.prepare(moved)
-    whole, _ = table_of(perturbation)
-    torch.testing.assert_close(whole, table_of(fresh)[0])
-    # Counting starts anew: the next jump changes its own row and takes it off lists, and no more.
-    moved[30] = moved[31] + 0.01
-    assert perturbation.prepare(moved)
-    elsewhere = (whole[:, 30] == 0) & (torch.arange(200) != 30)
-    assert torch.equal(table_of(perturbation)[0][elsewhere], whole[elsewhere])
-    assert (whole[elsewhere][:, 31] > 0).any()
-
-
-def test_even_the_lowest_draw_never_finds_a_code_that_jumped(codes: Tensor, monkeypatch) -> None:
-    perturbation = qpm(1.0)
-    perturbation.prepare(codes)
-    nearest = table_of(perturbation)[1][7, 0].long()
-    codes[nearest] += 100.0
-    assert perturbation.prepare(codes)
-    monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.zeros(shape))
-    assert perturbation(torch.tensor([7]), codes) != nearest
-
-
-def test_a_row_whose_neighbors_all_jumped_is_rebuilt() -> None:
-    codes = torch.randn(200, 3)
-    perturbation = qpm(1.0, num_neighbors=2, perplexity=1.5, max_strain=0.5)
-    perturbation.prepare(codes)
-    gone = table_of(perturbation)[1][7].long()
-    moved = codes.clone()
-    moved[gone] += 100.0
-    assert perturbation.prepare(moved)
-    sampled = perturbation(torch.full((500,), 7), moved)
-    assert not torch.isin(sampled, gone).any()
-    assert (sampled != 7).all()
+def test_discarding_a_table_starts_counting_anew(codes: Tensor) -> None:
+    """So that an epoch draws the same whether or not steps came before it."""
+    resumed, continued = qpm(rebuild_every=4), qpm(rebuild_every=4)
+    for _ in range(3):
+        continued.prepare(codes)
+    continued.discard_table()
+    built = [[perturbation.prepare(codes) for _ in range(9)] for perturbation in (resumed, continued)]
+    assert built[0] == built[1]
+    assert sum(built[0]) == 3
 
 
 def test_another_book_needs_another_table(codes: Tensor) -> None:
     perturbation = qpm(1.0)
     perturbation.prepare(codes)
     assert perturbation(torch.arange(30), torch.randn(30, 3)).max() < 30
-    assert perturbation.prepare(torch.randn(30, 4))
+    assert not perturbation.prepare(torch.randn(30, 3))
+    assert perturbation.prepare(torch.randn(31, 3))
 
 
 def test_the_table_is_no_state_and_stays_behind_when_copied(codes: Tensor) -> None:
@@ -352,7 +277,7 @@ def test_the_table_is_no_state_and_stays_behind_when_copied(codes: Tensor) -> No
         ({"perplexity": 0.5}, "perplexity"),
         ({"perplexity": 256.0}, "perplexity"),
         ({"mode": "exact"}, "mode"),
-        ({"max_strain": -1.0}, "max_strain"),
+        ({"rebuild_every": 0}, "rebuild_every"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments: dict, message: str) -> None:

@@ -13,7 +13,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.vq.quantizer import CodebookUsage, VectorQuantizer
+from nnunetv2_vqseg.modules.vq.quantizer import VectorQuantizer
+from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {"code_dim": 4, "normalize": True},
@@ -24,7 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def build(setting: str, **changes: Any) -> VectorQuantizer:
     """K = 50, C = 6, with a mapping that is no longer the identity."""
-    quantizer = VectorQuantizer(6, **{"num_codes": 50, "entropy_tokens": 1000, **SETTINGS[setting], **changes})
+    arguments = {"num_codes": 50, "entropy_tokens": 1000, "codebook_trains_features": True, "restart_after": 0}
+    quantizer = VectorQuantizer(6, **{**arguments, **SETTINGS[setting], **changes})
     with torch.no_grad():
         quantizer.mapping.weight += 0.3 * torch.randn_like(quantizer.mapping.weight)
     return quantizer

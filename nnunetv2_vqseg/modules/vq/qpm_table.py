@@ -1,15 +1,16 @@
-"""Each code's nearest neighbours and how often QPM moves to them, without a (K, K) matrix."""
+"""QPM's table: each code's nearest neighbours and how often to move to them, without a (K, K) matrix."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nnunetv2_vqseg.modules.vq.lookup import score_factors
 
-# Scores of one chunk of rows, for a CPU core's cache and to fill a GPU.
+# Scores of one chunk of codes, for a CPU core's cache and to fill a GPU.
 _CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**24
 # Rows of squared distances (rows, k) are calibrated in chunks of this many elements.
@@ -19,27 +20,58 @@ _GROUPS = 8
 _BISECTION_STEPS = 24
 
 
+class NeighborTable(NamedTuple):
+    """Row i: where code i may move, (K, k) int32, and cumulative probabilities of those codes, (K, k) float32."""
+
+    neighbors: Tensor
+    cumulative: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(K, k), one for each neighbour."""
+        return self.cumulative.diff(dim=1, prepend=torch.zeros_like(self.cumulative[:, :1]))
+
+
+def build_table(codes: Tensor, perplexity: float, num_neighbors: int) -> NeighborTable:
+    """The table of a book (K, d); the others as in `QuantizedPerturbation`."""
+    neighbors, probabilities = neighborhood(codes, perplexity, num_neighbors)
+    cumulative = probabilities.cumsum(dim=1)
+    # Ends at exactly 1, so that every draw below 1 finds a neighbour of positive probability.
+    return NeighborTable(neighbors, cumulative / cumulative[:, -1:])
+
+
+def neighborhood(codes: Tensor, perplexity: float, num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """Neighbours and calibrated probabilities, each (K, k); in a book with fewer other codes than that, all of them."""
+    others = len(codes) - 1
+    if others < num_neighbors:
+        num_neighbors, perplexity = others, min(perplexity, max(1.0, others / 2))
+    squared, neighbors = nearest_neighbors(codes, num_neighbors)
+    return neighbors, calibrated_probabilities(squared, perplexity)
+
+
+def rows_of_chunk(num_codes: int, device: torch.device) -> int:
+    """How many codes to compare with all others at once."""
+    return max(1, (_CPU_ELEMENTS if device.type == "cpu" else _GPU_ELEMENTS) // num_codes)
+
+
 @torch.no_grad()
-def nearest_neighbors(codes: Tensor, rows: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
-    """The nearest other codes of some codes, in Euclidean distance.
+def nearest_neighbors(codes: Tensor, num_neighbors: int) -> tuple[Tensor, Tensor]:
+    """The nearest other codes of every code, in Euclidean distance.
 
     Args:
         codes: (K, d).
-        rows: (R,) int64, the codes to look from.
         num_neighbors: k, at most K - 1.
 
     Returns:
-        Squared distances (R, k) float32 and codes (R, k) int32, nearest first.
+        Squared distances (K, k) float32 and codes (K, k) int32, nearest first.
     """
     left, right = score_factors(codes, codes, _GROUPS)
-    norms = -right[-1]
-    elements = _CPU_ELEMENTS if codes.device.type == "cpu" else _GPU_ELEMENTS
     distances, neighbors = [], []
-    for some in rows.split(max(1, elements // right.shape[1])):
-        scores = torch.mm(left[some], right)
-        scores[torch.arange(len(some), device=some.device), some] = -torch.inf
+    for own in torch.arange(len(codes), device=codes.device).split(rows_of_chunk(right.shape[1], codes.device)):
+        scores = torch.mm(left[own], right)
+        scores[own - own[0], own] = -torch.inf
         value, index = _largest(scores, num_neighbors)
-        distances.append((norms[some, None] - value).clamp_min_(0.0).float())
+        distances.append((-right[-1, own, None] - value).clamp_min_(0.0).float())
         neighbors.append(index.int())
     return torch.cat(distances), torch.cat(neighbors)
 
