@@ -37,6 +37,13 @@ def test_loss_equals_the_double_loop(masked):
     assert loss.item() == pytest.approx(eq_11_by_hand(adapted, target, 0.3, mask), rel=1e-5)
 
 
+def test_volumes_are_compared_patch_by_patch_too():
+    adapted, target, mask = torch.randn(2, 5, 2, 4, 3), torch.randn(2, 5, 2, 4, 3), torch.rand(2, 2, 4, 3) < 0.6
+    loss = patch_contrastive_loss(adapted, target, 0.3, mask)
+    expected = eq_11_by_hand(adapted.flatten(2, 3), target.flatten(2, 3), 0.3, mask.flatten(1, 2))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_golden_value_of_orthogonal_patches():
     """Two patches, features e1 and e2 in place: -log(e^(1/tau) / (e^(1/tau) + 1)), from Eq. 11 by hand, tau = 0.5."""
     features = torch.eye(2).reshape(1, 2, 1, 2) * 7.0

@@ -1,4 +1,4 @@
-"""D_i of Eq. 7: any stride of a 2D plan, far cheaper than a segmentation decoder, able to learn."""
+"""D_i of Eq. 7: any stride of a plan, far cheaper than a segmentation decoder, able to learn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunetv2_vqseg.modules.image_decoder import ImageDecoder
         ([(3, 1), (2, 5)], (2, 7), (12, 35)),
         ([(1, 1)], (6, 4), (6, 4)),
         ([], (6, 4), (6, 4)),
+        ([(1, 2, 2), (2, 2, 3)], (3, 2, 4), (6, 8, 24)),
     ],
 )
 def test_the_image_has_the_product_of_the_strides_times_the_token_grid(strides, token_grid, image):
@@ -24,9 +25,16 @@ def test_the_image_has_the_product_of_the_strides_times_the_token_grid(strides, 
     assert reconstruction.shape == (2, 3, *image)
 
 
-def test_every_parameter_gets_a_gradient():
-    decoder = ImageDecoder(6, 1, [(2, 2), (1, 2)], base_features=4)
-    decoder(torch.randn(2, 6, 4, 4)).square().sum().backward()
+def test_a_decoder_without_steps_takes_volumes_where_that_is_said():
+    assert ImageDecoder(6, 3, [], base_features=4, ndim=3)(torch.randn(2, 6, 3, 4, 5)).shape == (2, 3, 3, 4, 5)
+    with pytest.raises(RuntimeError):
+        ImageDecoder(6, 3, [], base_features=4)(torch.randn(2, 6, 3, 4, 5))
+
+
+@pytest.mark.parametrize("strides", [[(2, 2), (1, 2)], [(2, 2, 2), (1, 2, 2)]])
+def test_every_parameter_gets_a_gradient(strides):
+    decoder = ImageDecoder(6, 1, strides, base_features=4)
+    decoder(torch.randn(2, 6, *[4] * len(strides[0]))).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 1e-6 for p in decoder.parameters())
 
 
@@ -62,7 +70,9 @@ def test_it_costs_a_small_fraction_of_the_segmentation_decoder():
     assert reconstruction.get_total_flops() < 0.12 * segmentation.get_total_flops()
 
 
-@pytest.mark.parametrize(("strides", "base"), [([(2, 0)], 32), ([(2, 2)], 5), ([(2, 2)], 0)])
+@pytest.mark.parametrize(
+    ("strides", "base"), [([(2, 0)], 32), ([(2,)], 32), ([(2, 2), (1, 2, 2)], 32), ([(2, 2)], 5), ([(2, 2)], 0)]
+)
 def test_impossible_arguments_are_refused(strides, base):
     with pytest.raises(ValueError, match="must be"):
         ImageDecoder(4, 1, strides, base_features=base)

@@ -118,6 +118,16 @@ def test_nothing_kept_is_zero_with_a_gradient_path(regions):
     assert (logits.grad == 0).all()
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_volumes_have_the_loss_of_images_of_the_same_voxels(regions):
+    teacher, logits = torch.randn(2, 2, 3, 4, 5, 6)
+    loss = PseudoLabelLoss(use_dice=True, threshold=0.6, regions=regions)
+    found = loss(logits, *pseudo_labels(teacher, regions))
+    expected = loss(logits.flatten(2, 3), *pseudo_labels(teacher.flatten(2, 3), regions))
+    torch.testing.assert_close(found, expected)
+    assert found > 0.5
+
+
 def test_a_perfect_student_has_no_loss():
     labels = torch.randint(3, (2, 6, 6))
     logits = 50 * torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
@@ -142,6 +152,15 @@ def test_standardized_reconstruction_does_not_depend_on_the_images_scale(scale):
     mean, std = channel_scale(image)
     torch.testing.assert_close(reconstruction_loss(image, (image - mean) / std, standardize=True), torch.tensor(0.0))
     assert std[0, 1].item() == 1.0
+
+
+def test_the_scale_of_a_volume_s_channel_is_one_for_all_its_slices():
+    volumes, guess = torch.randn(2, 3, 2, 4, 5, 6) * 3 + 1
+    mean, std = channel_scale(volumes)
+    assert mean.shape == std.shape == (3, 2, 1, 1, 1)
+    torch.testing.assert_close(std.flatten(), volumes.flatten(2).std(dim=2).flatten())
+    expected = reconstruction_loss(volumes.flatten(2, 3), guess.flatten(2, 3), standardize=True)
+    torch.testing.assert_close(reconstruction_loss(volumes, guess, standardize=True), expected)
 
 
 def test_reconstruction_is_the_mean_absolute_difference():

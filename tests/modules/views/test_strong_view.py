@@ -50,6 +50,46 @@ def test_boxes_reach_every_corner_and_come_with_their_probability():
     assert not sample_cutmix_boxes(50, (12, 10), probability=0.0).any()
 
 
+def test_boxes_of_volumes_are_cuboids_with_the_range_of_shares():
+    size = (60, 100, 80)
+    boxes = sample_cutmix_boxes(200, size, probability=1.0)
+    assert boxes.shape == (200, 1, *size)
+    depth, height, width = (boxes.any(dim=axes).sum(dim=(1, 2)) for axes in ((3, 4), (2, 4), (2, 3)))
+    share = boxes.flatten(1).float().mean(dim=1)
+    torch.testing.assert_close(share, depth * height * width / boxes[0].numel())
+    assert 0.015 < share.min() < 0.05
+    assert 0.35 < share.max() < 0.42
+    assert share.mean().item() == pytest.approx(0.21, abs=0.03)
+    torch.testing.assert_close(depth / 60, share ** (1 / 3), rtol=0, atol=0.02)
+    aspect = (height / 100) / (width / 80)
+    assert aspect.min() < 0.6
+    assert aspect.max() > 1.7
+    small = sample_cutmix_boxes(2000, (4, 6, 5), probability=1.0)
+    assert small[:, 0, [0, 0, -1, -1], [0, -1, 0, -1], [0, -1, -1, 0]].any(dim=0).all()
+
+
+def test_boxes_of_volumes_draw_what_those_of_images_draw_first():
+    states, chosen = [], []
+    for size, further in (((30, 30), 1), ((8, 30, 30), 0)):
+        generator = torch.Generator().manual_seed(3)
+        chosen.append(sample_cutmix_boxes(40, size, 0.5, generator=generator).flatten(1).any(dim=1))
+        torch.rand(40 * further, generator=generator)
+        states.append(generator.get_state())
+    assert torch.equal(*chosen)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("size", [(30, 40), (10, 30, 40)])
+def test_area_and_aspect_reach_the_strong_view(size):
+    """Every image gets one box of a quarter of it, as high as it is wide."""
+    index = torch.arange(4.0).reshape(4, *[1] * (len(size) + 1)).expand(4, 1, *size)
+    view = strong_view(index, index[:, 0], index, identity, 1.0, area=(0.25, 0.25), aspect=(1.0, 1.0))
+    foreign = view.labels != index[:, 0]
+    torch.testing.assert_close(foreign.flatten(1).float().mean(dim=1), torch.full((4,), 0.25), rtol=0, atol=0.02)
+    plane = foreign.flatten(1, -3).any(dim=1) if len(size) == 3 else foreign
+    torch.testing.assert_close(plane.any(dim=2).sum(dim=1) / 30, plane.any(dim=1).sum(dim=1) / 40, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_nobody_is_its_own_partner(batch):
     for _ in range(20):
@@ -70,12 +110,13 @@ def test_cutmix_equals_a_loop_over_pixels():
                 assert torch.equal(mixed[b, :, y, x], values[source, :, y, x])
 
 
-def test_labels_and_confidence_are_mixed_exactly_where_pixels_are():
+@pytest.mark.parametrize("size", [(16, 12), (6, 16, 12)])
+def test_labels_and_confidence_are_mixed_exactly_where_pixels_are(size):
     """Each image, label map and confidence map carries its index everywhere, so all three must tell the same story."""
-    index = torch.arange(6)
-    images = index.float().reshape(6, 1, 1, 1).expand(6, 2, 16, 12)
-    labels = index.reshape(6, 1, 1).expand(6, 16, 12)
-    confidence = index.double().reshape(6, 1, 1, 1).expand(6, 3, 16, 12)  # regions
+    index = torch.arange(6).reshape(6, *[1] * len(size))
+    images = index.float()[:, None].expand(6, 2, *size)
+    labels = index.expand(6, *size)
+    confidence = index.double()[:, None].expand(6, 3, *size)  # regions
     view = strong_view(images, labels, confidence, identity, probability=1.0)
     assert (view.labels.dtype, view.confidence.dtype) == (torch.int64, torch.float64)
     assert (view.labels != labels).flatten(1).any(dim=1).all()
@@ -104,8 +145,13 @@ def test_a_batch_of_one_is_not_mixed():
 
 
 def test_boxes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="do not fit"):
-        cutmix(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 6, dtype=torch.bool), torch.tensor([1, 0]))
+    for values, boxes in (
+        ((2, 1, 8, 8), (2, 1, 8, 6)),
+        ((2, 1, 3, 8, 8), (2, 1, 8, 8)),
+        ((2, 1, 8, 8), (2, 1, 3, 8, 8)),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            cutmix(torch.zeros(values), torch.zeros(boxes, dtype=torch.bool), torch.tensor([1, 0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -175,6 +221,27 @@ def test_blur_is_a_gaussian_that_keeps_the_sum():
     torch.testing.assert_close(down, across)
     assert 1.0 < down.max() <= 4.0
     torch.testing.assert_close(blurred.amax(dim=(2, 3)), blurred[:, :, 16, 16])
+
+
+def test_blur_of_volumes_goes_along_all_three_axes():
+    volumes = torch.zeros(6, 1, 17, 19, 21)
+    volumes[:, :, 8, 9, 10] = 1.0
+    blurred = jitter_with(blur=1.5)(volumes)
+    variances = []
+    for axis, center in ((2, 8), (3, 9), (4, 10)):
+        others = [other for other in (2, 3, 4) if other != axis]
+        variances.append((blurred.sum(dim=others) * (torch.arange(volumes.shape[axis]) - center) ** 2).sum(dim=2))
+    torch.testing.assert_close(variances[0], variances[1])
+    torch.testing.assert_close(variances[0], variances[2])
+    assert 0.5 < variances[0].max() <= 2.25
+
+
+@pytest.mark.parametrize("effect", [{"brightness": 0.5}, {"contrast": 0.5}, {"gamma": 0.5}, {"noise": 1.0}])
+def test_other_effects_treat_volumes_as_images_of_the_same_voxels(effect):
+    volumes, jitter = torch.randn(2, 3, 4, 5, 6) + 2.0, jitter_with(**effect)
+    found, expected = (jitter(images, torch.Generator().manual_seed(1)) for images in (volumes, volumes.flatten(2, 3)))
+    torch.testing.assert_close(found.flatten(2, 3), expected)
+    assert not torch.allclose(found, volumes, atol=0.05)
 
 
 def test_jitter_survives_constant_and_tiny_images():

@@ -95,9 +95,10 @@ def test_frequencies_match_pi(codes: Tensor, mode) -> None:
         assert chisquare(observed_classes[keep], expected_classes[keep]).pvalue > 0.01
 
 
+@pytest.mark.parametrize("size", [(20, 20), (5, 10, 8)])
 @pytest.mark.parametrize("mode", MODES)
-def test_nothing_moves_at_zero_and_nothing_stays_at_one(codes: Tensor, mode) -> None:
-    indices = torch.randint(200, (3, 20, 20))
+def test_nothing_moves_at_zero_and_nothing_stays_at_one(codes: Tensor, mode, size) -> None:
+    indices = torch.randint(200, (3, *size))
     assert torch.equal(qpm(0.0, mode)(indices, codes), indices)
     codes[100:] = codes[:100]  # a twin counts as another code
     moved = qpm(1.0, mode)(indices, codes)

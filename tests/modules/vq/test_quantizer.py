@@ -124,6 +124,29 @@ def test_displacement_takes_one_code_to_another(setting: str) -> None:
     assert all(gradient is not None for gradient in projection)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_volumes_are_quantised_as_images_of_the_same_voxels(setting: str) -> None:
+    flat, volume = build(setting), build(setting, ndim=3)
+    state = {key: value[..., None] if value.ndim == 4 else value for key, value in flat.state_dict().items()}
+    volume.load_state_dict(state)
+    z = torch.randn(2, 6, 3, 4, 5)
+    results = []
+    for quantizer, features in ((flat, z.flatten(2, 3)), (volume, z)):
+        torch.manual_seed(1)
+        leaf = features.clone().requires_grad_()
+        output = quantizer(leaf)
+        moved = quantizer.displacement(output.indices, output.indices.flip(0))
+        (output.loss + output.entropy + (output.quantized + moved).square().mean()).backward()
+        assert output.quantized.shape == moved.shape == features.shape
+        assert output.indices.shape == (2, *features.shape[2:])
+        images = (output.quantized, output.embedded, moved, leaf.grad)
+        results.append([*(values.reshape(2, 6, -1) for values in images), output.indices.flatten(), *output[2:4]])
+    torch.testing.assert_close(results[1], results[0])
+    for quantizer, features in ((flat, z), (volume, z.flatten(2, 3))):
+        with pytest.raises(ValueError, match="features must be"):
+            quantizer(features)
+
+
 def test_codes_are_those_of_float32_under_autocast() -> None:
     quantizer = build("literal", num_codes=500)
     z = torch.randn(2, 6, 8, 8)
@@ -325,6 +348,8 @@ def test_wrong_input_is_named() -> None:
         VectorQuantizer(6, num_codes=1)
     with pytest.raises(ValueError, match="temperature"):
         VectorQuantizer(6, entropy_temperature=0.0)
+    with pytest.raises(ValueError, match="2 or 3"):
+        VectorQuantizer(6, ndim=4)
     with pytest.raises(ValueError, match="negative"):
         VectorQuantizer(6, beta=-1.0)
     with pytest.raises(ValueError, match="at least 1"):
