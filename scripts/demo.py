@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.report.models import TrainingRecord, read_training_record
+from nnunetv2_vqseg.report.training_records import TrainingRecord, read_training_record
 
 SCRIPTS = Path(__file__).resolve().parent
 TRAINERS = {"nnU-Net (supervised)": "nnUNetTrainerSupervised", "VQ-Seg": "nnUNetTrainerVQSeg"}
@@ -124,7 +124,7 @@ def plan(dataset_id: int, args: argparse.Namespace, has_gpu: bool) -> None:
     """nnU-Net's planning with the unlabelled images, then a plan and a budget that this machine can carry."""
     from small_plan import main as edit_plan
 
-    from nnunetv2_vqseg.planning.entrypoint import main as plan_and_preprocess
+    from nnunetv2_vqseg.commands.plan import main as plan_and_preprocess
 
     common = ["-d", str(dataset_id), "-npfp", "2", "-np", "2", "--no_pbar"]
     plan_and_preprocess([*common, "--no_pp"])
@@ -180,13 +180,13 @@ def facts(records: Mapping[str, TrainingRecord], device: str) -> list[str]:
 
 
 def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict[str, Any]:
-    from nnunetv2_vqseg.report.compare import run
+    from nnunetv2_vqseg.report.compare import Comparison
 
     records = {
         name: read_training_record(fold_folder(dataset_id, trainer)[0] / "checkpoint_final.pth")
         for name, trainer in TRAINERS.items()
     }
-    return run(
+    return Comparison(
         dataset_id,
         list(TRAINERS.values()),
         args.out,
@@ -196,7 +196,7 @@ def report(dataset_id: int, args: argparse.Namespace, device: str) -> dict[str, 
         num_processes=2,
         title="VQ-Seg demonstration",
         notes=facts(records, device),
-    )
+    ).run()
 
 
 def print_table(summary: dict[str, Any]) -> None:

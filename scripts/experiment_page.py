@@ -12,9 +12,8 @@ from experiment_results import Result, has_failed, null_as_nan, with_nan
 
 from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.versions import short_commit
-from nnunetv2_vqseg.report.analysis import analyse_method
-from nnunetv2_vqseg.report.datasets import Split
-from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, paired_test, patient_key
+from nnunetv2_vqseg.report.case_files import Split
+from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, analyse_method, paired_test, patient_key
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
 BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"

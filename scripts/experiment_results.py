@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from experiment_files import ExperimentError, Training
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 from nnunetv2_vqseg.core.json import read_json, write_json
-from nnunetv2_vqseg.report.datasets import SPLITS, Split, test_cases, validation_cases
-from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.data.readers import find_reader
+from nnunetv2_vqseg.report.case_files import SPLITS, Split, test_cases, validation_cases
+from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import Method
-from nnunetv2_vqseg.report.models import TrainedModel, read_training_record
 from nnunetv2_vqseg.report.prediction import predict_missing
-from nnunetv2_vqseg.report.reading import reader_for
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
+from nnunetv2_vqseg.report.trained_models import TrainedModel
+from nnunetv2_vqseg.report.training_records import read_training_record
 
 CaseScores = Mapping[str, Any]  # case -> scores
 
@@ -182,10 +183,10 @@ def score(training: Training, split: Split, device: str, num_processes: int) -> 
     else:
         cases, folder = test_cases(raw, dataset_json), training.fold / "test"
         method = Method(training.run.name, training.run.trainer, training.run.plans)
-        model = TrainedModel(method, training.folder, ("0",), "checkpoint_final.pth")
-        predict_missing(model, "0", cases, folder, ending, device, num_processes)
+        model = TrainedModel(method, training.folder, "0")
+        predict_missing(model, cases, folder, ending, device, num_processes)
     classes = classes_from_dataset_json(dataset_json)
-    settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases.values())).reference))
+    settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(cases.values())).reference]))
     pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
     scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
     write_json(scores, training.fold / f"experiment_scores_{split}.json")

@@ -37,14 +37,14 @@ from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
 from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
+from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+from nnunetv2_vqseg.training.threads import obey_omp_num_threads
 
 from nnunetv2_vqseg.core.errors import UserError
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.core.versions import git_commit
-from nnunetv2_vqseg.report.datasets import SPLITS, Split
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
-from nnunetv2_vqseg.training.threads import obey_omp_num_threads
+from nnunetv2_vqseg.report.case_files import SPLITS, Split
 
 ROOT = Path(__file__).resolve().parents[1]
 NNUNET_PLANNING = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
@@ -182,7 +182,7 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
         return
     # nnU-Net's planner sets as many torch threads as nnUNet_n_proc_DA says, which fails at 0; ours takes care of that
     planner = (
-        "from nnunetv2_vqseg.planning.entrypoint import main"
+        "from nnunetv2_vqseg.commands.plan import main"
         if run.plans == PLANS
         else "import os; os.environ['nnUNet_n_proc_DA'] = '1'; "
         f"from {NNUNET_PLANNING} import plan_and_preprocess_entry as main"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from experiment_world import VARIABLES, add_scores, figures, files, finish, page, results, runner, use_fake_trainer
+from nnunetv2_vqseg.training import variants
 from scipy import stats
 
-from nnunetv2_vqseg.report.models import TrainingRecord
-from nnunetv2_vqseg.training import variants
+from nnunetv2_vqseg.report.training_records import TrainingRecord
 
 
 def experiment(**changes: Any) -> runner.Experiment:

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 
 Label = int | tuple[int, ...]
 EmptyConvention = Literal["protocol", "literature"]
 
 METRICS = ("Dice", "Jaccard", "HD95", "ASD")
 HIGHER_IS_BETTER = {"Dice": True, "Jaccard": True, "HD95": False, "ASD": False}
-EMPTY_CONVENTIONS: tuple[EmptyConvention, ...] = ("protocol", "literature")
 
 DEFINITIONS = {
     "Dice": "2 |P and R| / (|P| + |R|) over the voxels of the whole volume.",
@@ -36,15 +35,6 @@ EMPTY_DEFINITIONS: dict[EmptyConvention, str] = {
     "rewards failure; Dice and Jaccard are 0 if one mask is empty, and without a value if both are, where other code "
     "has 0 or 1.",
 }
-
-
-def overlap(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Dice and Jaccard of two boolean masks of the same shape; NaN if both are empty."""
-    intersection = int(np.count_nonzero(prediction & reference))
-    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    if total == 0:
-        return float("nan"), float("nan")
-    return 2 * intersection / total, intersection / (total - intersection)
 
 
 def surface_distances(
@@ -68,7 +58,7 @@ def surface_distances(
     drop = tuple(axis for axis in range(prediction.ndim) if axis not in axes)
     # Outside the joint bounding box both masks are background, and erosion treats what lies beyond the array as
     # background too: surfaces and distances on the crop are those of the whole volume.
-    box = _bounding_box(prediction | reference)
+    (box,) = find_objects((prediction | reference).view(np.uint8))
     prediction_surface = _surface(prediction[box].squeeze(drop))
     reference_surface = _surface(reference[box].squeeze(drop))
     sampling = None if spacing is None else [float(spacing[axis]) for axis in axes]
@@ -96,13 +86,15 @@ def score_masks(
     if prediction.shape != reference.shape:
         raise ValueError(f"The prediction has shape {prediction.shape}, the reference {reference.shape}.")
     n_pred, n_ref = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    dice, jaccard = overlap(prediction, reference)
+    both, nan = int(np.count_nonzero(prediction & reference)), float("nan")
+    dice = 2 * both / (n_pred + n_ref) if n_pred or n_ref else nan
+    jaccard = both / (n_pred + n_ref - both) if n_pred or n_ref else nan
     if n_pred and n_ref:
         to_reference, to_prediction = surface_distances(prediction, reference, spacing)
         hd95 = float(np.percentile(np.hstack((to_reference, to_prediction)), 95))
         asd = float(to_reference.mean())
     else:
-        hd95 = asd = 0.0 if empty_convention == "literature" else float("nan")
+        hd95 = asd = 0.0 if empty_convention == "literature" else nan
     return {"Dice": dice, "Jaccard": jaccard, "HD95": hd95, "ASD": asd, "n_pred": n_pred, "n_ref": n_ref}
 
 
@@ -125,24 +117,14 @@ def score_labels(
     """
     if prediction.shape != reference.shape:
         raise ValueError(f"The prediction has shape {prediction.shape}, the reference {reference.shape}.")
-    counted = None if ignore_label is None else reference != ignore_label
-    scores = {}
-    for key, label in classes.items():
-        masks = [np.isin(labels, label) for labels in (prediction, reference)]
-        if counted is not None:
-            masks = [mask & counted for mask in masks]
-        scores[key] = score_masks(masks[0], masks[1], spacing, empty_convention)
-    return scores
+    counted = np.True_ if ignore_label is None else reference != ignore_label
+    return {
+        key: score_masks(
+            np.isin(prediction, label) & counted, np.isin(reference, label) & counted, spacing, empty_convention
+        )
+        for key, label in classes.items()
+    }
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
     return mask ^ binary_erosion(mask)  # scipy's default structure is connectivity 1
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box of slices around a mask that is not empty."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunetv2_vqseg.report.datasets import Case
-from nnunetv2_vqseg.report.labels import EvaluationClasses
+from nnunetv2_vqseg.report.case_files import Case
+from nnunetv2_vqseg.report.classes import EvaluationClasses
+from nnunetv2_vqseg.report.formatting import number, slug
 from nnunetv2_vqseg.report.pictures import CLASS_COLOURS, Picture, colour, picture, report_style
-from nnunetv2_vqseg.report.reading import Reader, Volume, read_image, read_labels
 from nnunetv2_vqseg.report.statistics import MEAN, Scores, protocol_mean
-from nnunetv2_vqseg.report.table import number
+from nnunetv2_vqseg.report.volumes import Reader, Volume, read_image, read_labels
 
 MINIMUM_SIDE = 48
 """Smallest side in pixels of the part of a slice that is shown."""
@@ -114,7 +114,7 @@ def overlays_of_method(
         pictures.append(
             overlay(
                 f"{level.capitalize()} case of {method}: {case}{which}, Dice {number(dice, 3)}",
-                f"overlay_{''.join(c if c.isalnum() else '_' for c in method)}_{level}",
+                f"overlay_{slug(method)}_{level}",
                 read_image(known.images[0], reader),
                 read_labels(known.reference, reader),
                 read_labels(prediction, reader),

@@ -1,177 +1,218 @@
-"""Building blocks of a self-contained HTML page: plain text in, escaped markup out."""
+"""The comparison as one HTML page that opens without a network, on a screen, a phone and on paper."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
+from nnunetv2_vqseg.report import markup
+from nnunetv2_vqseg.report.formatting import Table, p_value, score
 from nnunetv2_vqseg.report.pictures import Picture
-from nnunetv2_vqseg.report.table import Table
+from nnunetv2_vqseg.report.statistics import MEAN
 
-_CSS = """
-:root { --ink: #1d2126; --soft: #5b6470; --line: #d9dde2; --tint: #f5f6f8; --accent: #0b5394; }
-* { box-sizing: border-box; }
-html { color-scheme: light; -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 70rem; padding: 2rem 1.25rem 4rem; background: #fff; color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { margin: 0 0 .35rem; font-size: 1.7rem; line-height: 1.25; text-wrap: balance; overflow-wrap: anywhere; }
-h2 { margin: 2.75rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.25rem; }
-h3 { margin: 1.75rem 0 .5rem; font-size: 1rem; }
-p, li, dd { max-width: 46rem; overflow-wrap: anywhere; }
-.facts, figcaption, caption { color: var(--soft); }
-.facts { margin: 0 0 1.25rem; }
-.result { margin: 1rem 0; font-size: 1.1rem; }
-.notices { margin: 1.25rem 0; padding: .75rem 1rem .75rem 2.1rem; border-left: 4px solid #b7791f; background: #fdf8ec; }
-.notices li { max-width: none; }
-nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; padding: 0; list-style: none; }
-a { color: var(--accent); }
-.scroll { overflow-x: auto; margin: 1rem 0; container-type: inline-size; }
-.scroll:focus-visible, a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: separate; border-spacing: 0; min-width: 100%; font-size: .93rem;
-  font-variant-numeric: tabular-nums; }
-caption { padding: 0 0 .5rem; text-align: left; caption-side: top; font-size: .9rem; }
-caption span { display: block; position: sticky; left: 0; width: min(100%, 100cqw); }
-th, td { padding: 7px 0 7px 16px; line-height: 1.5rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th { font-weight: 500; }
-th[scope=row] span { display: inline-block; width: max-content; max-width: 18rem; white-space: normal;
-  overflow-wrap: break-word; }
-thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3;
-  white-space: normal; }
-tr > :first-child { position: sticky; left: 0; padding-left: 0; background: #fff padding-box;
-  text-align: left; }
-th small { display: block; max-width: 11rem; color: var(--soft); font-weight: 400; line-height: 1.3;
-  white-space: normal; }
-th[scope=rowgroup] { padding-top: .9rem; font-weight: 700; }
-th[scope=rowgroup] span { position: sticky; left: 0; }
-td strong { font-weight: 700; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20.5rem), 1fr)); gap: 1.5rem; }
-.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; }
-figcaption { margin-top: .35rem; font-size: .88rem; line-height: 1.4; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: fit-content(16rem) minmax(0, 1fr); gap: .3rem 1.25rem; }
-dt { font-weight: 600; }
-dd { margin: 0; }
-pre { padding: .75rem 1rem; overflow-x: auto; background: var(--tint); font-size: .85rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-summary { cursor: pointer; color: var(--accent); }
-@media (max-width: 40rem) {
-  body { padding: 1.25rem 1rem 3rem; }
-  h1 { font-size: 1.35rem; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .6rem; }
-  th[scope=row] span { max-width: 9.5rem; }
+SECTIONS = {
+    "result": "Result",
+    "classes": "Classes",
+    "paired": "Paired comparison",
+    "cases": "Cases",
+    "training": "Training",
+    "origin": "Where the numbers come from",
 }
-@media print {
-  @page { margin: 14mm; }
-  html { font-size: 9.5pt; }
-  body { max-width: none; padding: 0; }
-  h2 { margin-top: 1.5rem; }
-  nav, summary { display: none; }
-  h2, h3 { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-  .scroll { overflow: visible; }
-  th[scope=rowgroup], thead { break-after: avoid; }
-  th, td { line-height: 1.3; }
-  th, td { padding-left: .5rem; }
-  table { font-size: .8rem; }
-  th[scope=row] span { max-width: 9rem; }
-  caption span, tr > :first-child { position: static; background: none; }
-  .grid { grid-template-columns: repeat(3, 1fr); gap: .8rem; }
-  .grid.wide { grid-template-columns: 1fr 1fr; }
-  .notices { background: none; border: 1px solid var(--line); border-left-width: 4px; }
-  a { color: inherit; text-decoration: none; }
-}
-"""
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole document from markup in the order it is read."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+FULL = ("Dice", "HD95")
+"""The metrics whose figures are not folded away."""
 
 
-def navigation(sections: Mapping[str, str]) -> str:
-    """Links to the sections, by their id."""
-    links = "".join(f'<li><a href="#{escape(key)}">{escape(title)}</a></li>' for key, title in sections.items())
-    return f'<nav aria-label="Sections"><ul>{links}</ul></nav>'
+@dataclass(frozen=True)
+class ReportPictures:
+    """The figures of a report: boxes and differences by metric, overlays and VQ curves by method."""
+
+    boxes: dict[str, list[Picture]]
+    differences: dict[str, list[Picture]]
+    overlays: dict[str, list[Picture]]
+    curves: list[Picture]
+    vqseg_curves: dict[str, list[Picture]]
+
+    def all(self) -> list[Picture]:
+        """Every picture, in the order of the page."""
+        groups = (self.boxes, self.differences, self.overlays, {"": self.curves}, self.vqseg_curves)
+        return [item for group in groups for pictures in group.values() for item in pictures]
 
 
-def heading(key: str, title: str) -> str:
-    """The heading of a section that `navigation` links to."""
-    return f'<h2 id="{escape(key)}">{escape(title)}</h2>'
+def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: ReportPictures) -> str:
+    """The page.
 
-
-def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph, with a class of our style sheet."""
-    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escape(text)}</p>"
-
-
-def notice_list(notices: Sequence[str]) -> str:
-    """Sentences that must not be missed; nothing if there are none."""
-    if not notices:
-        return ""
-    items = "".join(f"<li>{escape(text)}</li>" for text in notices)
-    return f'<ul class="notices" aria-label="Read this first">{items}</ul>'
-
-
-def table(content: Table) -> str:
-    """A table that scrolls on its own where the page is too narrow, its first column standing still."""
-    header, rows = content.header, content.rows
-    if content.grouped:
-        header = header[1:]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
-    body, group = [], None
-    for row in rows:
-        if content.grouped:
-            if row[0].text != group:
-                group = row[0].text
-                title = f'<th scope="rowgroup" colspan="{len(header)}"><span>{escape(group)}</span></th>'
-                body.append(f"</tbody><tbody><tr>{title}</tr>")
-            row = row[1:]
-        note = f"<small>{escape(row[0].note)}</small>" if row[0].note else ""
-        cells = [f'<th scope="row"><span>{escape(row[0].text)}</span>{note}</th>']
-        for cell in row[1:]:
-            text = escape(cell.text)
-            cells.append(f"<td>{f'<strong>{text}</strong>' if cell.bold else text}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    bodies = f"<tbody>{''.join(body)}</tbody>".replace("<tbody></tbody>", "")
-    caption = escape(content.caption)
-    # a region that scrolls has to be reachable with the keyboard
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f"<caption><span>{caption}</span></caption><thead><tr>{head}</tr></thead>{bodies}</table></div>"
-    )
-
-
-def gallery(pictures: Sequence[Picture], wide: bool = False) -> str:
-    """Figures side by side where there is room, with their pixels inside the page."""
-    figures = []
-    for item in pictures:
-        width, height = item.size
-        figures.append(
-            f'<figure><img src="{item.data_uri}" alt="{escape(item.alt)}" width="{width}" height="{height}">'
-            f"<figcaption>{escape(item.caption)}</figcaption></figure>"
+    Args:
+        summary: what `Comparison.run` writes to summary.json.
+        tables: `summary`, `classes`, `repetitions`, `paired` and `training`.
+        pictures: figures; empty groups are left out.
+    """
+    sections = {key: title for key, title in SECTIONS.items() if key != "paired" or summary["paired"]}
+    body = [
+        "<header>",
+        f"<h1>{escape(summary['title'])}</h1>",
+        markup.paragraph(facts(summary), "facts"),
+        markup.navigation(sections),
+        "</header>",
+        "<main>",
+        markup.notice_list([*summary["notes"], *summary["notices"]]),
+        markup.heading("result", SECTIONS["result"]),
+        *(markup.paragraph(sentence, "result") for sentence in headlines(summary)),
+        markup.table(tables["summary"]),
+        *([markup.table(tables["repetitions"])] if _most_repetitions(summary) > 1 else []),
+        markup.heading("classes", SECTIONS["classes"]),
+        markup.table(tables["classes"]),
+        *_boxes(pictures.boxes, len(summary["classes"])),
+    ]
+    if summary["paired"]:
+        body += [
+            markup.heading("paired", SECTIONS["paired"]),
+            markup.table(tables["paired"]),
+            *_differences(pictures.differences),
+        ]
+    body.append(markup.heading("cases", SECTIONS["cases"]))
+    body.append(
+        markup.paragraph(
+            "The best, median and worst prediction of each method by Dice (mean over classes), in the slice with the "
+            "largest reference area" + (", among all its trainings." if _most_repetitions(summary) > 1 else ".")
         )
-    return f'<div class="grid{" wide" if wide else ""}">{"".join(figures)}</div>'
+    )
+    for method, items in pictures.overlays.items():
+        body += [f"<h3>{escape(method)}</h3>", markup.gallery(items)]
+    body += [markup.heading("training", SECTIONS["training"]), markup.table(tables["training"])]
+    body.append(markup.definitions(foundation_models(summary) | postprocessing_steps(summary)))
+    body.append(markup.gallery(pictures.curves))
+    for method, items in pictures.vqseg_curves.items():
+        body += [f"<h3>{escape(method)}</h3>", markup.gallery(items[:3])]
+        if len(items) > 3:
+            body.append(markup.details(f"More curves of {method}", markup.gallery(items[3:])))
+    body += [markup.heading("origin", SECTIONS["origin"]), *_origin(summary), "</main>"]
+    return markup.page(summary["title"], body)
 
 
-def details(title: str, body: str) -> str:
-    """Content that is folded away until asked for."""
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+def facts(summary: Mapping[str, Any]) -> str:
+    """One line: what was compared on what."""
+    cases = f"{summary['n_cases']} volumes of {summary['n_patients']} patients"
+    if summary["n_cases"] == summary["n_patients"]:
+        cases = f"{summary['n_cases']} cases"
+    split = {"test": "test set", "val": "validation cases"}[summary["split"]]
+    folds = f"fold{'s' if len(summary['folds']) > 1 else ''} {', '.join(summary['folds'])}"
+    used = {tuple(method["training"]["configurations"]) for method in summary["methods"].values()}
+    what = f"configuration {', '.join(used.pop())}, {folds}" if len(used) == 1 else folds
+    if _most_repetitions(summary) > 1:
+        counts = sorted({len(method["cases"]) for method in summary["methods"].values()})
+        what += f", {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} trainings of each method"
+    return f"{cases}, {split}; {what}; {summary['created']}."
 
 
-def definitions(entries: Mapping[str, str]) -> str:
-    """A list of terms and what they mean."""
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items()) + "</dl>"
+def headlines(summary: Mapping[str, Any]) -> list[str]:
+    """Per method after the first, its Dice beside the first's with the paired test."""
+    sentences = []
+    for test in summary["paired"]:
+        if test["class"] != MEAN or test["metric"] != "Dice" or not test["n"]:
+            continue
+        ours, theirs = (
+            score(summary["methods"][test[side]]["summary"][MEAN]["Dice"]["mean"], "Dice")
+            for side in ("method", "baseline")
+        )
+        mean, low, high = (score(test[part], "Dice", sign=True) for part in ("difference", "ci_low", "ci_high"))
+        sentence = (
+            f"{test['method']} reaches a mean Dice of {ours}, {test['baseline']} {theirs}: "
+            f"difference per patient {mean}"
+        )
+        if test["n"] > 1:
+            p = p_value(test["p_wilcoxon"])
+            sentence += (
+                f" (95 % confidence interval {low} to {high}; Wilcoxon p {p if p.startswith('<') else f'= {p}'}, "
+                f"{test['n']} patients)"
+            )
+        sentences.append(sentence + ".")
+    return sentences
 
 
-def code(text: str) -> str:
-    """A command."""
-    return f"<pre><code>{escape(text)}</code></pre>"
+def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Per method, whether a foundation model took part, as its checkpoints say."""
+    found = {}
+    for name, method in summary["methods"].items():
+        told = {fold["foundation_model"] for fold in method["training"]["folds"].values()} - {None}
+        found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "none recorded in the checkpoint"
+    return found
+
+
+def postprocessing_steps(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Per method, what was done to the predictions of its trainings; empty without postprocessing."""
+    found = {}
+    for name, method in summary["methods"].items() if summary["postprocessing"] else ():
+        steps = method["postprocessing"]["steps"]
+        titles = {repetition: told["title"] for repetition, told in method["training"]["folds"].items()}
+        groups = {told: [titles[key] for key in steps if steps[key] == told] for told in steps.values()}
+        found[f"Postprocessing, {name}"] = "; ".join(
+            told if len(groups) == 1 else f"{told} ({', '.join(which)})" for told, which in groups.items()
+        )
+    return found
+
+
+def _boxes(by_metric: Mapping[str, Sequence[Picture]], classes: int) -> list[str]:
+    """Dice and HD95 in full, the other metrics folded away; says where there are more `classes` than boxes."""
+    text = "One dot per case, repetitions averaged; the box holds the middle half, the line is the median."
+    drawn = len(by_metric[FULL[0]])
+    if drawn < classes:
+        text += f" Boxes are drawn for the first {drawn} of {classes} classes; the tables have all."
+    parts = [markup.paragraph(text)]
+    for metric in FULL:
+        parts += [f"<h3>{metric}</h3>", markup.gallery(by_metric[metric])]
+    return parts + [
+        markup.details(metric, markup.gallery(by_metric[metric])) for metric in by_metric if metric not in FULL
+    ]
+
+
+def _differences(by_metric: Mapping[str, Sequence[Picture]]) -> list[str]:
+    """Dice beside HD95 for each method, the other metrics folded away."""
+    pairs = [item for row in zip(*(by_metric[metric] for metric in FULL), strict=True) for item in row]
+    others = [(metric, items) for metric, items in by_metric.items() if metric not in FULL]
+    explanation = "Filled dots: better than the baseline. Dashed line and band: mean and its 95 % confidence interval."
+    return [
+        markup.paragraph(f"One dot per patient. {explanation}"),
+        markup.gallery(pairs, wide=True),
+        *(markup.details(metric, markup.gallery(items, wide=True)) for metric, items in others),
+    ]
+
+
+def _origin(summary: Mapping[str, Any]) -> list[str]:
+    unreadable = {
+        f"{name}, {training['title']}": training["unreadable"]
+        for name, method in summary["methods"].items()
+        for training in method["training"]["folds"].values()
+        if training["unreadable"]
+    }
+    parts = [
+        markup.paragraph(
+            "Means are over the volumes of each class, then over the classes, then over repetitions of the training "
+            "(seeds, folds). Standard deviations, differences and tests are over patients: frames of a patient and "
+            "repetitions are averaged first, because they are not independent."
+        ),
+        markup.definitions(summary["definitions"]),
+        "<h3>Methods</h3>",
+        markup.definitions(
+            {
+                name: f"{t['trainer']}, {t['plans']}, {', '.join(t['configurations'])}, {summary['checkpoint']}"
+                for name, t in ((name, method["training"]) for name, method in summary["methods"].items())
+            }
+        ),
+        "<h3>Versions</h3>",
+        markup.definitions(summary["versions"]),
+        "<h3>Command</h3>",
+        markup.code(summary["command"]),
+        markup.paragraph("All numbers are in summary.json beside this page; tables/ has them as CSV, JSON and LaTeX."),
+    ]
+    if unreadable:
+        parts.append(markup.paragraph("Checkpoints whose training curves could not be read safely:"))
+        parts.append(markup.definitions(unreadable))
+    return parts
+
+
+def _most_repetitions(summary: Mapping[str, Any]) -> int:
+    return max(len(method["cases"]) for method in summary["methods"].values())

@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any colour vision; the first method, the baseline, is grey
-METHOD_COLOURS = ("#5a5a5a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+from nnunetv2_vqseg.core.curve_plot import COLOURS
+
+METHOD_COLOURS = ("#5a5a5a", *COLOURS)  # the first method, the baseline, is grey
 CLASS_COLOURS = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
 
 _STYLE: dict[Any, Any] = {

@@ -17,12 +17,12 @@ import numpy as np
 from nnunetv2_vqseg.core.files import replace_bytes
 from nnunetv2_vqseg.core.json import read_json, read_object, write_json
 from nnunetv2_vqseg.core.locks import exclusive
-from nnunetv2_vqseg.report.evaluate import ScoreSettings, read_pair
-from nnunetv2_vqseg.report.labels import EvaluationClasses
-from nnunetv2_vqseg.report.models import TrainedModel
+from nnunetv2_vqseg.core.pools import Workers, workers
+from nnunetv2_vqseg.report.classes import EvaluationClasses
 from nnunetv2_vqseg.report.prediction import UNFINISHED
-from nnunetv2_vqseg.report.reading import Reader
-from nnunetv2_vqseg.report.workers import Workers, workers
+from nnunetv2_vqseg.report.scoring import FEWER_PROCESSES, ScoreSettings, read_pair, results
+from nnunetv2_vqseg.report.trained_models import TrainedModel
+from nnunetv2_vqseg.report.volumes import Reader
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -69,7 +69,7 @@ def choose(
             `postprocessing.pkl`. Another run that chooses into it is waited for.
 
     Raises:
-        EvaluationError: as `read_pair`, or if a process was killed.
+        UserError: as `read_pair`, or if a process was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = {str(file): file.stat().st_mtime_ns for files in pairs.values() for file in files}
@@ -77,8 +77,8 @@ def choose(
         kept = _kept(read_object(folder / RECORD_FILE), asked)
         if kept is not None and (folder / PICKLE).is_file():
             return kept
-        with workers(min(num_processes, len(pairs))) as for_each:
-            chosen = _choose(model, pairs, settings, for_each, about)
+        with workers(min(num_processes, len(pairs)), FEWER_PROCESSES) as work:
+            chosen = _choose(model, pairs, settings, work, about)
         _write_pickle(chosen, folder / PICKLE)
         write_json({"asked": asked, "chosen": asdict(chosen)}, folder / RECORD_FILE)
     return chosen
@@ -97,7 +97,7 @@ def apply_steps(
         files: the second ones of all cases lie in one folder, whose other files are removed.
 
     Raises:
-        EvaluationError: a process was killed.
+        WorkerKilled: a process was killed.
     """
     target = next(iter(files.values()))[1].parent
     target.mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,8 @@ def apply_steps(
         arguments = {
             case: (source, unfinished / result.name, reader, list(steps)) for case, (source, result) in files.items()
         }
-        with workers(min(num_processes, len(files))) as for_each:
-            for_each(_write_postprocessed, arguments, about)
+        with workers(min(num_processes, len(files)), FEWER_PROCESSES) as work:
+            results(work, _write_postprocessed, arguments, about)
         made = {file.name for file in unfinished.iterdir()}  # beside a TIFF nnU-Net writes its spacing
         for file in list(unfinished.iterdir()):
             file.replace(target / file.name)
@@ -153,7 +153,7 @@ def _choose(
     model: TrainedModel,
     pairs: Mapping[str, tuple[Path, Path]],
     settings: ScoreSettings,
-    for_each: Workers,
+    work: Workers,
     about: str,
 ) -> Postprocessing:
     manager = _plans(model).get_label_manager(read_json(model.folder / "dataset.json", "train again", dict))
@@ -162,7 +162,7 @@ def _choose(
 
     def dice_after(steps: list[Labels]) -> list[float]:
         arguments = {case: (*files, settings, classes, steps) for case, files in pairs.items()}
-        of_cases = np.array(list(for_each(_dice_of_case, arguments, about).values()))
+        of_cases = np.array(list(results(work, _dice_of_case, arguments, about).values()))
         return [float(np.mean(dice[~np.isnan(dice)])) if np.any(dice >= 0) else float("nan") for dice in of_cases.T]
 
     steps: list[Labels] = []

@@ -9,8 +9,8 @@ from typing import Any
 
 from nnunetv2_vqseg.core.json import read_object, write_json
 from nnunetv2_vqseg.core.locks import exclusive
-from nnunetv2_vqseg.report.datasets import Case
-from nnunetv2_vqseg.report.models import TrainedModel
+from nnunetv2_vqseg.report.case_files import Case
+from nnunetv2_vqseg.report.trained_models import TrainedModel
 
 RECORD_FILE = "prediction_record.json"
 UNFINISHED = "unfinished"
@@ -18,13 +18,7 @@ UNFINISHED = "unfinished"
 
 
 def predict_missing(
-    model: TrainedModel,
-    fold: str,
-    cases: dict[str, Case],
-    output: Path,
-    ending: str,
-    device: str,
-    num_processes: int,
+    model: TrainedModel, cases: dict[str, Case], output: Path, ending: str, device: str, num_processes: int
 ) -> dict[str, Any]:
     """Make `output/CASE.ending` for every case, as `nnUNetv2_predict` with its defaults would.
 
@@ -35,57 +29,47 @@ def predict_missing(
         What `output/prediction_record.json` tells: checkpoint, device, seconds, number of cases and, on CUDA, peak
         memory of the last time that something was predicted.
     """
-    if not (output / UNFINISHED).exists() and not _outdated(model, fold, cases, output, ending):
-        return read_object(output / RECORD_FILE)
-    output.mkdir(parents=True, exist_ok=True)
-    with exclusive(output, print, f"predicting into {output}"):
-        _keep_whole_files(output / UNFINISHED, output, ending)
-        outdated = _outdated(model, fold, cases, output, ending)
-        if outdated:
-            _predict(model, fold, outdated, output, ending, device, num_processes)
+    if (output / UNFINISHED).exists() or _outdated(model, cases, output, ending):
+        output.mkdir(parents=True, exist_ok=True)
+        with exclusive(output, print, f"predicting into {output}"):
+            _keep_whole_files(output / UNFINISHED, output, ending)
+            if outdated := _outdated(model, cases, output, ending):
+                _predict(model, outdated, output, ending, device, num_processes)
     return read_object(output / RECORD_FILE)
 
 
-def _stamp(model: TrainedModel, fold: str) -> dict[str, Any]:
-    checkpoint = model.checkpoint(fold)
-    return {"checkpoint": str(checkpoint), "modified_ns": checkpoint.stat().st_mtime_ns}
+def _stamp(model: TrainedModel) -> dict[str, Any]:
+    return {"checkpoint": str(model.checkpoint), "modified_ns": model.checkpoint.stat().st_mtime_ns}
 
 
-def _is_of_checkpoint(model: TrainedModel, fold: str, output: Path) -> bool:
-    record = read_object(output / RECORD_FILE)
-    return all(record.get(key) == value for key, value in _stamp(model, fold).items())
+def _is_of_checkpoint(model: TrainedModel, output: Path) -> bool:
+    return _stamp(model).items() <= read_object(output / RECORD_FILE).items()
 
 
-def _outdated(model: TrainedModel, fold: str, cases: dict[str, Case], output: Path, ending: str) -> dict[str, Case]:
+def _outdated(model: TrainedModel, cases: dict[str, Case], output: Path, ending: str) -> dict[str, Case]:
     """The cases without a prediction that can be kept."""
-    same_checkpoint = _is_of_checkpoint(model, fold, output)
+    if not _is_of_checkpoint(model, output):
+        return dict(cases)
     return {
         case: files
         for case, files in cases.items()
-        if not (same_checkpoint and _is_newer(output / f"{case}{ending}", (model.checkpoint(fold), *files.images)))
+        if not _is_newer(output / f"{case}{ending}", (model.checkpoint, *files.images))
     }
 
 
 def _predict(
-    model: TrainedModel,
-    fold: str,
-    outdated: dict[str, Case],
-    output: Path,
-    ending: str,
-    device: str,
-    num_processes: int,
+    model: TrainedModel, outdated: dict[str, Case], output: Path, ending: str, device: str, num_processes: int
 ) -> None:
     """Replace these cases' predictions, and all others that another checkpoint made."""
-    stamp, unfinished = _stamp(model, fold), output / UNFINISHED
-    same_checkpoint = _is_of_checkpoint(model, fold, output)
-    stale = outdated if same_checkpoint else [file.name.removesuffix(ending) for file in output.glob(f"*{ending}")]
-    for case in stale:
-        (output / f"{case}{ending}").unlink(missing_ok=True)
+    stamp, unfinished = _stamp(model), output / UNFINISHED
+    others = [] if _is_of_checkpoint(model, output) else list(output.glob(f"*{ending}"))
+    for file in [*others, *(output / f"{case}{ending}" for case in outdated)]:
+        file.unlink(missing_ok=True)
     # the stamp first: a run that is killed while predicting continues where it was
     write_json(stamp, output / RECORD_FILE)
     unfinished.mkdir()
     started = time.perf_counter()
-    peak = run_predictor(model, fold, outdated, unfinished, device, num_processes)
+    peak = run_predictor(model, outdated, unfinished, device, num_processes)
     for file in list(unfinished.iterdir()):
         file.replace(output / file.name)
     unfinished.rmdir()
@@ -99,7 +83,7 @@ def _predict(
 
 
 def run_predictor(
-    model: TrainedModel, fold: str, cases: dict[str, Case], output: Path, device: str, num_processes: int
+    model: TrainedModel, cases: dict[str, Case], output: Path, device: str, num_processes: int
 ) -> int | None:
     """nnU-Net's predictor on some cases; 0 or 1 processes: without worker processes.
 
@@ -114,7 +98,7 @@ def run_predictor(
         torch.cuda.init()  # without which there are no statistics to reset
         torch.cuda.reset_peak_memory_stats(target)
     predictor = nnUNetPredictor(device=target)
-    predictor.initialize_from_trained_model_folder(str(model.folder), (fold,), model.checkpoint_name)
+    predictor.initialize_from_trained_model_folder(str(model.folder), (model.fold,), model.checkpoint_name)
     images = [[str(image) for image in files.images] for files in cases.values()]
     targets = [str(output / case) for case in cases]
     if num_processes <= 1:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.report.datasets import Case, Split
-from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.report.models import TrainedModel
+from nnunetv2_vqseg.report.case_files import Case, Split
 from nnunetv2_vqseg.report.postprocessing import Postprocessing, apply_steps, choose
 from nnunetv2_vqseg.report.prediction import predict_missing
+from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
 from nnunetv2_vqseg.report.statistics import FoldScores
+from nnunetv2_vqseg.report.trained_models import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Scoring:
     device: str
     num_processes: int
 
-    def score(self, model: TrainedModel, fold: str) -> ScoredTraining:
+    def score(self, model: TrainedModel) -> ScoredTraining:
         """Predict what is missing, postprocess and score.
 
         Raises:
-            EvaluationError: as `score_cases`.
+            UserError: as `score_cases`.
         """
-        about = f"{model.method.name}, {model.configuration}, fold {fold}"
-        cases = self.cases[fold]
-        predicted, record = self._predict(model, fold, self.split, cases)
+        about = f"{model.method.name}, {model.configuration}, fold {model.fold}"
+        cases = self.cases[model.fold]
+        predicted, record = self._predict(model, self.split, cases)
         scores = self._score(cases, predicted, about)
         if self.validation_cases is None:
             return ScoredTraining(scores, scores, predicted, record, None)
-        judges = self.validation_cases[fold]
-        judged, _ = self._predict(model, fold, "val", judges)
-        folder = self.output / "postprocessing" / self.dataset / _training_folder(model, fold)
+        judges = self.validation_cases[model.fold]
+        judged, _ = self._predict(model, "val", judges)
+        folder = self.output / "postprocessing" / self.dataset / model.place
         pairs = {case: (files.reference, judged[case]) for case, files in judges.items()}
         chosen = choose(model, pairs, folder, self.settings, self.num_processes, f"Choosing for {about}")
         target = folder / self.split
@@ -83,16 +83,12 @@ class Scoring:
         return ScoredTraining(self._score(cases, made, f"{about}, postprocessed"), scores, made, record, chosen)
 
     def _predict(
-        self, model: TrainedModel, fold: str, split: Split, cases: dict[str, Case]
+        self, model: TrainedModel, split: Split, cases: dict[str, Case]
     ) -> tuple[dict[str, Path], dict[str, Any]]:
-        folder = self.output / "predictions" / self.dataset / split / _training_folder(model, fold)
-        record = predict_missing(model, fold, cases, folder, self.ending, self.device, self.num_processes)
+        folder = self.output / "predictions" / self.dataset / split / model.place
+        record = predict_missing(model, cases, folder, self.ending, self.device, self.num_processes)
         return {case: folder / f"{case}{self.ending}" for case in cases}, record
 
     def _score(self, cases: Mapping[str, Case], predictions: Mapping[str, Path], about: str) -> FoldScores:
         pairs = {case: (files.reference, predictions[case]) for case, files in cases.items()}
         return score_cases(pairs, self.settings, self.num_processes, f"Scoring {about}")
-
-
-def _training_folder(model: TrainedModel, fold: str) -> Path:
-    return Path(model.folder.name, f"fold_{fold}_{Path(model.checkpoint_name).stem}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -23,6 +24,7 @@ CaseScores = Mapping[str, Mapping[str, float]]
 FoldScores = Mapping[str, CaseScores]
 Scores = Mapping[str, FoldScores]
 
+NAN = float("nan")
 MEAN = "mean"
 """The key beside the class keys for the mean over classes."""
 
@@ -64,22 +66,18 @@ def protocol_mean(cases: FoldScores, classes: Iterable[str]) -> dict[str, dict[s
     (HD95 where every prediction is empty) makes `MEAN` NaN: leaving it out would reward the failure.
     """
     means = {
-        key: {metric: _mean(scores[key][metric] for scores in cases.values()) for metric in METRICS} for key in classes
+        key: {metric: _mean(_known(scores[key][metric] for scores in cases.values())) for metric in METRICS}
+        for key in classes
     }
-    present = present_classes(cases, means)
-    means[MEAN] = {metric: float(np.mean([means[key][metric] for key in present] or [np.nan])) for metric in METRICS}
+    present = _present_classes(cases, means)
+    means[MEAN] = {metric: _mean([means[key][metric] for key in present]) for metric in METRICS}
     return means
-
-
-def present_classes(cases: FoldScores, classes: Iterable[str]) -> list[str]:
-    """The classes with a voxel in some reference or prediction."""
-    return [key for key in classes if any(_has_voxels(scores[key]) for scores in cases.values())]
 
 
 def spread(values: Iterable[float]) -> float:
     """Standard deviation (n - 1) of the values that are not NaN; NaN for fewer than two."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+    known = _known(values)
+    return float(np.std(known, ddof=1)) if len(known) > 1 else NAN
 
 
 def patient_values(
@@ -111,21 +109,20 @@ def summarize(
     The mean of a class is over the folds whose cases have it.
     """
     classes = list(classes)
-    per_fold = [(protocol_mean(cases, classes), present_classes(cases, classes)) for cases in folds.values()]
+    per_fold = [(protocol_mean(cases, classes), [MEAN, *_present_classes(cases, classes)]) for cases in folds.values()]
     patients = patient_values(folds, classes, patient)
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for key in [*classes, MEAN]:
-        summary[key] = {}
-        for metric in METRICS:
-            values = [mean[key][metric] for mean, present in per_fold if key == MEAN or key in present]
-            known = [value for value in patients[key][metric].values() if not np.isnan(value)]
-            summary[key][metric] = {
-                "mean": float(np.mean(values or [np.nan])),
-                "sd_patients": spread(known),
-                "sd_folds": spread(values),
-                "n_patients": len(known),
-            }
-    return summary
+
+    def about(key: str, metric: str) -> dict[str, float]:
+        values = [mean[key][metric] for mean, present in per_fold if key in present]
+        known = _known(patients[key][metric].values())
+        return {
+            "mean": _mean(values),
+            "sd_patients": spread(known),
+            "sd_folds": spread(values),
+            "n_patients": len(known),
+        }
+
+    return {key: {metric: about(key, metric) for metric in METRICS} for key in [*classes, MEAN]}
 
 
 def count_empty(folds: Scores, classes: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -145,6 +142,35 @@ def count_empty(folds: Scores, classes: Iterable[str]) -> dict[str, dict[str, in
     return counts
 
 
+def analyse_method(folds: Scores, classes: Sequence[str], patient: Callable[[str], str]) -> dict[str, Any]:
+    """Everything that is said about one method's scores.
+
+    Returns:
+        `summary[class or "mean"][metric]` (see `summarize`), `folds[repetition][class or "mean"][metric]`,
+        `empty[class or "mean"]`, `patients[class or "mean"][metric][patient]` and
+        `cases[repetition][case][class][metric]`.
+    """
+    return {
+        "summary": summarize(folds, classes, patient),
+        "folds": {fold: protocol_mean(cases, classes) for fold, cases in folds.items()},
+        "empty": count_empty(folds, classes),
+        "patients": patient_values(folds, classes, patient),
+        "cases": folds,
+    }
+
+
+def analyse_pairs(methods: Mapping[str, dict[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Paired tests of every method against the first, for each class and metric; one dict per test."""
+    (baseline_name, baseline), *others = methods.items()
+    return [
+        {"method": name, "baseline": baseline_name, "class": key, "metric": metric}
+        | paired_test(baseline["patients"][key][metric], method["patients"][key][metric])
+        for name, method in others
+        for key in [MEAN, *classes]
+        for metric in METRICS
+    ]
+
+
 def paired_test(baseline: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     """Differences other - baseline over the patients for which both have a value.
 
@@ -152,15 +178,10 @@ def paired_test(baseline: Mapping[str, float], other: Mapping[str, float]) -> di
         n, mean difference with its 95 % confidence interval (Student's t), two-sided p-values of the paired t-test and
         of Wilcoxon's signed-rank test. Not corrected for the number of comparisons.
     """
-    common = [p for p in baseline if p in other and not np.isnan(baseline[p]) and not np.isnan(other[p])]
-    differences = np.array([other[p] - baseline[p] for p in common])
+    differences = np.array(_known(other[patient] - baseline[patient] for patient in baseline if patient in other))
     n = len(differences)
-    nan = float("nan")
-    result = {"n": n, "difference": nan, "ci_low": nan, "ci_high": nan, "p_t": nan, "p_wilcoxon": nan}
-    if n == 0:
-        return result
-    result["difference"] = float(differences.mean())
-    if n == 1:
+    result = {"n": n, "difference": _mean(differences), "ci_low": NAN, "ci_high": NAN, "p_t": NAN, "p_wilcoxon": NAN}
+    if n < 2:
         return result
     if not differences.any():
         return result | {"ci_low": 0.0, "ci_high": 0.0, "p_t": 1.0, "p_wilcoxon": 1.0}
@@ -200,10 +221,14 @@ def signed_rank_p(differences: np.ndarray) -> float:
     return min(1.0, 2 * float(min(chances[: positive + 1].sum(), chances[positive:].sum())))
 
 
-def _has_voxels(scores: Mapping[str, float]) -> bool:
-    return scores["n_pred"] > 0 or scores["n_ref"] > 0
+def _present_classes(cases: FoldScores, classes: Iterable[str]) -> list[str]:
+    """The classes with a voxel in some reference or prediction."""
+    return [key for key in classes if any(scores[key]["n_pred"] or scores[key]["n_ref"] for scores in cases.values())]
 
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not np.isnan(value)]
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else NAN

@@ -23,17 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_page import compare_shared_seeds
 
+from nnunetv2_vqseg.core.folders import raw_folder
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.core.versions import git_commit
-from nnunetv2_vqseg.report import datasets
-from nnunetv2_vqseg.report.analysis import analyse_method
-from nnunetv2_vqseg.report.evaluate import ScoreSettings, score_cases
-from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.data.readers import find_reader
+from nnunetv2_vqseg.report.case_files import dataset_name, file_ending, test_cases, validation_cases
+from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import parse_methods
-from nnunetv2_vqseg.report.models import find_models
 from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
-from nnunetv2_vqseg.report.reading import reader_for
-from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, patient_key
+from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
+from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, Scores, analyse_method, patient_key
+from nnunetv2_vqseg.report.trained_models import find_models
 
 FOLDERS = {"val": "validation", "test": "test"}
 
@@ -51,23 +51,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", action="store_true", help="the test cases too")
     parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
     args = parser.parse_args(argv)
-    name, raw = datasets.dataset_name(args.d), datasets.raw_folder(args.d)
+    name = dataset_name(args.d)
+    raw = raw_folder(name)
     dataset_json = read_json(raw / "dataset.json", "convert the dataset again", dict)
-    classes, ending = classes_from_dataset_json(dataset_json), datasets.file_ending(dataset_json)
-    cases = {"val": datasets.validation_cases(raw, dataset_json, "0")}
+    classes, ending = classes_from_dataset_json(dataset_json), file_ending(dataset_json)
+    cases = {"val": validation_cases(raw, dataset_json, "0")}
     if args.test:
-        cases["test"] = datasets.test_cases(raw, dataset_json)
-    settings = ScoreSettings(classes, reader_for(dataset_json, next(iter(cases["val"].values())).reference))
+        cases["test"] = test_cases(raw, dataset_json)
+    settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(cases["val"].values())).reference]))
     foreground = sorted(classes.values - {0, classes.ignore_label})
     rows: list[dict[str, Any]] = []
     baseline: dict[str, Scores] = {}
-    for method, models in find_models(name, parse_methods(args.tr, []), ["0"], "checkpoint_final.pth").items():
+    for method, models in find_models(name, parse_methods(args.tr, []), ["0"]).items():
         scores: dict[str, dict[str, dict[str, Any]]] = {
             split: {"before": {}, "always": {}, "after": {}} for split in cases
         }
         chosen = []
-        for number, (model, fold) in enumerate(models.values()):
-            fold_folder = model.checkpoint(fold).parent
+        for number, model in enumerate(models.values()):
+            fold_folder = model.checkpoint.parent
             with tempfile.TemporaryDirectory() as scratch:
                 validation = fold_folder / FOLDERS["val"]
                 pairs = {

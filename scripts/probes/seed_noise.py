@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiment_results import Result, read_kept
 
-from nnunetv2_vqseg.report.datasets import SPLITS
+from nnunetv2_vqseg.report.case_files import SPLITS
 from nnunetv2_vqseg.report.statistics import (
     DEFAULT_PATIENT_REGEX,
     MEAN,

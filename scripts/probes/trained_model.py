@@ -14,8 +14,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+from nnunetv2_vqseg.core.folders import nnunet_folder
 from nnunetv2_vqseg.core.json import read_json
-from nnunetv2_vqseg.report.datasets import nnunet_folder
 
 
 def model_parser(description: str, trainer: str) -> argparse.ArgumentParser:

@@ -22,17 +22,17 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2_vqseg.config import VQSegConfig
 from tiny_raw_dataset import phantom, write_volume
 from worlds import FOLDS, PLANS, World, write_json
 
-from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, EvaluationError
-from nnunetv2_vqseg.data.cases import find_unlabeled_cases, number_of_channels
-from nnunetv2_vqseg.data.dataset_json import check_dataset_json, declared_labels
-from nnunetv2_vqseg.data.images import read_case
+from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, UserError
+from nnunetv2_vqseg.data.cases import find_unlabeled_cases
+from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, declared_labels, number_of_channels
+from nnunetv2_vqseg.data.checks.images import read_case
 from nnunetv2_vqseg.data.manifest import Manifest, manifest_file
 from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_fold_entry
-from nnunetv2_vqseg.report.reading import read_labels
+from nnunetv2_vqseg.report.volumes import read_labels
 
 # torch's launcher, which wants the real standard error.
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
@@ -91,7 +91,7 @@ def read_anyhow(content: bytes, ending: str) -> None:
         file = folder / f"U_0000{ending}"
         file.write_bytes(content)
         only(DatasetError, lambda: read_case("U", [str(file)], DATASET_JSON, READERS[ending]), str(file))
-        only(EvaluationError, lambda: read_labels(file, READERS[ending]), str(file))
+        only(UserError, lambda: read_labels(file, READERS[ending]), str(file))
 
 
 @FIXED

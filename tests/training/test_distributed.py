@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from ddp_math import CASES, backward, build, build_objective, gradients, run_rank, whole_batch
-
-from nnunetv2_vqseg.report.models import read_training_record
 from nnunetv2_vqseg.training.rendezvous import leave_process_group
 from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+
+from nnunetv2_vqseg.report.training_records import read_training_record
 
 EXIT_REFUSED = 2
 Ranks = list[dict[str, Any]]
@@ -151,8 +151,9 @@ def test_other_ranks_wait_for_preprocessing_but_not_for_a_dead_rank(home, result
 )
 @pytest.mark.slow
 def test_batches_are_split_evenly_or_refused(monkeypatch, total: int, may_grow: bool, world: int, batch) -> None:
-    from nnunetv2_vqseg.core.errors import ConfigError
     from nnunetv2_vqseg.training.distributed import DistributedTrainer
+
+    from nnunetv2_vqseg.core.errors import ConfigError
 
     trainer = object.__new__(DistributedTrainer)
     trainer.is_ddp = world > 1

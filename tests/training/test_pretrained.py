@@ -97,8 +97,9 @@ def test_trainers_start_from_stock_and_from_their_own_kind(new, saved: str, name
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core: str) -> None:
     """Each unpickles them with a function in a module that the other calls differently."""
-    from nnunetv2_vqseg.report.models import read_training_record
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+
+    from nnunetv2_vqseg.report.training_records import read_training_record
 
     other = tmp_path / "other.pth"
     named = 0
@@ -118,7 +119,6 @@ def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core
 
 def test_converted_checkpoint_is_taken_by_nnunets_own_loader(new, plan: str, saved: str, tmp_path: Path) -> None:
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights as nnunets
-
     from nnunetv2_vqseg.training.convert_weights import main
 
     trainer_name = "nnUNetTrainerVQSegQPMDB"  # whose image decoder no file has
@@ -155,8 +155,9 @@ def test_teacher_starts_from_the_pretrained_weights_too(new, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("what", ["lacks a weight", "has a wider one"])
 def test_unet_that_does_not_fit_is_one_sentence(new, tmp_path: Path, what: str) -> None:
-    from nnunetv2_vqseg.core.errors import CheckpointError
     from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+
+    from nnunetv2_vqseg.core.errors import CheckpointError
 
     trainer = new("nnUNetTrainerVQSeg")
     before, weights = state_of(trainer), state_of(trainer)

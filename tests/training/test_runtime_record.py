@@ -9,7 +9,7 @@ import pytest
 
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.core import versions
-from nnunetv2_vqseg.report.models import read_training_record
+from nnunetv2_vqseg.report.training_records import read_training_record
 
 pytestmark = pytest.mark.slow
 

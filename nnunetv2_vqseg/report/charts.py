@@ -12,15 +12,33 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nnunetv2_vqseg.core.curve_plot import COLOURS, Lines, draw_lines, filled_panels
+from nnunetv2_vqseg.report.formatting import OVERLAPS, number, score, slug, with_unit
 from nnunetv2_vqseg.report.metrics import HIGHER_IS_BETTER
-from nnunetv2_vqseg.report.models import TrainingRecord
 from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, colour, picture, report_style
 from nnunetv2_vqseg.report.statistics import MEAN
-from nnunetv2_vqseg.report.table import DECIMALS, number
-from nnunetv2_vqseg.training.curves import PANELS
+from nnunetv2_vqseg.report.training_records import TrainingRecord
 
-FIRST_PANELS = ("loss terms (unweighted)", "pseudo-labels", "codebook")
-"""Those of `PANELS` that a page shows before it folds away the others."""
+PANELS: dict[str, tuple[str, ...]] = {
+    "loss terms (unweighted)": (
+        "supervised",
+        "pseudo_strong",
+        "pseudo_perturbed",
+        "reconstruction",
+        "reconstruction_unlabeled",
+        "alignment",
+        "vq",
+        "feature",
+    ),
+    "pseudo-labels": ("ramp", "confidence", "kept_share"),
+    "codebook": ("utilization",),
+    "entropy regulariser": ("entropy",),
+    "perplexity (codes)": ("perplexity",),
+    "QPM mean displacement": ("qpm_displacement",),
+    "QPM effective neighbours": ("qpm_effective_neighbors",),
+    "gradient norm": ("gradient_norm",),
+}
+"""Curves that share a figure, in order; others have one each."""
 
 _CURVE_TITLES = {
     "train_losses": "Training loss",
@@ -48,21 +66,23 @@ def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
         axes.use_sticky_edges = False  # a bar would otherwise end the axis at its own edge
         axes.margins(x=0.06)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(_with_unit(metric, summary["units"]))
+        axes.set_xlabel(with_unit(metric, summary["units"]))
         axes.set_title(name)
-        if metric in ("Dice", "Jaccard"):
+        if metric in OVERLAPS:
             axes.set_xlim(right=1.0)
-        medians = ", ".join(
-            f"{method} {number(_median(values), DECIMALS[metric])}" for method, values in samples.items()
-        )
+        medians = ", ".join(f"{method} {score(_median(values), metric)}" for method, values in samples.items())
         lost = {
-            method: sum(len(cases) for cases in content["cases"].values()) - _known(content["cases"], key, metric)
+            method: sum(
+                math.isnan(scores[key][metric]) for cases in content["cases"].values() for scores in cases.values()
+            )
             for method, content in summary["methods"].items()
         }
         without = ", ".join(f"{count} of {method}" for method, count in lost.items() if count)
         caption = f"{name}, median {metric}: {medians}." + (f" Without a value: {without}." if without else "")
-        alt = f"Box plot of the {metric} of {_count(samples)} cases for {name} with each method."
-        return picture(figure, f"box_{metric.lower()}_{_slug(key)}_{_slug(name)}", alt, caption)
+        fewest, most = min(map(len, samples.values())), max(map(len, samples.values()))
+        count = f"{fewest} to {most}" if fewest < most else str(most)
+        alt = f"Box plot of the {metric} of {count} cases for {name} with each method."
+        return picture(figure, f"box_{metric.lower()}_{slug(key)}_{slug(name)}", alt, caption)
 
 
 def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Picture:
@@ -79,14 +99,8 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
         hue = colour(METHOD_COLOURS, list(summary["methods"]).index(method))
         for position, (_, value) in enumerate(ordered):
             axes.plot([position, position], [0, value], color=hue, linewidth=1.2, alpha=0.8)
-            axes.plot(
-                position,
-                value,
-                "o",
-                color=hue,
-                markersize=5,
-                markerfacecolor=hue if _is_gain(value, metric) else "white",
-            )
+            fill = hue if _is_gain(value, metric) else "white"
+            axes.plot(position, value, "o", color=hue, markersize=5, markerfacecolor=fill)
         axes.axhline(0, color="#333333", linewidth=1)
         if test["n"] > 1:
             axes.axhspan(test["ci_low"], test["ci_high"], color=hue, alpha=0.12, linewidth=0)
@@ -98,15 +112,14 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
             axes.set_xticks([])
             axes.set_xlabel(f"{len(ordered)} patients, sorted")
         axes.grid(visible=False, axis="x")
-        axes.set_ylabel(f"Difference in {_with_unit(metric, summary['units'])}")
+        axes.set_ylabel(f"Difference in {with_unit(metric, summary['units'])}")
         axes.set_title(textwrap.fill(f"{method} − {baseline}: {metric}", 64))
-        places = DECIMALS[metric]
-        interval = f"{number(test['ci_low'], places, sign=True)} to {number(test['ci_high'], places, sign=True)}"
+        mean, low, high = (score(test[part], metric, sign=True) for part in ("difference", "ci_low", "ci_high"))
         text = (
             f"{method} is better than {baseline} in {metric} for {better} of {len(ordered)} patients; mean difference "
-            f"{number(test['difference'], places, sign=True)}" + (f" ({interval})." if test["n"] > 1 else ".")
+            f"{mean}" + (f" ({low} to {high})." if test["n"] > 1 else ".")
         )
-        return picture(figure, f"difference_{metric.lower()}_{_slug(method)}", text, text)
+        return picture(figure, f"difference_{metric.lower()}_{slug(method)}", text, text)
 
 
 def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Picture]:
@@ -117,55 +130,44 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
             method: [record.curves[key] for record in folds.values() if record.curves.get(key)]
             for method, folds in records.items()
         }
-        if not any(lines.values()):
-            continue
-        with report_style():
-            figure = Figure(figsize=(4.6, 3.0))
-            axes = figure.subplots()
-            for position, (method, curves) in enumerate(lines.items()):
-                for index, curve in enumerate(curves):
-                    _draw_curve(axes, curve, colour(METHOD_COLOURS, position), method if index == 0 else None)
-            axes.set_title(title)
-            axes.set_xlabel("Epoch")
-            _legend_below(figure, axes)
-            last = "; ".join(f"{m} ends at {_last(c)}" for m, c in lines.items() if c)
+        if any(lines.values()):
+            last = "; ".join(f"{method} ends at {_last(curves)}" for method, curves in lines.items() if curves)
             caption = f"{title}{', a line per training' if any(len(c) > 1 for c in lines.values()) else ''}."
-            pictures.append(picture(figure, f"curve_{key}", f"{title} over epochs: {last}.", caption))
+            alt = f"{title} over epochs: {last}."
+            pictures.append(_curves(f"curve_{key}", title, lines, METHOD_COLOURS, alt, caption))
     return pictures
 
 
 def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
     """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
     names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
-    ordered = sorted(PANELS, key=lambda title: title not in FIRST_PANELS)
-    panels = {title: [name for name in PANELS[title] if name in names] for title in ordered}
-    grouped = {name for known in panels.values() for name in known}
+    grouped = {name for group in PANELS.values() for name in group}
     # a token count is a scale for the utilisation, not a curve of its own
-    panels |= {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
+    others = {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
+    known = {name: [r.vqseg_curves[name] for r in folds.values() if r.vqseg_curves.get(name)] for name in names}
     pictures = []
-    for title, group in panels.items():
-        curves = {name: [r.vqseg_curves[name] for r in folds.values() if name in r.vqseg_curves] for name in group}
-        if not any(math.isfinite(value) for lines in curves.values() for line in lines for value in line):
-            continue
-        with report_style():
-            figure = Figure(figsize=(4.6, 3.0))
-            axes = figure.subplots()
-            for position, (name, lines) in enumerate(curves.items()):
-                style = "-" if position < len(METHOD_COLOURS) - 1 else "--"  # where the colours begin again
-                for index, line in enumerate(lines):
-                    label = _readable(name) if len(group) > 1 and index == 0 else None
-                    _draw_curve(axes, line, colour(METHOD_COLOURS[1:], position), label, style)
-            axes.set_title(_readable(title))
-            axes.set_xlabel("Epoch")
-            if len(group) > 1:
-                _legend_below(figure, axes)
-            else:
-                axes.set_ylabel(_readable(group[0]))
-            caption = f"{method}: {title.replace('_', ' ')}." + _token_note(group, folds)
-            last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items() if lines)
-            alt = f"{caption} At the end: {last}."
-            pictures.append(picture(figure, f"vqseg_{_slug(method)}_{_slug(title)}", alt, caption))
+    for title, curves in filled_panels({**PANELS, **others}, known).items():
+        caption = f"{method}: {title.replace('_', ' ')}." + _token_note(curves, known)
+        last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items())
+        name = f"vqseg_{slug(method)}_{slug(title)}"
+        shown = {_readable(name): lines for name, lines in curves.items()}
+        pictures.append(_curves(name, _readable(title), shown, COLOURS, f"{caption} At the end: {last}.", caption))
     return pictures
+
+
+def _curves(
+    name: str, title: str, lines: Mapping[str, Lines], colours: Sequence[str], alt: str, caption: str
+) -> Picture:
+    with report_style():
+        figure = Figure(figsize=(4.6, 3.0))
+        axes = figure.subplots()
+        draw_lines(axes, lines, colours)
+        axes.set_title(title)
+        if len(lines) > 1 or colours is METHOD_COLOURS:
+            _legend_below(figure, axes)
+        else:
+            axes.set_ylabel(next(iter(lines)))
+        return picture(figure, name, alt, caption)
 
 
 def case_values(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> np.ndarray:
@@ -192,12 +194,6 @@ def _draw_box(axes: Axes, values: np.ndarray, position: int, hue: str) -> None:
     axes.plot([median, median], [position - 0.25, position + 0.25], color=hue, linewidth=2.2, solid_capstyle="butt")
 
 
-def _draw_curve(axes: Axes, curve: Sequence[float], hue: str, label: str | None, style: str = "-") -> None:
-    marker = "o" if len(curve) == 1 else None  # a single epoch would be an invisible line
-    look: dict[str, Any] = {"color": hue, "linestyle": style, "linewidth": 1.4, "alpha": 0.85, "marker": marker}
-    axes.plot(range(len(curve)), curve, label=label, **look)
-
-
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """Names of the lines under the axes, where they cover nothing; the figure grows by them."""
     handles, names = axes.get_legend_handles_labels()
@@ -211,43 +207,24 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8)
 
 
-def _last(curves: Sequence[Sequence[float]]) -> str:
+def _last(curves: Lines) -> str:
     """Where the curves end, on average."""
     return number(float(np.mean([curve[-1] for curve in curves])), 3)
 
 
-def _token_note(group: Sequence[str], folds: Mapping[str, TrainingRecord]) -> str:
+def _token_note(curves: Mapping[str, Lines], known: Mapping[str, Lines]) -> str:
     """'Counted over n tokens per epoch' for curves that have their own token count beside them."""
-    for name in group:
-        for record in folds.values():
-            if counts := record.vqseg_curves.get(f"{name}_tokens"):
-                return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
-    return ""
-
-
-def _known(folds: Mapping[str, Mapping[str, Any]], key: str, metric: str) -> int:
-    return sum(not math.isnan(scores[key][metric]) for cases in folds.values() for scores in cases.values())
-
-
-def _count(samples: Mapping[str, np.ndarray]) -> str:
-    """'40', or '38 to 40' where the methods have values for different numbers of cases."""
-    low, high = min(map(len, samples.values())), max(map(len, samples.values()))
-    return str(low) if low == high else f"{low} to {high}"
+    counts = next((lines[0] for name in curves if (lines := known.get(f"{name}_tokens"))), None)
+    if not counts:
+        return ""
+    return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
 
 
 def _median(values: np.ndarray) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
-def _with_unit(metric: str, units: str) -> str:
-    return metric if metric in ("Dice", "Jaccard") else f"{metric} ({'voxels' if units == 'voxel' else 'mm'})"
-
-
 def _readable(name: str) -> str:
     text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
     text = re.sub(r"\b(vq|qpm)\b", lambda found: found[0].upper(), text)
     return text[:1].upper() + text[1:]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)

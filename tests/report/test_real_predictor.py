@@ -9,7 +9,7 @@ import shutil
 import pytest
 from comparison_world import DATASET, TRAINERS
 
-from nnunetv2_vqseg.report import compare
+from nnunetv2_vqseg.report.compare import Comparison
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_predictions_are_those_of_nnunets_own_command(world, num_processes, monk
     (model / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
     (model / "dataset.json").write_text(json.dumps(dataset_json), encoding="utf-8")
 
-    summary = compare.run(901, TRAINERS[:1], world / "out", device="cpu", num_processes=num_processes)
+    summary = Comparison(901, TRAINERS[:1], world / "out", device="cpu", num_processes=num_processes).run()
 
     predictor = nnUNetPredictor(device=torch.device("cpu"))
     predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")

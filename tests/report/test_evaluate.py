@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from comparison_world import DATASET_JSON, fake_prediction, phantom, write_volume
 
-from nnunetv2_vqseg.core.errors import EvaluationError
-from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.commands.evaluate import main
+from nnunetv2_vqseg.core.errors import EvaluationError, UserError
 from nnunetv2_vqseg.core.json import to_jsonable
-from nnunetv2_vqseg.report import evaluate
-from nnunetv2_vqseg.report.evaluate import evaluate_folder, main
-from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report import scoring
+from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.metrics import METRICS, score_masks
+from nnunetv2_vqseg.report.scoring import evaluate_folder
 
 
 @pytest.fixture
@@ -120,7 +117,7 @@ def test_worker_processes_give_the_same_scores(folders):
 
 def test_an_error_in_a_worker_process_keeps_its_sentence(folders):
     (folders / "pred/b.nii.gz").write_bytes(b"not a gzip")
-    with pytest.raises(EvaluationError, match=r"pred/b\.nii\.gz is not a valid gzip file"):
+    with pytest.raises(UserError, match=r"pred/b\.nii\.gz is not a valid gzip file"):
         evaluate_folder(folders / "ref", folders / "pred", DATASET_JSON, num_processes=2)
 
 
@@ -129,8 +126,8 @@ def killed(*_):
 
 
 def test_a_killed_worker_process_is_one_sentence(folders, monkeypatch):
-    monkeypatch.setattr(evaluate, "score_case", killed)
-    with pytest.raises(EvaluationError, match=r"killed, most often because memory ran out; .* with -np\.$"):
+    monkeypatch.setattr(scoring, "score_case", killed)
+    with pytest.raises(UserError, match=r"killed, most often because memory ran out; .* with -np\.$"):
         evaluate_folder(folders / "ref", folders / "pred", DATASET_JSON, num_processes=2)
 
 
@@ -257,34 +254,3 @@ def test_labels_of_dataset_json_must_be_there():
         classes_from_dataset_json({})
     with pytest.raises(EvaluationError, match="no label besides the background"):
         classes_from_dataset_json({"labels": {"background": 0, "ignore": 1}})
-
-
-def test_json_has_null_for_what_is_not_a_number():
-    value = {
-        "a": math.nan,
-        "b": np.float32(0.5),
-        "c": [math.inf, np.int64(3), (True, None)],
-        1: np.array([1.0, math.nan]),
-    }
-    assert to_jsonable(value) == {"a": None, "b": 0.5, "c": [None, 3, [True, None]], "1": [1.0, None]}
-
-
-def test_a_text_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "page.md"
-    replace_text(file, "old ±\r\n")
-    assert file.read_bytes() == "old ±\r\n".encode()
-    write = Path.write_bytes
-
-    def full_disk(path, content):
-        write(path, content[:2])
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="no space left") as stopped:
-        replace_text(file, "new")
-    assert stopped.value.filename == str(file)
-    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
-    assert file.read_bytes() == "old ±\r\n".encode()
-    monkeypatch.undo()
-    replace_text(file, "new")
-    assert file.read_text(encoding="utf-8") == "new"

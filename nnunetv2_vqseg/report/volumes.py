@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunetv2_vqseg.core.errors import DatasetError, EvaluationError, reason_of
-from nnunetv2_vqseg.data.images import check_file
-from nnunetv2_vqseg.data.readers import find_reader
+from nnunetv2_vqseg.core.errors import EvaluationError, reason_of
+from nnunetv2_vqseg.data.checks.images import check_file
 
 Reader = type[BaseReaderWriter]
 REMEDY = "write it again, or delete it if it is a prediction"
@@ -37,23 +36,11 @@ class Volume:
     corners: np.ndarray | None
 
 
-def reader_for(dataset_json: dict[str, Any], example: Path) -> Reader:
-    """The reader that nnU-Net picks for this dataset: the one dataset.json names, else the first that opens `example`.
-
-    Raises:
-        EvaluationError: if no reader opens `example`.
-    """
-    try:
-        return find_reader(dataset_json, [example])
-    except DatasetError as error:
-        raise EvaluationError(str(error)) from error
-
-
 def read_labels(file: Path, reader: Reader) -> Volume:
     """A label map.
 
     Raises:
-        EvaluationError: if the file cannot be read or has several channels.
+        UserError: if the file cannot be read or has several channels.
     """
     return _read(file, reader, labels=True)
 
@@ -69,35 +56,30 @@ def check_same_grid(prediction: Volume, reference: Volume) -> None:
     Positions may differ by half a voxel: headers written by different programs round differently, a flipped or
     shifted grid is off by much more.
     """
-    names = f"{prediction.file} and {reference.file} do not lie on the same grid"
-    remedy = "predict from the image that belongs to this reference, or resample one of them"
+    difference = None
     if prediction.voxels.shape != reference.voxels.shape:
+        difference = f"their shapes are {prediction.voxels.shape} and {reference.voxels.shape}"
+    elif not np.allclose(prediction.spacing, reference.spacing, rtol=1e-3):
+        difference = f"their spacings are {_numbers(prediction.spacing)} and {_numbers(reference.spacing)}"
+    elif prediction.corners is not None and reference.corners is not None:
+        apart = float(np.abs(prediction.corners - reference.corners).max())
+        if apart > 0.5 * min(reference.spacing):
+            difference = f"origin or direction differ, their corners are up to {apart:.1f} mm apart"
+    if difference:
         raise EvaluationError(
-            f"{names}: their shapes are {prediction.voxels.shape} and {reference.voxels.shape}; {remedy}."
-        )
-    if not np.allclose(prediction.spacing, reference.spacing, rtol=1e-3):
-        raise EvaluationError(
-            f"{names}: their spacings are {_numbers(prediction.spacing)} and {_numbers(reference.spacing)}; {remedy}."
-        )
-    if prediction.corners is None or reference.corners is None:
-        return
-    apart = float(np.abs(prediction.corners - reference.corners).max())
-    if apart > 0.5 * min(reference.spacing):
-        raise EvaluationError(
-            f"{names}: origin or direction differ, their corners are up to {apart:.1f} mm apart; {remedy}."
+            f"{prediction.file} and {reference.file} do not lie on the same grid: {difference}; predict from the image "
+            "that belongs to this reference, or resample one of them."
         )
 
 
 def _read(file: Path, reader: Reader, labels: bool) -> Volume:
     if not file.is_file():
         raise EvaluationError(f"{file} does not exist; put it there or leave its case out.")
+    check_file(file, REMEDY)
     try:
-        check_file(file, REMEDY)
         # the readers print what they think of several channels' geometry
         with contextlib.redirect_stdout(io.StringIO()):
             voxels, properties = reader().read_seg(str(file)) if labels else reader().read_images((str(file),))
-    except DatasetError as error:
-        raise EvaluationError(str(error)) from error
     except Exception as error:  # each format's library raises its own kind
         raise EvaluationError(f"{file} cannot be read ({reason_of(error)}); it may be incomplete: {REMEDY}.") from error
     if labels and voxels.shape[0] != 1:

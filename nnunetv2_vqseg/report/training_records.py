@@ -1,49 +1,22 @@
-"""Trained models in nnUNet_results and what their checkpoints tell about the training."""
+"""What checkpoints tell about their trainings."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.core.errors import EvaluationError
 from nnunetv2_vqseg.core.json import read_object
-from nnunetv2_vqseg.data.patients import some
-from nnunetv2_vqseg.report.datasets import nnunet_folder
+from nnunetv2_vqseg.core.unpickling import numbers_of_numpy
 from nnunetv2_vqseg.report.methods import Method
-from nnunetv2_vqseg.unpickling import trusted_numpy
+from nnunetv2_vqseg.report.trained_models import TrainedModel
 
 RUNTIME_FILE = "runtime.json"
 """Beside the checkpoints of `nnUNetTrainerSupervised`: what nnU-Net's own checkpoints do not hold."""
 
 NNUNET_CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A folder `TRAINER__PLANS__CONFIGURATION` of a method and the folds of it that are compared."""
-
-    method: Method
-    folder: Path
-    folds: tuple[str, ...]
-    checkpoint_name: str
-
-    @property
-    def configuration(self) -> str:
-        """The last part of the folder's name."""
-        return self.folder.name.rpartition("__")[2]
-
-    @property
-    def named_reader(self) -> dict[str, str]:
-        """The plan's reader, as a dataset.json names one; empty where the plan names none."""
-        name = read_object(self.folder / "plans.json").get("image_reader_writer")
-        return {"overwrite_image_reader_writer": name} if isinstance(name, str) else {}
-
-    def checkpoint(self, fold: str) -> Path:
-        """The file with the weights of a fold."""
-        return self.folder / f"fold_{fold}" / self.checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -68,26 +41,23 @@ class TrainingRecord:
     unreadable: str | None = None
 
     @property
-    def unlabeled_streams(self) -> int | None:
-        """Views of each unlabelled image that passed the student in a step, by the stored configuration."""
-        if not self.config:
-            return None
-        known = {item.name for item in fields(VQSegConfig)}  # a checkpoint of another version may have other keys
-        return VQSegConfig().override({k: v for k, v in self.config.items() if k in known}).unlabeled_streams
-
-    @property
     def images_a_step(self) -> list[int] | None:
-        """Labelled images, then each view of unlabelled ones that passed the student; None where it is not known."""
+        """Labelled images, then each view of unlabelled ones that passed the student; None where it is not known.
+
+        By the runtime's `images_a_step`, or where a checkpoint has none, by its configuration.
+        """
         if self.unreadable is not None:
             return None
+        if "images_a_step" in self.runtime:
+            return list(self.runtime["images_a_step"])
         if "labeled_batch_size" not in self.runtime:
             return None if self.batch_size is None else [self.batch_size]
-        if self.unlabeled_streams is None:
+        if not self.config:
             return None
-        return [
-            self.runtime["labeled_batch_size"],
-            *[self.runtime.get("unlabeled_batch_size", 0)] * self.unlabeled_streams,
-        ]
+        asked = {"use_unlabeled": True, "strong_view": False, "perturbation": "qpm", "reconstruct": False} | self.config
+        views = bool(asked["strong_view"]) + (asked["perturbation"] != "none" or bool(asked["reconstruct"]))
+        unlabeled = [self.runtime.get("unlabeled_batch_size", 0)] * views if asked["use_unlabeled"] else []
+        return [self.runtime["labeled_batch_size"], *unlabeled]
 
     @property
     def steps(self) -> int | None:
@@ -97,56 +67,6 @@ class TrainingRecord:
         if self.epochs is None or self.iterations_per_epoch is None:
             return None
         return self.epochs * self.iterations_per_epoch
-
-
-def find_models(
-    dataset: str, methods: Sequence[Method], folds: Sequence[str], checkpoint_name: str
-) -> dict[Method, dict[str, tuple[TrainedModel, str]]]:
-    """The trained models of `methods`: per method its repetitions, each a model and the fold of it.
-
-    Raises:
-        EvaluationError: naming the `nnUNetv2_train` command for every training that is missing.
-    """
-    results = nnunet_folder("nnUNet_results")
-    found: dict[Method, dict[str, tuple[TrainedModel, str]]] = {method: {} for method in methods}
-    commands = []
-    for method in methods:
-        for configuration in method.configurations:
-            folder = results / dataset / f"{method.trainer}__{method.plans}__{configuration}"
-            model = TrainedModel(method, folder, tuple(folds), checkpoint_name)
-            for fold in folds:
-                found[method][method.repetition(configuration, fold, folds)] = (model, fold)
-                needed = (model.checkpoint(fold), folder / "plans.json", folder / "dataset.json")
-                if all(file.is_file() for file in needed):
-                    continue
-                begun = any((folder / f"fold_{fold}").glob("checkpoint_*.pth"))
-                commands.append(
-                    f"nnUNetv2_train {dataset} {configuration} {fold} -tr {method.trainer} -p {method.plans}"
-                    + (" --c" if begun else "")
-                )
-    if commands:
-        places = [model.checkpoint(fold).parent for repeated in found.values() for model, fold in repeated.values()]
-        others = {file.name for place in places for file in place.glob("checkpoint_*.pth")} - {checkpoint_name}
-        problem = f"{len(commands)} of {len(places)} models have no {checkpoint_name} in {results / dataset}"
-        if "checkpoint_final.pth" in others:
-            raise EvaluationError(f"{problem}, but {some(sorted(others))}; correct -chk.")
-        told = "".join(f"; {hint}" for hint in _other_plans(results / dataset, methods))
-        raise EvaluationError(f"{problem}{told}; train them first:\n  " + "\n  ".join(dict.fromkeys(commands)))
-    return found
-
-
-def _other_plans(results: Path, methods: Sequence[Method]) -> list[str]:
-    """A hint for each method that was trained in all its configurations, but with other plans."""
-    hints = []
-    for method in methods:
-        trained = [
-            {folder.name.split("__")[1] for folder in results.glob(f"{method.trainer}__*__{configuration}")}
-            for configuration in method.configurations
-        ]
-        others = set.intersection(*trained) - {method.plans}
-        if others and not any(method.plans in plans for plans in trained):
-            hints.append(f"{method.trainer} was trained with -p {', '.join(sorted(others))}")
-    return hints
 
 
 def read_training_record(checkpoint: Path) -> TrainingRecord:
@@ -182,6 +102,55 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     )
 
 
+def describe_training(
+    method: Method, models: Mapping[str, TrainedModel], records: Mapping[str, TrainingRecord]
+) -> dict[str, Any]:
+    """How a method was trained: per repetition, what its `TrainingRecord` tells but for the curves."""
+    return {
+        "trainer": method.trainer,
+        "plans": method.plans,
+        "configurations": list(method.configurations),
+        "note": _note([record.without_alignment for record in records.values()]),
+        "folds": {
+            repetition: {
+                "title": _title(repetition, models[repetition].fold, record),
+                "configuration": models[repetition].configuration,
+                "fold": models[repetition].fold,
+                "epochs": record.epochs,
+                "iterations_per_epoch": record.iterations_per_epoch,
+                "steps": record.steps,
+                "batch_size": record.batch_size,
+                "images_a_step": record.images_a_step,
+                "seconds_per_epoch": statistics.median(record.epoch_seconds) if record.epoch_seconds else None,
+                "seconds": sum(record.epoch_seconds) if record.epoch_seconds else None,
+                "device": record.device,
+                "torch": record.torch_version,
+                "foundation_model": record.foundation_model,
+                "runtime": record.runtime,
+                "unreadable": record.unreadable,
+            }
+            for repetition, record in records.items()
+        },
+    }
+
+
+def _note(reasons: Sequence[str | None]) -> str:
+    """What a table adds to a method's name where PFA belongs to it and did not take part; else nothing."""
+    told = [reason for reason in reasons if reason is not None]
+    if not told:
+        return ""
+    share = "" if len(told) == len(reasons) else f" in {len(told)} of {len(reasons)} trainings"
+    return f"trained without PFA{share}: {'; '.join(sorted(set(told)))}"
+
+
+def _title(repetition: str, fold: str, record: TrainingRecord) -> str:
+    """'fold 0', or the configuration with the seed that tells it from the others, as far as that is recorded."""
+    if repetition == fold:
+        return f"fold {fold}"
+    seed = record.runtime.get("seed")
+    return repetition if seed is None else f"{repetition}, seed {seed}"
+
+
 def _batch_size(debug: Mapping[str, Any], model: Path) -> int | None:
     """Images a step of nnU-Net's trainers; on several GPUs debug.json has one's share, the plan has all."""
     configurations = read_object(model / "plans.json").get("configurations", {})
@@ -198,7 +167,7 @@ def _load_safely(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint with weights mapped from disk, allowing numbers of numpy beside what torch trusts."""
     import torch
 
-    with trusted_numpy():
+    with torch.serialization.safe_globals(numbers_of_numpy()):
         return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 

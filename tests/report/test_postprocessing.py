@@ -19,14 +19,16 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.postprocessing import remove_connected_components
 
-from nnunetv2_vqseg.core.errors import EvaluationError
+from nnunetv2_vqseg.commands.compare import main as compare_main
+from nnunetv2_vqseg.core.errors import UserError
 from nnunetv2_vqseg.core.json import to_jsonable
+from nnunetv2_vqseg.core.pools import WorkerKilled, workers
 from nnunetv2_vqseg.report import compare, postprocessing, prediction
-from nnunetv2_vqseg.report.evaluate import ScoreSettings
-from nnunetv2_vqseg.report.labels import classes_from_dataset_json
+from nnunetv2_vqseg.report.classes import classes_from_dataset_json
+from nnunetv2_vqseg.report.compare import Comparison
 from nnunetv2_vqseg.report.methods import Method
-from nnunetv2_vqseg.report.models import TrainedModel
-from nnunetv2_vqseg.report.workers import workers
+from nnunetv2_vqseg.report.scoring import ScoreSettings
+from nnunetv2_vqseg.report.trained_models import TrainedModel
 
 MODEL = f"{TRAINERS[0]}__nnUNetPlans__2d"
 FOREGROUND = "largest component of the foreground"
@@ -45,7 +47,7 @@ def save_description(model, dataset_json, reader="SimpleITKIO"):
     plans = {"image_reader_writer": reader, "label_manager": "LabelManager"}
     (model / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
     (model / "dataset.json").write_text(json.dumps(dataset_json), encoding="utf-8")
-    return TrainedModel(Method("m", "T", "P"), model, ("0",), "checkpoint_final.pth")
+    return TrainedModel(Method("m", "T", "P"), model, "0")
 
 
 @pytest.fixture
@@ -55,8 +57,8 @@ def second_heart(world, predictor, monkeypatch):
         save_description(world / "results" / DATASET / f"{trainer}__nnUNetPlans__2d", DATASET_JSON)
     inner = prediction.run_predictor
 
-    def predict(model, fold, cases, output, device, num_processes):
-        result = inner(model, fold, cases, output, device, num_processes)
+    def predict(model, cases, output, device, num_processes):
+        result = inner(model, cases, output, device, num_processes)
         for case in cases if model.method.trainer == TRAINERS[0] else ():
             change(output / f"{case}.nii.gz", add_second_heart)
         return result
@@ -142,8 +144,8 @@ def test_the_choice_is_that_of_nnunet(tmp_path, monkeypatch, labels, order, what
 
 
 def test_scores_are_those_after_the_steps_that_validation_cases_ask_for(second_heart, without_report):
-    plain = compare.run(901, TRAINERS, second_heart / "plain", device="cpu")
-    summary = compare.run(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True)
+    plain = Comparison(901, TRAINERS, second_heart / "plain", device="cpu").run()
+    summary = Comparison(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True).run()
     assert [steps_of(summary), steps_of(summary, "VQSeg")] == [{"0": FOREGROUND}, {"0": "none"}]
     before = [method["summary"] for method in plain["methods"].values()]
     stock, ours = summary["methods"].values()
@@ -163,7 +165,7 @@ def test_scores_are_those_after_the_steps_that_validation_cases_ask_for(second_h
 
 def test_the_report_says_what_was_done_and_what_it_changed(second_heart, monkeypatch):
     monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
-    summary = compare.run(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True)
+    summary = Comparison(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True).run()
     text = (second_heart / "out/report/index.html").read_text(encoding="utf-8")
     before = [
         method["postprocessing"]["as_predicted"]["mean"]["Dice"]["mean"] for method in summary["methods"].values()
@@ -179,7 +181,7 @@ def test_the_report_says_what_was_done_and_what_it_changed(second_heart, monkeyp
 
 def test_without_it_nothing_is_said_of_it(second_heart, monkeypatch):
     monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
-    summary = compare.run(901, TRAINERS, second_heart / "out", device="cpu")
+    summary = Comparison(901, TRAINERS, second_heart / "out", device="cpu").run()
     assert "ostprocessing" not in (second_heart / "out/report/index.html").read_text(encoding="utf-8")
     assert "--postprocessing" not in summary["command"]
     assert not (second_heart / "out/postprocessing").exists()
@@ -188,14 +190,14 @@ def test_without_it_nothing_is_said_of_it(second_heart, monkeypatch):
 def test_overlays_show_what_was_scored(second_heart, without_report, monkeypatch):
     shown = {}
     monkeypatch.setattr(compare, "overlays_of_method", lambda name, titles, files, *more: shown.update({name: files}))
-    compare.run(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True)
+    Comparison(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True).run()
     assert shown["nnU-Net"]["0"]["patient003_frame01"][1].parent == folder_of(second_heart, "test")
     assert "predictions" in shown["VQSeg"]["0"]["patient003_frame01"][1].parts
 
 
 def test_validation_cases_that_choose_and_are_scored_are_told(second_heart, predictor, without_report):
     options = ["--split", "val", "--postprocessing", "-device", "cpu", "-np", "1", "-f", "0", "1"]
-    compare.main(["-d", "901", "-tr", *TRAINERS, "-o", str(second_heart / "out"), *options])
+    compare_main(["-d", "901", "-tr", *TRAINERS, "-o", str(second_heart / "out"), *options])
     (summary,) = without_report
     assert any("the very cases that are scored" in notice for notice in summary["notices"])
     assert [fold for _, fold, _ in predictor] == ["0", "1", "0", "1"]
@@ -207,7 +209,7 @@ def test_a_class_that_no_validation_case_has_is_told(second_heart, without_repor
     labels = {**DATASET_JSON["labels"], "rare": 3}
     for file in (second_heart / "raw" / DATASET, second_heart / "results" / DATASET / MODEL):
         (file / "dataset.json").write_text(json.dumps({**DATASET_JSON, "labels": labels}), encoding="utf-8")
-    summary = compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+    summary = Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
     assert "foreground" not in steps_of(summary)["0"]
     assert any("The validation cases of a training have no rare: nnU-Net's rule" in text for text in summary["notices"])
 
@@ -218,7 +220,7 @@ def test_the_choice_is_kept_until_what_it_was_made_from_changes(second_heart, wi
     monkeypatch.setattr(postprocessing, "_choose", lambda *arguments: asked.append(arguments) or inner(*arguments))
 
     def steps():
-        return steps_of(compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True))["0"]
+        return steps_of(Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run())["0"]
 
     assert [steps(), steps(), len(asked)] == [FOREGROUND] * 2 + [1]
     assert folder_of(second_heart, "test").is_dir()
@@ -234,7 +236,7 @@ def test_the_choice_is_kept_until_what_it_was_made_from_changes(second_heart, wi
 
 
 def test_files_appear_as_a_whole_and_others_go(second_heart, without_report, monkeypatch):
-    compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+    Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
     (victim, *others) = sorted(folder_of(second_heart, "test").iterdir())
     before = victim.read_bytes()
     stray = victim.with_name("of_a_case_that_is_gone.nii.gz")
@@ -242,9 +244,9 @@ def test_files_appear_as_a_whole_and_others_go(second_heart, without_report, mon
     with monkeypatch.context() as patch:
         patch.setattr(postprocessing, "_write_postprocessed", half_a_file)
         with pytest.raises(KeyboardInterrupt):
-            compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+            Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
     assert victim.read_bytes() == before
-    compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+    Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
     assert sorted(folder_of(second_heart, "test").iterdir()) == [victim, *others]
 
 
@@ -270,10 +272,10 @@ def move_away(file):
     ],
 )
 def test_references_that_choose_are_checked_as_those_that_are_scored(second_heart, without_report, damage, sentence):
-    compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+    Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
     damage(second_heart / "raw" / DATASET / "labelsTr/case2.nii.gz")
-    with pytest.raises(EvaluationError, match=sentence):
-        compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True)
+    with pytest.raises(UserError, match=sentence):
+        Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", postprocess=True).run()
 
 
 @pytest.mark.parametrize("fold", ["all", "7"])
@@ -283,7 +285,7 @@ def test_without_validation_cases_it_stops_before_anything_is_predicted(second_h
     shutil.copytree(source, source.with_name(f"fold_{fold}"))
     options = ["-f", fold, "--postprocessing", "--split", split, "-o", str(second_heart / "out")]
     with pytest.raises(SystemExit, match=r"Fold .* leave out --postprocessing, which asks the validation cases\."):
-        compare.main(["-d", "901", "-tr", TRAINERS[0], *options])
+        compare_main(["-d", "901", "-tr", TRAINERS[0], *options])
     assert predictor == []
 
 
@@ -323,13 +325,13 @@ def die():
 
 
 def test_a_killed_worker_is_one_sentence():
-    with pytest.raises(EvaluationError, match=r"use fewer processes with -np\."), workers(2) as for_each:
-        for_each(die, {"a": ()}, "dying")
+    with pytest.raises(WorkerKilled, match=r"use fewer processes with -np\."), workers(2, "with -np") as work:
+        list(work(die, {"a": ()}))
 
 
 @pytest.mark.slow
 def test_with_processes(second_heart, without_report):
-    summary = compare.run(901, TRAINERS[:1], second_heart / "out", device="cpu", num_processes=2, postprocess=True)
+    summary = Comparison(901, TRAINERS[:1], second_heart / "out", device="cpu", num_processes=2, postprocess=True).run()
     stock = summary["methods"]["nnU-Net"]
     assert steps_of(summary) == {"0": FOREGROUND}
     assert stock["summary"]["mean"]["Dice"]["mean"] > stock["postprocessing"]["as_predicted"]["mean"]["Dice"]["mean"]

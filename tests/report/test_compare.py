@@ -18,14 +18,15 @@ import torch
 from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from nnunetv2_vqseg.commands.compare import main as compare_main
 from nnunetv2_vqseg.core import locks
 from nnunetv2_vqseg.core.errors import EvaluationError, UserError
-from nnunetv2_vqseg.report import compare, figures, models, pictures, prediction, provenance, tables
-from nnunetv2_vqseg.report import page as page_of_tables
+from nnunetv2_vqseg.report import charts, compare, formatting, markup, pictures, prediction, tables
+from nnunetv2_vqseg.report.compare import Comparison
 from nnunetv2_vqseg.report.methods import parse_methods
-from nnunetv2_vqseg.report.models import TrainingRecord
 from nnunetv2_vqseg.report.overlays import pick_cases
 from nnunetv2_vqseg.report.statistics import paired_test
+from nnunetv2_vqseg.report.training_records import TrainingRecord, read_training_record
 
 
 class Reader(HTMLParser):
@@ -65,7 +66,7 @@ def report(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         enter_world(folder, patch)
         notes = ["A note with <em>markup</em>."]
-        summary = compare.run(901, TRAINERS, folder / "out", folds=[0, 1], device="cpu", notes=notes)
+        summary = Comparison(901, TRAINERS, folder / "out", folds=[0, 1], device="cpu", notes=notes).run()
     return summary, folder / "out" / "report"
 
 
@@ -129,14 +130,14 @@ def test_a_long_name_leaves_room_for_the_numbers_on_a_phone_and_on_paper(report)
 @pytest.mark.parametrize(("metric", "filled"), [("HD95", [True, False, False]), ("Dice", [False, False, True])])
 def test_dots_are_filled_where_the_method_is_better_not_where_it_is_equal(monkeypatch, metric, filled):
     drawn = []
-    monkeypatch.setattr(figures, "picture", lambda figure, *texts: drawn.append((figure, texts[-1])))
+    monkeypatch.setattr(charts, "picture", lambda figure, *texts: drawn.append((figure, texts[-1])))
     values = {"a": {"x": 1.0, "y": 2.0, "z": 3.0}, "b": {"x": 0.0, "y": 2.0, "z": 4.0}}
     summary = {
         "methods": {name: {"patients": {"mean": {metric: found}}} for name, found in values.items()},
         "paired": [{"method": "b", "metric": metric, "class": "mean"} | paired_test(values["a"], values["b"])],
         "units": "voxel",
     }
-    figures.difference_plot(summary, "b", metric)
+    charts.difference_plot(summary, "b", metric)
     ((figure, caption),) = drawn
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() != "white" for dot in dots] == filled
@@ -145,14 +146,12 @@ def test_dots_are_filled_where_the_method_is_better_not_where_it_is_equal(monkey
 
 def test_names_of_curves_cover_no_curve_and_fit_into_the_figure(monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "picture", lambda figure, *texts: drawn.append(figure))
+    monkeypatch.setattr(charts, "picture", lambda figure, *texts: drawn.append(figure))
     names = {name: [0.5, 0.4] for name in ("supervised", *"abcdef", "reconstruction_unlabeled")}
-    monkeypatch.setattr(figures, "PANELS", {"loss terms (unweighted)": list(names)})
+    monkeypatch.setattr(charts, "PANELS", {"loss terms (unweighted)": list(names)})
     record = TrainingRecord(curves={"train_losses": [1.0, 0.5]}, vqseg_curves=names)
-    figures.curve_plots(
-        {"short": {"0": record}, "a method with a name that takes more than a line " * 3: {"0": record}}
-    )
-    figures.vqseg_plots("short", {"0": record})
+    charts.curve_plots({"short": {"0": record}, "a method with a name that takes more than a line " * 3: {"0": record}})
+    charts.vqseg_plots("short", {"0": record})
     assert len(drawn) == 2
     for figure in drawn:
         renderer = FigureCanvasAgg(figure).get_renderer()
@@ -186,7 +185,7 @@ def test_summary_json_has_the_numbers_of_the_page(report):
 def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypatch):
     replaced, replace = set(), Path.replace
     monkeypatch.setattr(Path, "replace", lambda file, target: replaced.add(target) or replace(file, target))
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     written = {file for file in (world / "out" / "report").rglob("*") if file.is_file()}
     assert len(written) > 20
     assert written <= replaced
@@ -196,16 +195,16 @@ def test_classes_without_a_box_are_told(world, predictor, monkeypatch):
     folder, told = world / "out" / "report", "Boxes are drawn for the first 1 of 2 classes; the tables have all."
     for boxes in (2, 1):
         monkeypatch.setattr(compare, "MAX_BOXED_CLASSES", boxes)
-        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+        Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
         assert (told in (folder / "index.html").read_text(encoding="utf-8")) == (boxes == 1)
 
 
 def test_nothing_of_an_earlier_report_stays(world, predictor):
-    compare.run(901, TRAINERS, world / "out", device="cpu")
+    Comparison(901, TRAINERS, world / "out", device="cpu").run()
     report = world / "out" / "report"
     (report / "figures" / "box_of_mine.png").touch()
     assert (report / "tables" / "paired.tex").is_file()
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     assert not (report / "tables" / "paired.tex").exists()
     stored = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     left = {file.stem for file in (report / "figures").iterdir()}
@@ -240,7 +239,7 @@ def test_tables_are_written_as_csv_json_and_latex(report):
 def test_predictions_are_made_once_per_checkpoint(world, predictor, without_report):
     def again():
         predictor.clear()
-        compare.run(901, TRAINERS, world / "out", device="cpu")
+        Comparison(901, TRAINERS, world / "out", device="cpu").run()
         return predictor
 
     assert [call[:2] for call in again()] == [("nnUNetTrainer", "0"), ("nnUNetTrainerVQSeg", "0")]
@@ -258,28 +257,28 @@ def test_datasets_share_an_output_folder_but_no_predictions(world, predictor, wi
     for folder in ("raw", "preprocessed", "results"):
         shutil.copytree(world / folder / DATASET, world / folder / "Dataset902_Other")
     for dataset in (901, 902, 901):
-        compare.run(dataset, TRAINERS[:1], world / "out", device="cpu")
+        Comparison(dataset, TRAINERS[:1], world / "out", device="cpu").run()
     assert [len(cases) for _, _, cases in predictor] == [14, 14]
 
 
 def test_a_killed_prediction_goes_on_without_its_last_file(world, predictor, without_report, monkeypatch):
     fake = prediction.run_predictor
 
-    def killed(model, fold, cases, output, *rest):
+    def killed(model, cases, output, *rest):
         names = list(cases)
-        fake(model, fold, {case: cases[case] for case in names[:5]}, output, *rest)
+        fake(model, {case: cases[case] for case in names[:5]}, output, *rest)
         time.sleep(0.05)  # a file system's clock ticks every few milliseconds
-        fake(model, fold, {names[5]: cases[names[5]]}, output, *rest)
+        fake(model, {names[5]: cases[names[5]]}, output, *rest)
         last = output / f"{names[5]}.nii.gz"
         last.write_bytes(last.read_bytes()[:100])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prediction, "run_predictor", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+        Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     monkeypatch.setattr(prediction, "run_predictor", fake)
     predictor.clear()
-    summary = compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    summary = Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     cases = sorted(summary["methods"]["nnU-Net"]["cases"]["0"])
     assert predictor == [("nnUNetTrainer", "0", cases[5:])]
     (record,) = (world / "out").rglob(prediction.RECORD_FILE)
@@ -289,25 +288,25 @@ def test_a_killed_prediction_goes_on_without_its_last_file(world, predictor, wit
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"text"'])
 def test_a_spoilt_record_of_predictions_counts_as_none(world, predictor, without_report, content):
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     (record,) = (world / "out").rglob(prediction.RECORD_FILE)
     record.write_text(content, encoding="utf-8")
     predictor.clear()
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     assert [len(cases) for _, _, cases in predictor] == [14]
 
 
 def test_another_checkpoint_is_never_scored_with_old_predictions(world, predictor, without_report):
-    compare.run(901, TRAINERS, world / "out", device="cpu")
+    Comparison(901, TRAINERS, world / "out", device="cpu").run()
     checkpoint = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth"
     os.utime(checkpoint, ns=(10**18,) * 2)  # older than the predictions, as a restored backup would be
     predictor.clear()
-    compare.run(901, TRAINERS, world / "out", device="cpu")
+    Comparison(901, TRAINERS, world / "out", device="cpu").run()
     assert [(trainer, len(cases)) for trainer, _, cases in predictor] == [("nnUNetTrainer", 14)]
 
 
 def test_validation_cases_are_those_of_each_fold(world, predictor):
-    summary = compare.run(901, TRAINERS[:1], world / "out", folds=[0, 1], split="val", device="cpu")
+    summary = Comparison(901, TRAINERS[:1], world / "out", folds=[0, 1], split="val", device="cpu").run()
     assert [cases for _, _, cases in predictor] == [["case2", "case3"], ["case0", "case1"]]
     assert any("validation cases" in notice for notice in summary["notices"])
     assert summary["paired"] == []
@@ -319,7 +318,7 @@ def test_configurations_of_a_method_are_repetitions_of_it(world, predictor):
         runtime = {"steps": 120, "labeled_batch_size": 8, "unlabeled_batch_size": 4, "seed": seed}
         add_trainings(world, TRAINERS[1], configuration, folds=[0], runtime=runtime)
     stock, ours = TRAINERS
-    summary = compare.run(901, [stock, f"Ours={ours}:nnUNetPlans:2d_s1,2d_s2"], world / "out", device="cpu")
+    summary = Comparison(901, [stock, f"Ours={ours}:nnUNetPlans:2d_s1,2d_s2"], world / "out", device="cpu").run()
 
     assert [(trainer, len(cases)) for trainer, _, cases in predictor] == [(stock, 14), (ours, 14), (ours, 14)]
     method = summary["methods"]["Ours"]
@@ -348,7 +347,9 @@ def test_configurations_of_a_method_are_repetitions_of_it(world, predictor):
 
 def test_folds_and_configurations_repeat_together(world, predictor, without_report):
     add_trainings(world, TRAINERS[0], "2d_s1")
-    summary = compare.run(901, [f"{TRAINERS[0]}::2d,2d_s1"], world / "out", folds=[0, 1], split="val", device="cpu")
+    summary = Comparison(
+        901, [f"{TRAINERS[0]}::2d,2d_s1"], world / "out", folds=[0, 1], split="val", device="cpu"
+    ).run()
     cases = summary["methods"]["nnU-Net"]["cases"]
     assert {repetition: list(scores) for repetition, scores in cases.items()} == {
         "2d fold 0": ["case2", "case3"],
@@ -372,7 +373,7 @@ def test_overlays_show_the_extremes_of_all_repetitions():
 
 def test_every_missing_repetition_is_named(world, predictor, without_report):
     with pytest.raises(EvaluationError) as stopped:
-        compare.run(901, [f"{TRAINERS[0]}::2d,2d_s1,2d_s2", TRAINERS[1]], world / "out", device="cpu")
+        Comparison(901, [f"{TRAINERS[0]}::2d,2d_s1,2d_s2", TRAINERS[1]], world / "out", device="cpu").run()
     message = str(stopped.value)
     assert "2 of 4 models have no checkpoint_final.pth" in message
     for configuration in ("2d_s1", "2d_s2"):
@@ -397,12 +398,12 @@ def test_every_missing_repetition_is_named(world, predictor, without_report):
 )
 def test_a_method_that_lacks_its_alignment_is_marked(world, predictor, without_report, state, note):
     add_trainings(world, TRAINERS[1], "2d_s1", folds=[0], **state)
-    summary = compare.run(901, [TRAINERS[0], f"Ours={TRAINERS[1]}::2d_s1"], world / "out", device="cpu")
+    summary = Comparison(901, [TRAINERS[0], f"Ours={TRAINERS[1]}::2d_s1"], world / "out", device="cpu").run()
     table = tables.summary_table(summary)
     assert [row[0].note for row in table.rows] == ["", note]
     told = [notice for notice in summary["notices"] if "PFA" in notice]
     assert told == ([f"Ours was {note}. These are not the numbers of the method with its alignment."] if note else [])
-    assert page_of_tables.table(table).count(f"Ours</span><small>{note}</small>" if note else ">Ours</span></th>") == 1
+    assert markup.table(table).count(f"Ours</span><small>{note}</small>" if note else ">Ours</span></th>") == 1
     assert (f"Ours ({note})" in table.to_latex().replace(r"\_", "_")) == bool(note)
 
 
@@ -410,7 +411,7 @@ def test_one_training_in_two_without_alignment_is_told_as_such(world, predictor,
     for configuration, alignment in (("2d_s1", True), ("2d_s2", False)):
         config = {"foundation_policy": "auto", "foundation_model": "x"}
         add_trainings(world, TRAINERS[1], configuration, folds=[0], alignment=alignment, config=config)
-    summary = compare.run(901, [f"{TRAINERS[1]}::2d_s1,2d_s2"], world / "out", device="cpu")
+    summary = Comparison(901, [f"{TRAINERS[1]}::2d_s1,2d_s2"], world / "out", device="cpu").run()
     assert summary["methods"]["VQSeg"]["training"]["note"] == "trained without PFA in 1 of 2 trainings: no x weights"
 
 
@@ -425,8 +426,8 @@ def test_one_training_in_two_without_alignment_is_told_as_such(world, predictor,
 )
 def test_images_seen_are_those_that_passed_the_student(world, predictor, without_report, config, batch, images):
     add_trainings(world, TRAINERS[1], "2d_s1", folds=[0], config=config)
-    summary = compare.run(901, [f"{TRAINERS[1]}::2d_s1"], world / "out", device="cpu")
-    table = provenance.training_table(summary)
+    summary = Comparison(901, [f"{TRAINERS[1]}::2d_s1"], world / "out", device="cpu").run()
+    table = tables.training_table(summary)
     assert table.rows[0][table.header.index("Batch")].text == batch
     assert table.records[0]["images_seen"] == images
 
@@ -438,7 +439,7 @@ def test_memory_of_training_and_prediction_is_shown(world, predictor, without_re
     (fold / "runtime.json").write_text(json.dumps(runtime), encoding="utf-8")
     fake = prediction.run_predictor
     monkeypatch.setattr(prediction, "run_predictor", lambda *arguments: fake(*arguments) or 5 * 2**20)
-    table = provenance.training_table(compare.run(901, TRAINERS, world / "out", device="cpu"))
+    table = tables.training_table(Comparison(901, TRAINERS, world / "out", device="cpu").run())
     rows = [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
     assert [row["Prediction peak GPU memory"] for row in rows] == ["5 MiB", "5 MiB"]
     assert [row["Peak resident memory"] for row in rows] == ["1.00 GiB", "–"]
@@ -453,7 +454,7 @@ def test_missing_models_are_named_with_the_command_that_trains_them(world, predi
         results / "nnUNetTrainer__nnUNetPlans__2d/fold_1/checkpoint_latest.pth"
     )
     with pytest.raises(SystemExit) as stopped:
-        compare.main(
+        compare_main(
             f"-d 901 -tr nnUNetTrainer nnUNetTrainerVQSeg -f 0 1 -o {world / 'out'} -np 0 "
             "-p nnUNetPlans nnUNetTrainerVQSeg:nnUNetVQSegPlans".split()
         )
@@ -469,14 +470,14 @@ def test_trainings_with_other_plans_are_named(world, predictor):
     for configuration in ("2d", "2d_s1"):
         (folder / f"nnUNetTrainerMeanTeacher__nnUNetVQSegPlans__{configuration}").mkdir()
     with pytest.raises(EvaluationError) as stopped:
-        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu")
+        Comparison(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu").run()
     assert "; nnUNetTrainerMeanTeacher was trained with -p nnUNetVQSegPlans; train them first:" in str(stopped.value)
     with pytest.raises(EvaluationError) as stopped:
-        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher::2d,2d_s2"], world / "out", device="cpu")
+        Comparison(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher::2d,2d_s2"], world / "out", device="cpu").run()
     assert "was trained with" not in str(stopped.value)  # not in 2d_s2
     (folder / "nnUNetTrainerMeanTeacher__nnUNetPlans__2d").mkdir()  # begun with the plans that are asked for
     with pytest.raises(EvaluationError) as stopped:
-        compare.run(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu")
+        Comparison(901, ["nnUNetTrainer", "nnUNetTrainerMeanTeacher"], world / "out", device="cpu").run()
     assert "was trained with" not in str(stopped.value)
 
 
@@ -488,7 +489,7 @@ def test_cases_are_read_as_the_plan_reads_them(world, predictor, without_report,
     (world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/plans.json").write_text(json.dumps(named))
     used, inner = [], compare.Scoring
     monkeypatch.setattr(compare, "Scoring", lambda **given: used.append(given["settings"].reader) or inner(**given))
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     assert [one.__name__ for one in used] == [reader]
 
 
@@ -496,7 +497,7 @@ def test_a_misspelt_checkpoint_does_not_send_to_train_again(world, predictor):
     with pytest.raises(
         EvaluationError, match=r"2 of 2 models have no checkpoint_final in .*; correct -chk\."
     ) as stopped:
-        compare.run(901, TRAINERS, world / "out", checkpoint="checkpoint_final")
+        Comparison(901, TRAINERS, world / "out", checkpoint="checkpoint_final").run()
     assert "checkpoint_final.pth" in str(stopped.value)
     assert "nnUNetv2_train" not in str(stopped.value)
 
@@ -504,14 +505,14 @@ def test_a_misspelt_checkpoint_does_not_send_to_train_again(world, predictor):
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_predicted(world, predictor, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EvaluationError, match="torch finds no GPU here for -device cuda"):
-        compare.run(901, TRAINERS, world / "out", device="cuda")
+        Comparison(901, TRAINERS, world / "out", device="cuda").run()
     assert predictor == []
 
 
 def test_command_line_options_reach_the_report(world, predictor, without_report, capsys):
     names = ["--labels", "Stock & co", "Ours_1", "--patient-regex", r"^patient\d+_frame\d+"]
     options = f"-d {DATASET} -tr {' '.join(TRAINERS)} -o {world / 'out'} -device cpu -np 0 --units mm".split()
-    compare.main([*options, *names])
+    compare_main([*options, *names])
     assert str(world / "out/report/index.html") in capsys.readouterr().out
     (summary,) = without_report
     assert list(summary["methods"]) == ["Stock & co", "Ours_1"]
@@ -524,7 +525,7 @@ def test_command_line_options_reach_the_report(world, predictor, without_report,
 
 def test_a_regex_without_a_patient_stops_before_anything_is_predicted(world, predictor, without_report):
     with pytest.raises(EvaluationError, match="no patient in it"):
-        compare.run(901, TRAINERS, world / "out", device="cpu", patient_regex=r"^(P\d+)_|^patient")
+        Comparison(901, TRAINERS, world / "out", device="cpu", patient_regex=r"^(P\d+)_|^patient").run()
     assert predictor == []
 
 
@@ -540,21 +541,21 @@ def test_a_regex_without_a_patient_stops_before_anything_is_predicted(world, pre
 def test_broken_datasets_stop_with_one_sentence(world, predictor, without_report, break_it, sentence):
     break_it(world / "raw" / DATASET)
     with pytest.raises(UserError, match=sentence):
-        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+        Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_sentence(world, predictor, without_report):
     (world / "taken").write_text("a file", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"^Error: .*taken.* cannot be used \(.*\); restore it, make it writable"):
-        compare.main(["-d", "901", "-tr", *TRAINERS, "-o", str(world / "taken"), "-device", "cpu", "-np", "0"])
+        compare_main(["-d", "901", "-tr", *TRAINERS, "-o", str(world / "taken"), "-device", "cpu", "-np", "0"])
 
 
 def test_a_half_written_prediction_is_named(world, predictor, without_report):
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     file = next((world / "out").rglob("patient002_frame01.nii.gz"))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(EvaluationError, match=r"patient002_frame01.* is truncated.*delete it if it is a prediction"):
-        compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    with pytest.raises(UserError, match=r"patient002_frame01.* is truncated.*delete it if it is a prediction"):
+        Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
 
 
 @pytest.mark.parametrize(("fold", "sentence"), [("5", "not one of the 2 folds"), ("all", "Fold all is not one")])
@@ -563,7 +564,7 @@ def test_validation_needs_a_fold_of_the_splits(world, predictor, without_report,
     (model / f"fold_{fold}").mkdir()
     (model / f"fold_{fold}" / "checkpoint_final.pth").touch()
     with pytest.raises(EvaluationError, match=sentence):
-        compare.run(901, TRAINERS[:1], world / "out", folds=[fold], split="val", device="cpu")
+        Comparison(901, TRAINERS[:1], world / "out", folds=[fold], split="val", device="cpu").run()
 
 
 def test_a_checkpoint_that_is_not_safe_to_read_costs_only_its_curves(report):
@@ -626,10 +627,10 @@ def test_two_runs_do_not_predict_into_one_folder_at_once(world, predictor, witho
 
     monkeypatch.setattr(prediction, "run_predictor", slow)
     monkeypatch.setattr(locks.time, "sleep", lambda seconds: waited.set())
-    first = threading.Thread(target=compare.run, args=(901, TRAINERS[:1], world / "out"), kwargs={"device": "cpu"})
+    first = threading.Thread(target=Comparison(901, TRAINERS[:1], world / "out", device="cpu").run)
     first.start()
     assert started.wait(60)
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     first.join()
     assert [len(cases) for _, _, cases in predictor] == [14]
     assert len(without_report) == 2
@@ -637,9 +638,9 @@ def test_two_runs_do_not_predict_into_one_folder_at_once(world, predictor, witho
 
 
 def test_predictions_that_are_all_there_may_be_read_only(world, predictor, without_report, monkeypatch):
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     monkeypatch.setattr(prediction, "exclusive", lambda *_: pytest.fail("nothing to write"))
-    compare.run(901, TRAINERS[:1], world / "out", device="cpu")
+    Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
     assert len(without_report) == 2
 
 
@@ -656,7 +657,7 @@ def test_spacing_beside_a_tiff_is_taken_over_with_it(tmp_path):
 
 def test_a_misspelt_dataset_is_named_before_its_models_are_looked_for(world):
     with pytest.raises(EvaluationError, match=rf"holds no Dataset901_Smal, only {DATASET}; correct -d"):
-        compare.run("Dataset901_Smal", TRAINERS, world / "out")
+        Comparison("Dataset901_Smal", TRAINERS, world / "out").run()
 
 
 def test_figures_of_methods_that_differ_in_a_sign_have_files_of_their_own():
@@ -678,19 +679,19 @@ def test_batch_of_several_gpus_is_the_plan_s(world):
     for ddp, expected in (("False", 6), ("True", 13)):
         content = json.dumps(debug | {"batch_size": "6", "is_ddp": ddp})
         (folder / "fold_0/debug.json").write_text(content, encoding="utf-8")
-        assert models.read_training_record(folder / "fold_0/checkpoint_final.pth").images_a_step == [expected]
+        assert read_training_record(folder / "fold_0/checkpoint_final.pth").images_a_step == [expected]
 
 
 def test_seeds_are_shown_as_they_are_written():
-    assert provenance.quantity("seed", 2024) == "2024"
-    assert provenance.quantity("labeled_cases", 2024) == "2,024"
+    assert formatting.quantity("seed", 2024) == "2024"
+    assert formatting.quantity("labeled_cases", 2024) == "2,024"
 
 
 def test_images_a_step_are_not_guessed_where_the_checkpoint_is_gone(world):
     """debug.json knows nothing of the unlabelled ones."""
     checkpoint = world / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__2d/fold_0/checkpoint_final.pth"
-    assert models.read_training_record(checkpoint).images_a_step is not None
+    assert read_training_record(checkpoint).images_a_step is not None
     checkpoint.unlink()
-    record = models.read_training_record(checkpoint)
+    record = read_training_record(checkpoint)
     assert record.batch_size is not None
     assert record.images_a_step is None

@@ -136,14 +136,14 @@ def enter_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
     set_folders(folder, monkeypatch)
     calls = []
 
-    def predict(model, fold, cases, output, device, num_processes):
-        calls.append((model.method.trainer, fold, sorted(cases)))
+    def predict(model, cases, output, device, num_processes):
+        calls.append((model.method.trainer, model.fold, sorted(cases)))
         for index, (case, files) in enumerate(cases.items()):
             reference = sitk.ReadImage(str(files.reference))
             labels = sitk.GetArrayFromImage(reference)
             better = model.method.trainer == TRAINERS[1]
-            guess = fake_prediction(labels, (1 if better else 4) + index % 2 + int(fold))
-            if not better and fold == "0" and index == 0:
+            guess = fake_prediction(labels, (1 if better else 4) + index % 2 + int(model.fold))
+            if not better and model.fold == "0" and index == 0:
                 guess[guess == 2] = 0
             image = sitk.GetImageFromArray(guess)
             image.CopyInformation(reference)

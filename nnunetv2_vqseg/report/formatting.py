@@ -1,4 +1,4 @@
-"""A table as CSV, JSON and LaTeX, and how numbers are printed in it."""
+"""A table as CSV, JSON and LaTeX, and how numbers are printed in a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import to_jsonable, write_json
 
 NOTHING = "–"
-DECIMALS = {"Dice": 4, "Jaccard": 4, "HD95": 2, "ASD": 2}
+OVERLAPS = ("Dice", "Jaccard")
+"""The metrics without a unit, with four decimals."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,46 @@ def number(value: float | None, places: int, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{places}f}".replace("-", "−")
 
 
+def score(value: float, metric: str, sign: bool = False) -> str:
+    """`number` with the decimals of a metric."""
+    return number(value, 4 if metric in OVERLAPS else 2, sign)
+
+
+def with_unit(metric: str, units: str) -> str:
+    """'Dice', 'HD95 (voxels)'."""
+    return metric if metric in OVERLAPS else f"{metric} ({'voxels' if units == 'voxel' else units})"
+
+
 def p_value(value: float) -> str:
     """As journals print it: three decimals, and '< 0.001' below."""
-    if math.isnan(value):
+    return "< 0.001" if value < 0.001 else number(value, 3)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: 0.8 s, 41 s, 12 min, 3.4 h."""
+    if seconds is None:
         return NOTHING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def quantity(name: str, value: Any) -> str:
+    """A recorded value with the unit that its name ends in: `_bytes`, `_seconds`, or none; a seed counts nothing."""
+    if value is None or isinstance(value, str):
+        return value or NOTHING
+    if name == "seed":
+        return str(value)
+    if name.endswith("bytes"):
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    if name.endswith("seconds"):
+        return duration(value)
+    return f"{value:,}" if isinstance(value, int) else number(value, 3)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def latex_escape(text: str) -> str:
