@@ -20,8 +20,9 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
-from nnunetv2_vqseg.data.patients import Fold, parse_amount, read_list, seeded_order, some
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors, some
+from nnunetv2_vqseg.data.split import parse_amount, read_list, seeded_order
+from nnunetv2_vqseg.data.splits_file import Fold
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 FRAME = re.compile(r"(patient\d+_frame(\d+))(_gt)?\.nii(?:\.gz)?")

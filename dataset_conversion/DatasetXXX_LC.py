@@ -19,16 +19,10 @@ from pathlib import Path
 
 from common import Case, LabelRule, announce, convert_cases, fail, finish_dataset, new_dataset
 
-from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors
-from nnunetv2_vqseg.data.patients import (
-    PATIENT_PATTERN,
-    Fold,
-    counted,
-    group_by_patient,
-    parse_amount,
-    seeded_order,
-    some,
-)
+from nnunetv2_vqseg.core.errors import DatasetError, explained_disk_errors, some
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN, group_by_patient
+from nnunetv2_vqseg.data.split import counted, parse_amount, seeded_order
+from nnunetv2_vqseg.data.splits_file import Fold
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 MASK_WORDS = r"mask|seg|segmentation|label|lesion|tumou?r|gt"

@@ -15,10 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 from volumes import grid_difference, label_values, read_image, read_volume
 
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError, some
+from nnunetv2_vqseg.core.folders import VARIABLES, folder_or_none, nnunet_folder
 from nnunetv2_vqseg.core.pools import for_each_case
-from nnunetv2_vqseg.data.patients import Fold, some
-from nnunetv2_vqseg.data.split import environment_folder, write_splits
+from nnunetv2_vqseg.data.splits_file import Fold, write_splits
 
 ENDING = ".nii.gz"
 IMAGE_FOLDERS = {"Tr": "imagesTr", "Ul": "imagesUl", "Ts": "imagesTs"}
@@ -158,22 +158,19 @@ def new_dataset(dataset_id: int, name: str, overwrite: bool) -> Iterator[Path]:
     Raises:
         DatasetError: nnUNet_raw is not set, the ID is taken, or the dataset exists and `overwrite` is off.
     """
-    raw = environment_folder("nnUNet_raw")
-    if raw is None:
-        raise DatasetError("The environment variable nnUNet_raw is not set; set it to the folder for your datasets.")
+    raw = nnunet_folder("nnUNet_raw")
     if not 1 <= dataset_id <= 999:
         raise DatasetError(f"The dataset ID must be between 1 and 999, not {dataset_id}.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise DatasetError(f"The dataset name '{name}' may have letters, digits, - and _ only.")
     target = raw / f"Dataset{dataset_id:03d}_{name}"
-    preprocessed = environment_folder("nnUNet_preprocessed")
-    parents = [parent for parent in (raw, preprocessed, environment_folder("nnUNet_results")) if parent]
+    parents = [parent for parent in map(folder_or_none, VARIABLES) if parent]
     others = [
         path for parent in parents for path in parent.glob(f"Dataset{dataset_id:03d}_*") if path.name != target.name
     ]
     if others:
         raise DatasetError(f"The dataset ID {dataset_id} is taken by {others[0]}; choose another with -d.")
-    own = [parent / target.name for parent in (raw, preprocessed) if parent]
+    own = [parent / target.name for parent in (raw, folder_or_none("nnUNet_preprocessed")) if parent]
     _refuse_existing(own, overwrite)
     raw.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(p for mark in (UNFINISHED, REPLACED) for p in raw.glob(f"{mark}{target.name}-*")):
@@ -248,14 +245,14 @@ def announce(dataset_name: str, cases: Sequence[Case], fold: Fold, report: Repor
         print(f"  {group:<11}{len(members):>5} cases{sum(report.slices[case.name] for case in members):>7} slices")
     for note in report.notes:
         print(f"Note: {note}.")
-    preprocessed = environment_folder("nnUNet_preprocessed")
+    preprocessed = folder_or_none("nnUNet_preprocessed")
     if preprocessed is not None and (preprocessed / dataset_name).is_dir():
         write_splits([preprocessed / dataset_name], [fold], overwrite=True)
         print(
             f"Note: {preprocessed / dataset_name} was made from the previous data; "
             "run nnUNetv2_vqseg_plan_and_preprocess again before training."
         )
-    results = environment_folder("nnUNet_results")
+    results = folder_or_none("nnUNet_results")
     if results is not None and any((results / dataset_name).glob("*/fold_*/checkpoint_*.pth")):
         print(
             f"Note: {results / dataset_name} has models that were trained before this conversion, perhaps on patients "

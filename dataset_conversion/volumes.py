@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError
-from nnunetv2_vqseg.data.images import check_file
+from nnunetv2_vqseg.data.checks.images import check_file
 
 
 def read_volume(path: Path) -> sitk.Image:

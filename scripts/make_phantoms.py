@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dataset_conversion
 from common import IMAGE_FOLDERS, LABEL_FOLDERS, Case, Report, announce, fail, finish_dataset, new_dataset
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.patients import Fold
+from nnunetv2_vqseg.data.splits_file import Fold
 
 LABELS = {"background": 0, "RV": 1, "MLV": 2, "LVC": 3}
 

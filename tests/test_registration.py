@@ -63,7 +63,7 @@ def test_leaves_the_variable_alone_once_the_package_is_gone(site: Path):
 
 
 def test_shim_directory_holds_nothing_but_the_shim():
-    from nnunetv2_vqseg.registration import trainer_directory
+    from nnunetv2_vqseg.commands.path import trainer_directory
 
     assert [file.name for file in trainer_directory().iterdir() if file.name != "__pycache__"] == ["vqseg_trainers.py"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 REPLACE = "replace the file or remove the case"
@@ -41,6 +41,16 @@ def reason_of(error: BaseException) -> str:
     """What a library says about a failure, for a sentence: the last line of its message, or the error's kind."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names, for a sentence."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def and_more(cases: Sequence[str]) -> str:
+    """`` (and 3 more)`` where a message names the first of four cases."""
+    return f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; names `path`, also where the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         partial.write_bytes(content)
         partial.replace(path)

@@ -10,27 +10,14 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.images import check_images
-from nnunetv2_vqseg.data.patients import shared_patients
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more, check_fold_entry, load_fold_entry, load_splits
-
-__all__ = [
-    "DatasetError",
-    "Origin",
-    "TrainingCase",
-    "UnlabeledCases",
-    "check_images",
-    "find_unlabeled_cases",
-    "labeled_as_unlabeled",
-    "load_fold_entry",
-    "load_splits",
-    "training_cases",
-]
+from nnunetv2_vqseg.core.errors import DatasetError, and_more
+from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
+from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
+from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, check_fold_entry
 
 Origin = Literal["imagesUl", "split", "labeled"]
 
@@ -59,7 +46,7 @@ class UnlabeledCases:
 
     files: dict[str, list[str]]
     origin: dict[str, Origin]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def find_unlabeled_cases(
@@ -83,11 +70,11 @@ def find_unlabeled_cases(
 
 def no_unlabeled_cases_message(raw_dataset_folder: str | Path) -> str:
     """The sentence for a dataset without unlabelled images: both ways to provide them, and the way without."""
+    raw = Path(raw_dataset_folder)
     return (
-        f"There is no unlabelled image for {Path(raw_dataset_folder).name}: put some into "
-        f"{Path(raw_dataset_folder) / UNLABELED_FOLDER} (named like those of imagesTr), or list cases of imagesTr "
-        f'under "unlabeled" in this fold of {SPLITS_FILE}, or set "labeled_as_unlabeled": true in the plan\'s vqseg '
-        f"block to use the labelled images as the unlabelled ones."
+        f"There is no unlabelled image for {raw.name}: put some into {raw / UNLABELED_FOLDER} (named like those of "
+        f'imagesTr), or list cases of imagesTr under "unlabeled" in this fold of {SPLITS_FILE}, or set '
+        f'"labeled_as_unlabeled": true in the plan\'s vqseg block to use the labelled images as the unlabelled ones.'
     )
 
 
@@ -96,56 +83,24 @@ def collect_unlabeled_cases(
 ) -> UnlabeledCases:
     """As `find_unlabeled_cases`, but an empty result is no error."""
     raw = Path(raw_dataset_folder)
-    ending = dataset_json["file_ending"]
     labeled = {case: entry["images"] for case, entry in training_cases(raw, dataset_json).items()}
-    separate = _images_in_folder(raw / UNLABELED_FOLDER, ending)
+    separate = _separate_cases(raw, dataset_json, labeled)
     listed = check_fold_entry(fold_entry, labeled) if fold_entry else []
+    files = {**separate, **{case: labeled[case] for case in listed}}
+    origin: dict[str, Origin] = {**dict.fromkeys(separate, "imagesUl"), **dict.fromkeys(listed, "split")}
 
-    both = sorted(set(separate) & set(labeled))
-    if both:
-        raise DatasetError(
-            f"The case {both[0]} is both in {raw / 'imagesTr'} and in {raw / UNLABELED_FOLDER}{and_more(both)}; keep "
-            f"it in one of them, or name it otherwise if it is another image."
-        )
-    expected = _expected_channels(labeled, dataset_json)
-    for case, files in separate.items():
-        if len(files) != expected:
-            raise DatasetError(
-                f"The case {case} in {raw / UNLABELED_FOLDER} has {len(files)} channel file(s), but those of imagesTr "
-                f"have {expected}; complete or correct it, or remove the case."
-            )
-    together = {**separate, **{case: labeled[case] for case in listed}}
-    test = _images_in_folder(raw / "imagesTs", ending, strict=False)
-    transductive = sorted(set(separate) & set(test))
-    of_test_patients = shared_patients(set(together) - set(test), test)
+    test = channel_files(raw / "imagesTs", dataset_json["file_ending"])
     warnings = []
+    transductive = sorted(set(separate) & set(test))
     if transductive:
         warnings.append(
             f"The case {transductive[0]} is both in {raw / UNLABELED_FOLDER} and in {raw / 'imagesTs'}"
             f"{and_more(transductive)}: the training sees test images (transductive), say so when you report results."
         )
+    of_test_patients = shared_patients(set(files) - set(test), test)
     if of_test_patients:
-        warnings.append(same_patient_message(*of_test_patients[0], "imagesTs", len(of_test_patients)))
-    origin: dict[str, Origin] = dict.fromkeys(separate, "imagesUl")
-    origin.update(dict.fromkeys(listed, "split"))
-    return UnlabeledCases({case: together[case] for case in sorted(together)}, origin, tuple(warnings))
-
-
-def same_patient_message(case: str, other: str, where: str, number: int) -> str:
-    """The sentence for images of one patient that are trained on and that the result is judged by.
-
-    Args:
-        case: trained on, with its label or without.
-        other: of the same patient.
-        where: that the other one is.
-        number: of such patients.
-    """
-    more = f", one of {number} such patients" if number > 1 else ""
-    return (
-        f"The case {case} is trained on and {other} in {where} looks like another scan of the same patient{more}; then "
-        f"scores of {where} promise too much, keep all scans of a patient on one side. If these are different "
-        f"patients, ignore this."
-    )
+        warnings.append(same_patient_message(of_test_patients, "imagesTs"))
+    return UnlabeledCases(dict(sorted(files.items())), origin, tuple(warnings))
 
 
 def labeled_as_unlabeled(
@@ -163,9 +118,8 @@ def labeled_as_unlabeled(
                 f"The training case {case} of {SPLITS_FILE} is not in {Path(raw_dataset_folder) / 'imagesTr'}; correct "
                 f"the split or add the image."
             )
-    return UnlabeledCases(
-        {case: labeled[case]["images"] for case in sorted(train_cases)}, dict.fromkeys(train_cases, "labeled")
-    )
+    files = {case: labeled[case]["images"] for case in sorted(train_cases)}
+    return UnlabeledCases(files, dict.fromkeys(files, "labeled"))
 
 
 def training_cases(raw: Path, dataset_json: dict) -> dict[str, TrainingCase]:
@@ -178,60 +132,93 @@ def training_cases(raw: Path, dataset_json: dict) -> dict[str, TrainingCase]:
     ending = dataset_json["file_ending"]
     return {
         case: TrainingCase(images=files, label=str(raw / "labelsTr" / (case + ending)))
-        for case, files in _images_in_folder(raw / "imagesTr", ending, strict=False).items()
+        for case, files in channel_files(raw / "imagesTr", ending).items()
     }
 
 
-def case_pattern(ending: str) -> re.Pattern[str]:
-    """Case and channel number in a file's name."""
-    return re.compile(r"(.+)_(\d{4})" + re.escape(ending))
-
-
-def segmentation_name_message(file: str | Path, case: str) -> str:
-    """The sentence for a case whose preprocessed files nnU-Net would not find."""
-    return f"{file}: nnU-Net takes names ending in _seg for segmentations; rename the case {case}."
-
-
-def _images_in_folder(folder: Path, ending: str, strict: bool = True) -> dict[str, list[str]]:
-    """Case -> channel files in order; `strict` refuses whatever is not named CASE_0000.ending, CASE_0001.ending, ..."""
-    pattern = case_pattern(ending)
-    found: dict[str, dict[int, str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith("."):  # .DS_Store, ._CASE_0000.nii.gz
-            continue
-        match = pattern.fullmatch(path.name)
+def channel_files(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Case -> its files `CASE_0000.ending`, `CASE_0001.ending`, ... in order; whatever else is there is passed over."""
+    found: dict[str, list[str]] = {}
+    for path in _visible(folder):
+        match = _case_pattern(ending).fullmatch(path.name)
         if match and not path.is_dir():
-            found.setdefault(match.group(1), {})[int(match.group(2))] = str(path)
-        elif strict and path.is_dir():
+            found.setdefault(match[1], []).append(str(path))
+    return found
+
+
+def check_training_names(raw: Path, dataset_json: dict[str, Any]) -> None:
+    """Refuse files in `imagesTr` that nnU-Net would take for images of a case without a name.
+
+    Raises:
+        DatasetError: naming the first.
+    """
+    folder, ending = raw / "imagesTr", dataset_json["file_ending"]
+    if "dataset" in dataset_json or not folder.is_dir():
+        return
+    for path in sorted(folder.glob(f"*{ending}")):
+        match = _case_pattern(ending).fullmatch(path.name)
+        if match is None or path.name.startswith("."):
+            raise DatasetError(_misnamed(path, ending))
+        _check_case_name(match[1], path)
+
+
+def _separate_cases(raw: Path, dataset_json: dict, labeled: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The cases of `imagesUl`, whose names and channels must be as in `imagesTr`."""
+    folder, ending = raw / UNLABELED_FOLDER, dataset_json["file_ending"]
+    for path in _visible(folder):
+        if path.is_dir():
             raise DatasetError(f"{path} is a folder; put its images into {folder.name} itself or move it out of it.")
-        elif strict and not path.name.lower().endswith(SIDE_FILES):
+        if not (_case_pattern(ending).fullmatch(path.name) or path.name.lower().endswith(SIDE_FILES)):
+            raise DatasetError(_misnamed(path, ending))
+    found = channel_files(folder, ending)
+    for case, files in found.items():
+        numbers = [int(file[: -len(ending)][-4:]) for file in files]
+        if numbers != list(range(len(files))):
             raise DatasetError(
-                f"{path} is not named CASE_0000{ending} (case, channel number of four digits, the dataset's file "
-                f"ending); rename it or move it out of {folder.name}."
+                f"The case {case} in {folder} has the channel numbers {_numbers(numbers)} instead of "
+                f"{_numbers(range(len(files)))}; add or rename its files."
             )
-    if strict:
-        for case, channels in found.items():
-            if sorted(channels) != list(range(len(channels))):
-                raise DatasetError(
-                    f"The case {case} in {folder} has the channel numbers {_numbers(channels)} instead of "
-                    f"{_numbers(range(len(channels)))}; add or rename its files."
-                )
-            if case.endswith("_seg"):
-                raise DatasetError(segmentation_name_message(channels[0], case))
-    return {case: [channels[number] for number in sorted(channels)] for case, channels in found.items()}
+        _check_case_name(case, files[0])
+    both = sorted(set(found) & set(labeled))
+    if both:
+        raise DatasetError(
+            f"The case {both[0]} is both in {raw / 'imagesTr'} and in {folder}{and_more(both)}; keep it in one of "
+            f"them, or name it otherwise if it is another image."
+        )
+    # One file for an RGB image, whatever number of channels it holds.
+    usual = Counter(map(len, labeled.values())).most_common(1)
+    expected = usual[0][0] if usual else number_of_channels(dataset_json)
+    for case, files in found.items():
+        if len(files) != expected:
+            raise DatasetError(
+                f"The case {case} in {folder} has {len(files)} channel file(s), but those of imagesTr have {expected}; "
+                f"complete or correct it, or remove the case."
+            )
+    return found
 
 
-def _expected_channels(labeled: Mapping[str, Sequence[str]], dataset_json: dict) -> int:
-    """Files per case as `imagesTr` has them: one for an RGB image, whatever number of channels it holds."""
-    if labeled:
-        return Counter(len(files) for files in labeled.values()).most_common(1)[0][0]
-    return number_of_channels(dataset_json)
+def _visible(folder: Path) -> list[Path]:
+    """Sorted, without .DS_Store and ._CASE_0000.nii.gz; empty where there is no such folder."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
-def number_of_channels(dataset_json: dict) -> int:
-    """Input channels as `dataset.json` declares them."""
-    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+def _case_pattern(ending: str) -> re.Pattern[str]:
+    """Case and channel number in a file's name."""
+    return re.compile(r"(.+)_([0-9]{4})" + re.escape(ending))
+
+
+def _misnamed(path: Path, ending: str) -> str:
+    return (
+        f"{path} is not named CASE_0000{ending} (case, channel number of four digits, the dataset's file ending); "
+        f"rename it or move it out of {path.parent.name}."
+    )
+
+
+def _check_case_name(case: str, file: str | Path) -> None:
+    """nnU-Net would not find the preprocessed files of such a case."""
+    if case.endswith("_seg"):
+        raise DatasetError(f"{file}: nnU-Net takes names ending in _seg for segmentations; rename the case {case}.")
 
 
 def _numbers(numbers: Iterable[int]) -> str:
-    return ", ".join(f"{number:04d}" for number in sorted(numbers))
+    return ", ".join(f"{number:04d}" for number in numbers)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
+
+from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.json import read_object
+from nnunetv2_vqseg.data.records import file_states
 
 VERSION = 1
 OUTPUT_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
@@ -42,29 +44,20 @@ class Manifest:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.file = manifest_file(folder)
-        self.cases: dict[str, Entry] = {}
-        with suppress(OSError, ValueError):
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("version") == VERSION:
-                cases = content.get("cases")
-                entries = cases.items() if isinstance(cases, dict) else ()
-                self.cases = {case: entry for case, entry in entries if _is_entry(entry)}
+        content = read_object(self.file)
+        cases = content.get("cases") if content.get("version") == VERSION else None
+        entries = cases.items() if isinstance(cases, dict) else ()
+        self.cases: dict[str, Entry] = {case: entry for case, entry in entries if _is_entry(entry)}
 
     def save(self) -> None:
         """Replace the file as a whole: readers see the old or the new one."""
-        temporary = self.file.with_name(f"{self.file.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_text(json.dumps({"version": VERSION, "cases": self.cases}, indent=1), encoding="utf-8")
-            temporary.replace(self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_text(self.file, json.dumps({"version": VERSION, "cases": self.cases}, indent=1))
 
     def is_complete(self, case: str) -> bool:
         """Are all files of the case there, with the sizes they were written with?"""
         outputs = self.cases.get(case, {}).get("outputs", {})
-        return len(outputs) == len(OUTPUT_SUFFIXES) and all(
-            _size(self.folder / name) == size for name, size in outputs.items()
-        )
+        states = file_states([self.folder / name for name in outputs])
+        return len(outputs) == len(OUTPUT_SUFFIXES) and [size for size, _ in states] == list(outputs.values())
 
     def is_current(self, case: str, files: Sequence[str], settings: str) -> bool:
         """Complete, made with these settings, and from these files as they are now?
@@ -75,9 +68,7 @@ class Manifest:
         if entry.get("settings") != settings or not self.is_complete(case):
             return False
         sources = entry.get("sources", [])
-        return len(sources) == len(files) and all(
-            _is_same_file(Path(file), source) for file, source in zip(files, sources, strict=True)
-        )
+        return len(sources) == len(files) and all(map(_is_same_file, files, sources))
 
 
 def manifest_file(folder: str | Path) -> Path:
@@ -85,20 +76,10 @@ def manifest_file(folder: str | Path) -> Path:
     return Path(f"{folder}.json")
 
 
-def output_sizes(folder: str | Path, case: str) -> dict[str, int]:
-    """Sizes in bytes of the files that make up a preprocessed case."""
-    return {case + suffix: (Path(folder) / (case + suffix)).stat().st_size for suffix in OUTPUT_SUFFIXES}
-
-
 def describe_source(file: str | Path) -> Source:
     """Size, time and content hash of a file, the first two taken before it is read."""
     status = Path(file).stat()
-    return Source(size=status.st_size, mtime_ns=status.st_mtime_ns, content=_content_hash(Path(file)))
-
-
-def settings_hash(settings: dict[str, Any]) -> str:
-    """A hash of JSON content that does not depend on the order of keys or on tuples and lists."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=float).encode(), digest_size=16).hexdigest()
+    return Source(size=status.st_size, mtime_ns=status.st_mtime_ns, content=_content_hash(file))
 
 
 def _is_entry(value: Any) -> bool:
@@ -108,30 +89,20 @@ def _is_entry(value: Any) -> bool:
     return (
         isinstance(outputs, dict)
         and isinstance(sources, list)
-        and all(isinstance(source, dict) and set(source) == {"size", "mtime_ns", "content"} for source in sources)
+        and all(isinstance(source, dict) and set(source) == set(Source.__annotations__) for source in sources)
     )
 
 
-def _is_same_file(file: Path, source: Source) -> bool:
-    try:
-        status = file.stat()
-    except OSError:
+def _is_same_file(file: str, source: Source) -> bool:
+    ((size, mtime_ns),) = file_states([file])
+    if size < 0 or size != source["size"]:
         return False
-    if status.st_size != source["size"]:
-        return False
-    return status.st_mtime_ns == source["mtime_ns"] or _content_hash(file) == source["content"]
+    return mtime_ns == source["mtime_ns"] or _content_hash(file) == source["content"]
 
 
-def _content_hash(file: Path) -> str:
+def _content_hash(file: str | Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
+    with Path(file).open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except (OSError, ValueError):  # the latter where this is no name for a file
-        return -1

@@ -6,59 +6,76 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.core.pools import for_each_case
 
-Entry = TypeVar("Entry", bound=Mapping[str, Any])
+
+def find_out(
+    record: Path,
+    function: Callable[..., Mapping[str, Any]],
+    cases: Mapping[str, Sequence[str]],
+    arguments: tuple,
+    keys: frozenset[str],
+    num_processes: int,
+    description: str,
+    show_progress: bool,
+    expected: Any = None,
+) -> dict[str, Any]:
+    """`function(case, files, *arguments)` of every case, from the record where the files have not changed since.
+
+    Args:
+        record: a JSON file of ours: case -> what was found, its files' states and `expected`. One that is missing or
+            cannot be understood knows nothing.
+        function: picklable; returns plain values under these `keys`.
+        cases: files of each case.
+        expected: plain values that also must not have changed.
+
+    Raises:
+        DatasetError, RuntimeError: as `for_each_case`; what was found in other cases is kept.
+    """
+    complete = keys | {"files", "expected"}
+    known = {case: entry for case, entry in read_record(record).items() if set(entry) == complete}
+    jobs = {
+        case: (function, files, arguments, expected)
+        for case, files in cases.items()
+        if case not in known or (known[case]["files"], known[case]["expected"]) != (file_states(files), expected)
+    }
+    if jobs:
+        try:
+            for_each_case(_find_out_one, jobs, num_processes, description, show_progress, known.__setitem__)
+        finally:
+            write_record(record, known)
+    return {case: known[case] for case in cases}
+
+
+def _find_out_one(
+    case: str, function: Callable[..., Mapping[str, Any]], files: Sequence[str], arguments: tuple, expected: Any
+) -> dict[str, Any]:
+    states = file_states(files)  # before they are read
+    return {**function(case, files, *arguments), "files": states, "expected": expected}
 
 
 def read_record(file: Path) -> dict[str, dict[str, Any]]:
     """Case -> what is known of it; a file that is missing or cannot be understood knows nothing."""
-    content: Any = None
-    with suppress(OSError, ValueError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    entries = content.items() if isinstance(content, dict) else ()
-    return {case: entry for case, entry in entries if isinstance(entry, dict)}
+    return {case: entry for case, entry in read_object(file).items() if isinstance(entry, dict)}
 
 
 def write_record(file: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep what is known; where that cannot be written, it is found out again next time."""
     with suppress(OSError):
-        file.write_text(json.dumps(cases, indent=1), encoding="utf-8")
+        replace_text(file, json.dumps(cases, indent=1))
 
 
-def find_out(
-    file: Path,
-    known: dict[str, Entry],
-    function: Callable[..., Entry],
-    jobs: Mapping[str, tuple],
-    num_processes: int,
-    description: str,
-    show_progress: bool,
-) -> None:
-    """`for_each_case`, whose results are added to `known` and kept, also those beside a case that cannot be used.
-
-    Raises:
-        DatasetError, RuntimeError: as `for_each_case`.
-    """
-    if not jobs:
-        return
-    try:
-        for_each_case(
-            function, jobs, num_processes, description, show_progress, lambda case, found: known.update({case: found})
-        )
-    finally:
-        write_record(file, known)
-
-
-def file_states(files: Sequence[str]) -> list[list[int]]:
+def file_states(files: Sequence[str | Path]) -> list[list[int]]:
     """Size and time of each file; -1 for both where it is missing."""
     states = []
     for file in files:
         try:
             status = Path(file).stat()
-        except OSError:
+        except (OSError, ValueError):  # the latter where this is no name for a file
             states.append([-1, -1])
         else:
             states.append([status.st_size, status.st_mtime_ns])

@@ -1,49 +1,51 @@
-"""Reading the folds of `splits_final.json`, with the optional list `"unlabeled"` that nnU-Net itself ignores."""
+"""nnU-Net's `splits_final.json`.
+
+A fold is `{"train": [...], "val": [...], "unlabeled": [...]}`. nnU-Net ignores the third list, so a stock trainer sees
+the labelled cases only and both methods train from the same file.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.errors import DatasetError, and_more
+from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import read_json
 
 SPLITS_FILE = "splits_final.json"
+Fold = dict[str, list[str]]
 
 
-def load_splits(*folders: str | Path) -> list[dict]:
+def load_splits(*folders: str | Path) -> list[Fold]:
     """The content of the first `splits_final.json` found in the folders; an empty list where there is none.
 
     Raises:
         DatasetError: the file is not a list of folds, each with lists of case names.
     """
-    for folder in folders:
-        file = Path(folder) / SPLITS_FILE
+    for file in (Path(folder) / SPLITS_FILE for folder in folders):
         if not file.is_file():
             continue
         splits = read_json(file, "correct it or delete it")
         if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
             raise DatasetError(f'{file} is not a list of folds such as {{"train": [...], "val": [...]}}; correct it.')
         for number, fold in enumerate(splits):
-            _check_lists(file, number, fold)
+            optional = ["unlabeled"] if fold.get("unlabeled") is not None else []
+            for key in ("train", "val", *optional):
+                if not _is_list_of_names(fold.get(key)):
+                    raise DatasetError(
+                        f'{file} has no list of case names under "{key}" in fold {number}; write for example "{key}": '
+                        f'["CASE_1", "CASE_2"].'
+                    )
         return splits
     return []
 
 
-def _check_lists(file: Path, number: int, fold: Mapping[str, Any]) -> None:
-    optional = ["unlabeled"] if fold.get("unlabeled") is not None else []
-    for key in ("train", "val", *optional):
-        cases = fold.get(key)
-        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-            raise DatasetError(
-                f'{file} has no list of case names under "{key}" in fold {number}; write for example "{key}": '
-                f'["CASE_1", "CASE_2"].'
-            )
-
-
-def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | str) -> dict | None:
+def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | str) -> Fold | None:
     """One fold of `splits_final.json`, None where nnU-Net would make up its own split.
 
     Raises:
@@ -91,7 +93,7 @@ def check_fold_entry(fold_entry: Mapping[str, Any], known_cases: Iterable[str]) 
         DatasetError: not a list of names, a name twice, also in `train` or `val`, or not in `imagesTr`.
     """
     listed = fold_entry.get("unlabeled") or []
-    if not isinstance(listed, list) or not all(isinstance(case, str) for case in listed):
+    if not _is_list_of_names(listed):
         raise DatasetError(f'"unlabeled" in {SPLITS_FILE} is not a list of case names; write it like "train".')
     twice = [case for case, count in Counter(listed).items() if count > 1]
     if twice:
@@ -112,6 +114,54 @@ def check_fold_entry(fold_entry: Mapping[str, Any], known_cases: Iterable[str]) 
     return listed
 
 
-def and_more(cases: Sequence[str]) -> str:
-    """`` (and 3 more)`` where a message names the first of four cases."""
-    return f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
+def write_splits(
+    folders: Sequence[Path], folds: list[Fold], overwrite: bool = False, append: bool = False
+) -> list[Path]:
+    """Write `splits_final.json` into every folder, the same everywhere; an old file is kept as `.bak-N`.
+
+    Args:
+        overwrite: replace the folds that are there.
+        append: add the new folds behind those that are there.
+
+    Returns:
+        The backups made. Files that already hold exactly these folds are left alone.
+
+    Raises:
+        DatasetError: other folds are there without `overwrite` or `append`, or the files to append to differ.
+    """
+    files = [folder / SPLITS_FILE for folder in folders]
+    present = {file: _read_folds(file, overwrite) for file in files if file.exists()}
+    if append and present:
+        first, *others = present.values()
+        if any(other != first for other in others):
+            raise DatasetError(f"{' and '.join(map(str, present))} differ, so nothing can be added; use --overwrite.")
+        folds = [*first, *(fold for fold in folds if fold not in first)]
+    outdated = [file for file in present if present[file] != folds]
+    if outdated and not (overwrite or append):
+        raise DatasetError(f"{outdated[0]} has other folds; add --append to keep them or --overwrite to replace them.")
+    backups = [_back_up(file) for file in outdated]
+    for file in files:
+        if present.get(file) != folds:
+            replace_text(file, json.dumps(folds, indent=4) + "\n")
+    return backups
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(case, str) for case in value)
+
+
+def _read_folds(file: Path, overwrite: bool) -> list[Fold]:
+    try:
+        return load_splits(file.parent)
+    except DatasetError:
+        if overwrite:  # whatever it is, it is backed up
+            return []
+        raise
+
+
+def _back_up(file: Path) -> Path:
+    number = 1
+    while (backup := file.with_name(f"{file.name}.bak-{number}")).exists():
+        number += 1
+    shutil.copyfile(file, backup)
+    return backup

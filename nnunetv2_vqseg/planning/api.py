@@ -16,17 +16,19 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_vqseg.core.errors import DatasetError, PlansError, explained_disk_errors
-from nnunetv2_vqseg.data.case_preprocessing import check_spacing
-from nnunetv2_vqseg.data.cases import check_images, no_unlabeled_cases_message
-from nnunetv2_vqseg.data.dataset_json import load_dataset_json
-from nnunetv2_vqseg.data.labeled_cases import RECORD_FILE, CheckedCase, check_labeled_cases, check_training_names
-from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases, unlabeled_folder
+from nnunetv2_vqseg.core.errors import DatasetError, PlansError, and_more, explained_disk_errors
+from nnunetv2_vqseg.core.folders import preprocessed_folder, raw_folder
+from nnunetv2_vqseg.data.cases import check_training_names, no_unlabeled_cases_message
+from nnunetv2_vqseg.data.checks.dataset_json import load_dataset_json
+from nnunetv2_vqseg.data.checks.images import check_images
+from nnunetv2_vqseg.data.checks.labeled import RECORD_FILE, CheckedCase, check_labeled_cases
+from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases, unlabeled_folder
+from nnunetv2_vqseg.data.preprocess_case import check_spacing
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more
+from nnunetv2_vqseg.data.splits_file import SPLITS_FILE
 from nnunetv2_vqseg.planning import labeled
 from nnunetv2_vqseg.planning.planner import PLANS_NAME, vqseg_planner
-from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder, read_roles
+from nnunetv2_vqseg.planning.roles import CaseRoles, read_roles
 
 CONFIGURATION = "2d"
 
@@ -195,7 +197,7 @@ def _verify(dataset_name: str, dataset_json: dict, roles: CaseRoles, num_process
     """nnU-Net's check, which is ours on labelled cases in other words, and ours on the unlabelled images."""
     labeled.verify(dataset_name, dataset_json, roles, num_processes)
     reader = find_reader(dataset_json, [entry["images"][0] for entry in roles.visible.values()])
-    for warning in check_images(roles.unlabeled, dataset_json, reader, num_processes, show_progress):
+    for warning in check_images(roles.unlabeled.files, dataset_json, reader, num_processes, show_progress):
         print(f"WARNING: {warning}")
 
 

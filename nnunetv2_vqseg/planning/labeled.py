@@ -19,11 +19,12 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.folders import preprocessed_folder, raw_folder
 from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.cases import TrainingCase
 from nnunetv2_vqseg.data.records import file_states, read_record, write_record
-from nnunetv2_vqseg.planning.roles import CaseRoles, preprocessed_folder, raw_folder
+from nnunetv2_vqseg.planning.roles import CaseRoles
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager

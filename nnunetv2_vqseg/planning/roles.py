@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-
+from nnunetv2_vqseg.core.folders import preprocessed_folder, raw_folder
 from nnunetv2_vqseg.data.cases import TrainingCase, UnlabeledCases, collect_unlabeled_cases, training_cases
 from nnunetv2_vqseg.data.splits_file import check_fold_entry, check_same_folds, load_splits
 
@@ -40,16 +38,6 @@ class CaseRoles:
     def has_listed_cases(self) -> bool:
         """Does any fold have an `unlabeled` list?"""
         return "split" in self.unlabeled.origin.values()
-
-
-def raw_folder(dataset_name: str) -> Path:
-    """`nnUNet_raw/DatasetXXX_Name`."""
-    return Path(nnUNet_raw) / dataset_name
-
-
-def preprocessed_folder(dataset_name: str) -> Path:
-    """`nnUNet_preprocessed/DatasetXXX_Name`."""
-    return Path(nnUNet_preprocessed) / dataset_name
 
 
 def read_roles(dataset_name: str, dataset_json: Mapping) -> CaseRoles:

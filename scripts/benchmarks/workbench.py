@@ -111,7 +111,7 @@ def make_phantoms(
     command = [sys.executable, SCRIPTS / "make_phantoms.py", "-d", str(dataset_id), *sizes, str(max(patch) * 9 // 8)]
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
 
-    from nnunetv2_vqseg.planning.entrypoint import main as plan_and_preprocess
+    from nnunetv2_vqseg.commands.plan import main as plan_and_preprocess
 
     with silence():
         options = ["-overwrite_plans_name", plans_name, "-np", "1", "-npfp", "1", "--no_pbar"]

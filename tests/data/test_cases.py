@@ -9,9 +9,9 @@ import pytest
 from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.cases import find_unlabeled_cases, labeled_as_unlabeled, load_fold_entry
+from nnunetv2_vqseg.data.cases import find_unlabeled_cases, labeled_as_unlabeled
 from nnunetv2_vqseg.data.patients import shared_patients
-from nnunetv2_vqseg.data.splits_file import check_same_folds
+from nnunetv2_vqseg.data.splits_file import check_same_folds, load_fold_entry
 
 
 def touch(path: Path) -> Path:

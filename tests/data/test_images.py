@@ -18,8 +18,8 @@ from skimage import io
 from tiny_raw_dataset import phantom, write_volume
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.cases import UnlabeledCases, check_images
-from nnunetv2_vqseg.data.images import read_case
+from nnunetv2_vqseg.data.cases import UnlabeledCases
+from nnunetv2_vqseg.data.checks.images import check_images, read_case
 
 ONE_CHANNEL = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
 TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
@@ -134,13 +134,13 @@ def test_odd_but_usable_images_pass(tmp_path: Path, change: Callable, shape: tup
     write_volume(file, change(phantom(1)[0]))
     read = read_case("U", [str(file)], ONE_CHANNEL, SimpleITKIO)
     assert read.data.shape == shape
-    assert read.spacing == (10.0, 1.5, 1.5)
+    assert read.grid.spacing == (10.0, 1.5, 1.5)
 
 
 def test_negative_direction_cosines_pass(tmp_path: Path):
     file = tmp_path / "U_0000.nii.gz"
     nibabel.save(nibabel.Nifti1Image(phantom(1)[0], np.diag([-1.5, -1.5, 10, 1])), file)
-    assert read_case("U", [str(file)], ONE_CHANNEL, SimpleITKIO).spacing == (10.0, 1.5, 1.5)
+    assert read_case("U", [str(file)], ONE_CHANNEL, SimpleITKIO).grid.spacing == (10.0, 1.5, 1.5)
 
 
 def test_a_symbolic_link_passes(good: Path, tmp_path: Path):
@@ -197,7 +197,7 @@ def test_natural_images(tmp_path: Path):
     io.imsave(file, np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8), check_contrast=False)
     read = read_case("U", [str(file)], rgb, NaturalImage2DIO)
     assert read.data.shape == (3, 1, 20, 24)
-    assert read.spacing == (999.0, 1.0, 1.0)
+    assert read.grid.spacing == (999.0, 1.0, 1.0)
     assert "3 channels" in refused(file, dataset_json=ONE_CHANNEL, reader=NaturalImage2DIO)
     truncate(0.6)(file)
     refused(file, dataset_json=rgb, reader=NaturalImage2DIO)
@@ -211,10 +211,10 @@ def test_all_broken_cases_are_named_at_once(tmp_path: Path, good: Path):
     files = {"N": [str(broken[0])], "U": [str(good)], "Z": [str(broken[1])]}
     cases = UnlabeledCases(files, dict.fromkeys(files, "imagesUl"))
     with pytest.raises(DatasetError) as error:
-        check_images(cases, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False)
+        check_images(cases.files, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False)
     lines = str(error.value).splitlines()
     assert len(lines) == 2
     assert str(broken[0]) in lines[0]
     assert str(broken[1]) in lines[1]
     whole = UnlabeledCases({"U": [str(good)]}, {"U": "imagesUl"})
-    assert check_images(whole, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False) == []
+    assert check_images(whole.files, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False) == []

@@ -18,7 +18,7 @@ from tiny_raw_dataset import make_dataset, phantom, tiny_plans, write_volume
 
 from nnunetv2_vqseg.data.cases import find_unlabeled_cases
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
-from nnunetv2_vqseg.data.preprocessing import prepare_unlabeled_cases
+from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases
 
 ROTATION = (-np.pi, np.pi)
 

@@ -23,11 +23,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_raw_dataset import add_case, make_dataset, phantom, tiny_plans, write_volume
 
+from nnunetv2_vqseg.core import locks
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data import case_preprocessing, locks, preprocessing
+from nnunetv2_vqseg.data import preprocess, preprocess_case
 from nnunetv2_vqseg.data.cases import find_unlabeled_cases, labeled_as_unlabeled
 from nnunetv2_vqseg.data.manifest import Manifest
-from nnunetv2_vqseg.data.preprocessing import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
+from nnunetv2_vqseg.data.preprocess import load_prepared_identifiers, prepare_unlabeled_cases, unlabeled_folder
 
 FOLD = {"train": ["A"], "val": ["B"], "unlabeled": ["C"]}
 
@@ -204,7 +205,7 @@ KILLED = """
 import os, sys
 sys.path[:0] = [{tests!r}, {data!r}]
 from pathlib import Path
-import nnunetv2_vqseg.data.case_preprocessing as worker
+import nnunetv2_vqseg.data.preprocess_case as worker
 from test_preprocessing import Tiny
 
 calls = 0
@@ -261,7 +262,7 @@ def test_a_case_that_is_being_replaced_is_not_trusted(prepared: Tiny, monkeypatc
         seen.append(Manifest(prepared.folder).is_complete(case))
         raise DatasetError("stop here.")
 
-    monkeypatch.setattr(preprocessing, "prepare_case", look)
+    monkeypatch.setattr(preprocess, "prepare_case", look)
     prepared.plans["configurations"]["2d"]["spacing"] = [3.0, 3.0]
     with pytest.raises(DatasetError):
         prepared.prepare()
@@ -351,7 +352,7 @@ def test_a_complete_folder_may_be_read_only(prepared: Tiny, monkeypatch: pytest.
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system", prepared.folder)
 
-    monkeypatch.setattr(preprocessing, "exclusive", refuse)
+    monkeypatch.setattr(preprocess, "exclusive", refuse)
     assert prepared.prepare() == ["C", "U", "V"]
     prepared.fold_entry = {"train": ["C"], "val": ["A"], "unlabeled": ["B"]}
     with pytest.raises(DatasetError, match="Read-only file system"):
@@ -366,7 +367,7 @@ def test_a_transductive_case_is_logged(tiny: Tiny):
 
 
 def test_a_second_run_waits_for_the_first(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
-    original = case_preprocessing.prepare_case
+    original = preprocess_case.prepare_case
     done: list[str] = []
     started = threading.Event()
 
@@ -376,7 +377,7 @@ def test_a_second_run_waits_for_the_first(tiny: Tiny, monkeypatch: pytest.Monkey
         time.sleep(0.3)
         return original(case, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preprocessing, "prepare_case", slow)
+    monkeypatch.setattr(preprocess, "prepare_case", slow)
     first = threading.Thread(target=tiny.prepare)
     first.start()
     started.wait()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nnunetv2_vqseg.commands.split import main
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.patients import group_by_patient, make_fold, parse_amount, seeded_order
-from nnunetv2_vqseg.data.split import main
+from nnunetv2_vqseg.data.patients import group_by_patient
+from nnunetv2_vqseg.data.split import make_fold, parse_amount, seeded_order
 
 PATIENTS = {
     f"patient{number:03d}": [f"patient{number:03d}_frame{frame}" for frame in ("01", "12")] for number in range(20)

@@ -15,7 +15,7 @@ import pytest
 from conversion_inputs import REPOSITORY
 from Dataset027_ACDC import main
 
-from nnunetv2_vqseg.data.split import find_dataset
+from nnunetv2_vqseg.core.folders import find_dataset
 
 KILLED_AT_FIFTH_FILE = """
 import os, signal, sys
@@ -57,7 +57,7 @@ def test_killed_run_leaves_no_dataset_and_the_next_run_works(
     assert not left.name.startswith("Dataset"), "nnU-Net looks datasets up by the first letters of the folder's name"
     convert(shared)
     assert str(left) in capsys.readouterr().out
-    assert find_dataset(raw, "27").name == "Dataset027_ACDC"
+    assert find_dataset("27", raw) == "Dataset027_ACDC"
 
 
 def test_killed_overwrite_leaves_the_old_dataset(raw: Path, shared: Path) -> None:

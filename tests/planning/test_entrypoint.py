@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
 
-from nnunetv2_vqseg.planning.entrypoint import build_parser, main
+from nnunetv2_vqseg.commands.plan import build_parser, main
 
 NAME = "Dataset901_Tiny"
 
@@ -86,7 +86,7 @@ def test_a_missing_path_variable_ends_with_code_2(monkeypatch: pytest.MonkeyPatc
 def test_help_and_wrong_arguments_do_not_wait_for_nnunet():
     """Importing nnU-Net takes seconds."""
     code = (
-        "import sys; from nnunetv2_vqseg.planning.entrypoint import build_parser; build_parser(); "
+        "import sys; from nnunetv2_vqseg.commands.plan import build_parser; build_parser(); "
         "sys.exit('torch' in sys.modules or 'nnunetv2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

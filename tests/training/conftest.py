@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def plan_tiny(home: Path, dataset: str) -> Path:
     """Plan with 32 x 32 patches and a few features, as a user may edit it, and preprocess; the preprocessed folder."""
-    from nnunetv2_vqseg.planning.entrypoint import main
+    from nnunetv2_vqseg.commands.plan import main
 
     main(["-d", str(int(dataset[7:10])), "-np", "1", "-npfp", "1", "--no_pbar"])
     file = home / "preprocessed" / dataset / "nnUNetVQSegPlans.json"

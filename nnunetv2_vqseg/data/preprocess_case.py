@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.images import read_case
-from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_source, output_sizes
+from nnunetv2_vqseg.data.checks.images import read_case
+from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_source
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 MAX_SPACING_FACTOR = 50.0
 
 
-def preprocessing_settings(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> dict[str, Any]:
-    """Everything in a plan that changes a preprocessed image (patch and batch size do not)."""
+def preprocessing_settings(plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> str:
+    """A hash of everything in a plan that changes a preprocessed image (patch and batch size do not)."""
     keys = (
         "preprocessor_name",
         "spacing",
@@ -34,12 +36,13 @@ def preprocessing_settings(plans_manager: PlansManager, configuration_manager: C
         "resampling_fn_seg",
         "resampling_fn_seg_kwargs",
     )
-    return {
+    settings = {
         **{key: configuration_manager.configuration[key] for key in keys},
         "transpose_forward": plans_manager.transpose_forward,
         "intensity_properties": plans_manager.foreground_intensity_properties_per_channel,
         "image_reader_writer": plans_manager.plans["image_reader_writer"],
     }
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True, default=float).encode(), digest_size=16).hexdigest()
 
 
 def prepare_case(
@@ -67,10 +70,8 @@ def prepare_case(
         RuntimeError: the preprocessor failed on an image that looks fine.
     """
     sources = [describe_source(file) for file in files]
-    image = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
-    check_spacing(files[0], image.spacing, plans_manager, configuration_manager)
-    warnings = image.warnings
-    del image
+    grid, warnings = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)[1:]
+    check_spacing(files[0], grid.spacing, plans_manager, configuration_manager)
     # Reads the files once more, because a preprocessor of the user's may do that in its own way.
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
     try:
@@ -79,40 +80,39 @@ def prepare_case(
         )
     except Exception as error:
         raise RuntimeError(f"Preprocessing {files[0]} failed ({type(error).__name__}: {error}).") from error
-    data = data.astype(np.float32, copy=False)
-    seg = seg.astype(np.int16, copy=False)
     # nnU-Net's loader reads the key even where it oversamples nothing.
     properties["class_locations"] = {}
-    patch_size = tuple(configuration_manager.patch_size)
-    blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
-    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
-
     temporary = Path(scratch) / uuid.uuid4().hex
     temporary.mkdir(parents=True)
     try:
-        nnUNetDatasetBlosc2.save_case(
-            data,
-            seg,
-            properties,
-            str(temporary / case),
-            chunks=chunks,
-            blocks=blocks,
-            chunks_seg=chunks_seg,
-            blocks_seg=blocks_seg,
-        )
-        outputs = output_sizes(temporary, case)
-        for suffix in OUTPUT_SUFFIXES:
-            (temporary / (case + suffix)).replace(Path(folder) / (case + suffix))
+        _save(temporary / case, data, seg, properties, tuple(configuration_manager.patch_size))
+        outputs = {}
+        for name in (case + suffix for suffix in OUTPUT_SUFFIXES):
+            outputs[name] = (temporary / name).stat().st_size
+            (temporary / name).replace(Path(folder) / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Entry(sources=sources, outputs=outputs), warnings
 
 
+def _save(target: Path, data: np.ndarray, seg: np.ndarray, properties: dict, patch_size: tuple[int, ...]) -> None:
+    data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16, copy=False)
+    blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
+    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+    nnUNetDatasetBlosc2.save_case(
+        data,
+        seg,
+        properties,
+        str(target),
+        chunks=chunks,
+        blocks=blocks,
+        chunks_seg=chunks_seg,
+        blocks_seg=blocks_seg,
+    )
+
+
 def check_spacing(
-    file: str,
-    spacing: Sequence[float],
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
+    file: str, spacing: Sequence[float], plans_manager: PlansManager, configuration_manager: ConfigurationManager
 ) -> None:
     """Refuse a spacing from which resampling to the plan's would fill the memory, or leave nothing.
 

@@ -3,44 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.core.pools import for_each_case
-from nnunetv2_vqseg.data.nifti import check_nifti, spacing_message
+from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
+from nnunetv2_vqseg.data.checks.nifti import check_nifti, spacing_message
 
-if TYPE_CHECKING:
-    from nnunetv2_vqseg.data.cases import UnlabeledCases
+
+class Grid(NamedTuple):
+    """Where voxels lie: extent and spacing in mm per axis X, Y, Z.
+
+    `placement` is the rest, as far as the reader knows it: SimpleITK's origin and direction or nibabel's affine.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    placement: np.ndarray
 
 
 class CaseImage(NamedTuple):
-    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32, spacing in mm per axis X, Y, Z.
-
-    `placement` says where the grid lies, as far as the reader knows: SimpleITK's origin and direction or nibabel's
-    affine.
-    """
+    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32."""
 
     data: np.ndarray
-    spacing: tuple[float, float, float]
-    placement: np.ndarray
+    grid: Grid
     warnings: list[str]
 
 
 def check_images(
-    cases: UnlabeledCases,
+    files: Mapping[str, Sequence[str]],
     dataset_json: dict,
     reader_writer_class: type,
     num_processes: int,
     show_progress: bool = True,
-    description: str = "Checking unlabelled images",
 ) -> list[str]:
-    """Read every image once and refuse the broken ones, all of them in one message.
+    """Read every unlabelled image once and refuse the broken ones, all of them in one message.
 
     Args:
+        files: channel files of each case.
         num_processes: 0 or 1 stays in this process.
 
     Returns:
@@ -51,18 +55,13 @@ def check_images(
             number of channels or dimensions, or whose geometry differs between channels.
     """
     warnings: list[str] = []
-    for_each_case(
-        _check_case,
-        {case: (files, dataset_json, reader_writer_class) for case, files in cases.files.items()},
-        num_processes,
-        description,
-        show_progress,
-        lambda _, found: warnings.extend(found),
-    )
+    jobs = {case: (names, dataset_json, reader_writer_class) for case, names in files.items()}
+    about = "Checking unlabelled images"
+    for_each_case(_warnings_of, jobs, num_processes, about, show_progress, lambda _, found: warnings.extend(found))
     return warnings
 
 
-def _check_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: type) -> list[str]:
+def _warnings_of(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: type) -> list[str]:
     return read_case(case, files, dataset_json, reader_writer_class).warnings
 
 
@@ -75,35 +74,36 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
     Raises:
         DatasetError: as `check_images`, about this case.
     """
-    images, properties = [], []
+    images, grids = [], []
     for file in files:
         check_file(file)
         try:
-            image, image_properties = reader_writer_class().read_images([str(file)])
+            image, properties = reader_writer_class().read_images([str(file)])
         except MemoryError:
             raise
-        except Exception as error:
+        except Exception as error:  # each format's library raises its own kind
             raise DatasetError(
                 f"{file} cannot be read as an image of this dataset ({reason_of(error)}); {REPLACE}."
             ) from error
-        _check_values(file, image, image_properties["spacing"])
         images.append(image)
-        properties.append(image_properties)
-    expected = dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"]
-    channels = sum(len(image) for image in images)
-    if channels != len(expected):
+        grids.append(grid_of(image, properties))
+        _check_values(file, image, grids[-1].spacing)
+    channels, expected = sum(map(len, images)), number_of_channels(dataset_json)
+    if channels != expected:
         raise DatasetError(
             f"{files[0]} brings the case {case} to {channels} channels (a fourth dimension counts as channels), but "
-            f"dataset.json declares {len(expected)}; split or convert the file, or remove the case."
+            f"dataset.json declares {expected}; split or convert the file, or remove the case."
         )
-    warnings = _compare_channels(files, images, properties)
+    warnings = []
+    remedy, odd = "resample one channel to the other's grid", "check that the channels overlap"
+    for file, grid in zip(files[1:], grids[1:], strict=True):
+        warnings += compare_grids(file, grid, files[0], grids[0], remedy, odd)
     constant = [bool(channel.min() == channel.max()) for image in images for channel in image]
     if all(constant):
         raise DatasetError(f"{files[0]} is empty: every voxel has the value {images[0].flat[0]:g}; {REPLACE}.")
     if any(constant):
         warnings.append(f"Channel {constant.index(True)} of the case {case} is empty ({files[0]}).")
-    spacing = cast("tuple[float, float, float]", tuple(float(size) for size in properties[0]["spacing"]))
-    return CaseImage(np.vstack(images), spacing, placement(properties[0]), warnings)
+    return CaseImage(np.vstack(images), grids[0], warnings)
 
 
 def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore it or remove the case") -> None:
@@ -127,6 +127,40 @@ def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore 
         check_nifti(path, remedy)
 
 
+def grid_of(image: np.ndarray, properties: dict[str, Any]) -> Grid:
+    """The grid of (C, X, Y, Z), from what nnU-Net's reader returns beside the voxels."""
+    itk = properties.get("sitk_stuff")
+    if itk:
+        placement = np.concatenate([np.ravel(itk["origin"]), np.ravel(itk["direction"])])
+    else:
+        placement = np.ravel(properties.get("nibabel_stuff", {}).get("original_affine", ()))
+    spacing = cast("tuple[float, float, float]", tuple(float(step) for step in properties["spacing"]))
+    return Grid(image.shape[1:], spacing, placement)
+
+
+def compare_grids(file: str, grid: Grid, other_file: str, other: Grid, remedy: str, odd: str) -> list[str]:
+    """Shape and spacing must agree; origin and direction should, as in nnU-Net.
+
+    Args:
+        remedy: what to do where they do not, the end of the sentence.
+        odd: what to do about origin and direction.
+
+    Returns:
+        A sentence where origin or direction differ.
+
+    Raises:
+        DatasetError: shape or spacing differ.
+    """
+    if grid.shape != other.shape:
+        raise DatasetError(f"{file} has the shape {grid.shape}, but {other_file} has {other.shape}; {remedy}.")
+    if not np.allclose(grid.spacing, other.spacing):
+        ours, theirs = (tuple(round(step, 6) for step in spacing) for spacing in (grid.spacing, other.spacing))
+        raise DatasetError(f"{file} has the spacing {ours} mm, but {other_file} has {theirs}; {remedy}.")
+    if not np.allclose(grid.placement, other.placement, atol=1e-4):
+        return [f"{file} and {other_file} differ in origin or direction; {odd}."]
+    return []
+
+
 def _check_values(file: str, image: np.ndarray, spacing: Sequence[float]) -> None:
     if not all(math.isfinite(step) and step > 0 for step in spacing):
         raise DatasetError(spacing_message(file, spacing))
@@ -135,35 +169,3 @@ def _check_values(file: str, image: np.ndarray, spacing: Sequence[float]) -> Non
     if not np.isfinite(image).all():
         kind = "NaN" if np.isnan(image).any() else "Inf"
         raise DatasetError(f"{file} holds {kind} values; replace them by numbers or remove the case.")
-
-
-def _compare_channels(files: Sequence[str], images: Sequence[np.ndarray], properties: Sequence[dict]) -> list[str]:
-    """Shape and spacing must agree between channels; origin and direction should, as in nnU-Net."""
-    warnings = []
-    for file, image, other in zip(files[1:], images[1:], properties[1:], strict=True):
-        if image.shape[1:] != images[0].shape[1:]:
-            raise DatasetError(
-                f"{file} has the shape {image.shape[1:]}, but {files[0]} has {images[0].shape[1:]}; resample one "
-                f"channel to the other's grid."
-            )
-        if not np.allclose(other["spacing"], properties[0]["spacing"]):
-            raise DatasetError(
-                f"{file} has the spacing {plain(other['spacing'])} mm, but {files[0]} has "
-                f"{plain(properties[0]['spacing'])}; resample one channel to the other's grid."
-            )
-        if not np.allclose(placement(other), placement(properties[0]), atol=1e-4):
-            warnings.append(f"{file} and {files[0]} differ in origin or direction; check that the channels overlap.")
-    return warnings
-
-
-def placement(properties: dict) -> np.ndarray:
-    """`CaseImage.placement`, from what a reader returns beside the voxels."""
-    itk = properties.get("sitk_stuff")
-    if itk:
-        return np.concatenate([np.ravel(itk["origin"]), np.ravel(itk["direction"])])
-    return np.ravel(properties.get("nibabel_stuff", {}).get("original_affine", ()))
-
-
-def plain(spacing: Sequence[float]) -> tuple[float, ...]:
-    """A spacing as it is written in a message."""
-    return tuple(round(float(step), 6) for step in spacing)

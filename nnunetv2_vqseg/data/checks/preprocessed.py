@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunetv2_vqseg.core.errors import DatasetError, reason_of
-from nnunetv2_vqseg.data.cases import number_of_channels
-from nnunetv2_vqseg.data.dataset_json import check_label_values, declared_labels
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, and_more
+from nnunetv2_vqseg.core.errors import DatasetError, and_more, reason_of
+from nnunetv2_vqseg.data.checks.dataset_json import check_label_values, declared_labels, number_of_channels
+from nnunetv2_vqseg.data.splits_file import SPLITS_FILE
 
 OUTSIDE = -1  # nnU-Net's mark for background outside the nonzero region
 FOLDS = 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +38,31 @@ def check_dataset_json(content: Any, file: str | Path) -> None:
     """
     if not isinstance(content, dict):
         raise DatasetError(f"{file} is not a JSON object; write it as nnU-Net's documentation shows.")
-    channels = content.get("channel_names", content.get("modality"))
-    listed = content.get("dataset", {})
+    channels, training = content.get("channel_names", content.get("modality")), content.get("numTraining")
+    ending, labels = content.get("file_ending"), content.get("labels")
+    reader, listed = content.get("overwrite_image_reader_writer", ""), content.get("dataset", {})
     for key, value, valid, example in (
-        ("file_ending", content.get("file_ending"), _is_ending, '".nii.gz"'),
-        ("channel_names", channels, _is_names, '{"0": "MRI"}'),
-        ("numTraining", content.get("numTraining"), _is_count, "12, the number of labelled cases"),
-        ("dataset", listed, _is_list_of_cases, '{"CASE": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'),
-        ("overwrite_image_reader_writer", content.get("overwrite_image_reader_writer", ""), _is_text, '"SimpleITKIO"'),
+        ("file_ending", ending, isinstance(ending, str) and re.fullmatch(r"\.[\w.]+", ending), '".nii.gz"'),
+        ("channel_names", channels, channels and _is_dict_of(channels, _is_text), '{"0": "MRI"}'),
+        ("numTraining", training, type(training) is int and training > 0, "12, the number of labelled cases"),
+        ("dataset", listed, _is_dict_of(listed, _is_case), '{"CASE": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'),
+        ("overwrite_image_reader_writer", reader, _is_text(reader), '"SimpleITKIO"'),
+        ("labels", labels, isinstance(labels, dict), '{"background": 0, "name": 1}'),
     ):
-        if not valid(value):
+        if not valid:
             raise DatasetError(f'{file} has {_shown(value)} for "{key}"; write for example {example}.')
     _check_labels(content, file)
+    _check_regions(content, file)
+
+
+def number_of_channels(dataset_json: dict) -> int:
+    """Input channels as `dataset.json` declares them."""
+    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
 
 
 def declared_labels(dataset_json: dict[str, Any]) -> frozenset[int]:
     """Every value that a label file may hold, background and ignore label included."""
-    values: set[int] = set()
-    for value in dataset_json["labels"].values():
-        values.update(int(item) for item in (value if isinstance(value, (list, tuple)) else (value,)))
-    return frozenset(values)
+    return frozenset(int(item) for value in dataset_json["labels"].values() for item in _items(value))
 
 
 def check_label_values(file: str | Path, label: np.ndarray, known: frozenset[int]) -> None:
@@ -65,8 +71,7 @@ def check_label_values(file: str | Path, label: np.ndarray, known: frozenset[int
     Raises:
         DatasetError: naming the first few.
     """
-    values = np.unique(label)
-    unknown = [f"{value:g}" for value in values.tolist() if value not in known]
+    unknown = [f"{value:g}" for value in np.unique(label).tolist() if value not in known]
     if unknown:
         raise DatasetError(
             f"{file} has the label(s) {', '.join(unknown[:5])}{' and others' if len(unknown) > 5 else ''}, but "
@@ -76,12 +81,9 @@ def check_label_values(file: str | Path, label: np.ndarray, known: frozenset[int
 
 
 def _check_labels(content: dict[str, Any], file: str | Path) -> None:
-    labels = content.get("labels")
-    example = '{"background": 0, "name": 1}'
-    if not isinstance(labels, dict):
-        raise DatasetError(f'{file} has {_shown(labels)} for "labels"; write for example {example}.')
+    labels, example = content["labels"], '{"background": 0, "name": 1}'
     for name, value in labels.items():
-        items = value if isinstance(value, list) and name not in ("background", IGNORE) else [value]
+        items = [value] if name in ("background", IGNORE) else _items(value)
         if not items or not all(_is_label(item) for item in items):
             raise DatasetError(
                 f"{file} gives the label {name!r} the value {_shown(value)}; write a whole number from 0 on, or a list "
@@ -98,16 +100,13 @@ def _check_labels(content: dict[str, Any], file: str | Path) -> None:
         )
     if len(values) == 1:
         raise DatasetError(f'{file} declares no label besides the background; write for example "labels": {example}.')
-    _check_regions(content, file)
 
 
 def _check_regions(content: dict[str, Any], file: str | Path) -> None:
-    labels = [value for name, value in content["labels"].items() if name != IGNORE]
-    if not any(isinstance(value, list) and len(value) > 1 for value in labels):
+    labels = [_items(value) for name, value in content["labels"].items() if name != IGNORE]
+    if all(len(items) == 1 for items in labels):
         return
-    regions = [
-        value for value in labels if {int(item) for item in (value if isinstance(value, list) else [value])} - {0}
-    ]
+    regions = [items for items in labels if set(map(int, items)) - {0}]
     order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions) or not all(_is_label(item) for item in order):
         raise DatasetError(
@@ -116,31 +115,24 @@ def _check_regions(content: dict[str, Any], file: str | Path) -> None:
         )
 
 
-def _is_ending(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\.[\w.]+", value) is not None
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(name, str) for name in value.values())
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _items(value: Any) -> list[Any]:
+    """The labels of a region, or the one label."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_list_of_cases(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(case, dict)
-        and isinstance(case.get("label"), str)
-        and isinstance(case.get("images"), list)
-        and bool(case["images"])
-        and all(isinstance(image, str) for image in case["images"])
-        for case in value.values()
-    )
+def _is_dict_of(value: object, valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(valid, value.values()))
+
+
+def _is_case(value: object) -> bool:
+    if not isinstance(value, dict) or not _is_text(value.get("label")):
+        return False
+    images = value.get("images")
+    return isinstance(images, list) and bool(images) and all(map(_is_text, images))
 
 
 def _is_label(value: object) -> bool:

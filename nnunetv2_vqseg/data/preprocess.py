@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.core.locks import exclusive
 from nnunetv2_vqseg.core.pools import for_each_case
-from nnunetv2_vqseg.data.case_preprocessing import prepare_case, preprocessing_settings
-from nnunetv2_vqseg.data.cases import UnlabeledCases, check_fold_entry
-from nnunetv2_vqseg.data.manifest import (
-    Entry,
-    Manifest,
-    manifest_file,
-    settings_hash,
-)
+from nnunetv2_vqseg.data.cases import UnlabeledCases
+from nnunetv2_vqseg.data.manifest import Entry, Manifest, manifest_file
+from nnunetv2_vqseg.data.preprocess_case import prepare_case, preprocessing_settings
+from nnunetv2_vqseg.data.splits_file import check_fold_entry
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -62,39 +58,20 @@ def prepare_unlabeled_cases(
     """
     for warning in cases.warnings:
         log(f"WARNING: {warning}")
-    settings = settings_hash(preprocessing_settings(plans_manager, configuration_manager))
+    settings = preprocessing_settings(plans_manager, configuration_manager)
     manifest = Manifest(folder)
     if _outdated(manifest, cases, settings) or _update_origins(manifest, cases):
+        scratch = f"{folder}_tmp"
+        plan = (folder, scratch, plans_manager, configuration_manager, dataset_json)
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             # Where that is not certain results are the same: each case is put in place by renaming.
             with exclusive(folder, log, "preparing the unlabelled cases") as certain:
-                manifest = Manifest(folder)
-                outdated = _outdated(manifest, cases, settings)
-                _update_origins(manifest, cases)
-                before = {case: manifest.cases[case] for case in outdated if case in manifest.cases}
-                for case in outdated:
-                    manifest.cases[case] = Entry(origin=cases.origin[case])
-                manifest.save()
-                if outdated:
-                    log(f"Preprocessing {len(outdated)} of {len(cases.files)} unlabelled cases into {folder}")
-                    scratch = Path(f"{folder}_tmp")
-                    if certain:
-                        shutil.rmtree(scratch, ignore_errors=True)
-                    jobs = {
-                        case: (
-                            cases.files[case],
-                            folder,
-                            str(scratch),
-                            plans_manager,
-                            configuration_manager,
-                            dataset_json,
-                        )
-                        for case in outdated
-                    }
-                    _run(manifest, jobs, before, settings, num_processes, log, show_progress)
-                    with suppress(OSError):
-                        scratch.rmdir()
+                if certain:
+                    shutil.rmtree(scratch, ignore_errors=True)
+                _bring_up_to_date(cases, folder, settings, plan, num_processes, log, show_progress)
+                with suppress(OSError):
+                    Path(scratch).rmdir()
         except OSError as error:
             # A folder that is complete and read only (a cluster's) is fine.
             if _outdated(Manifest(folder), cases, settings):
@@ -137,9 +114,11 @@ def load_prepared_identifiers(
         wanted = {case for case, entry in manifest.cases.items() if entry.get("origin") == "imagesUl"}
         wanted |= set(check_fold_entry(fold_entry, fold_entry.get("unlabeled") or ())) if fold_entry else set()
         wanted = wanted or set(labeled)
+    if not wanted:
+        raise DatasetError(f"{manifest_file(folder)} has no unlabelled case for this fold; set nnUNet_raw.")
     settings = None
     if plans_manager is not None and configuration_manager is not None:
-        settings = settings_hash(preprocessing_settings(plans_manager, configuration_manager))
+        settings = preprocessing_settings(plans_manager, configuration_manager)
     for case in sorted(wanted):
         if not manifest.is_complete(case):
             raise DatasetError(
@@ -151,8 +130,6 @@ def load_prepared_identifiers(
                 f"The preprocessed unlabelled case {case} in {folder} was made for another plan and the raw images are "
                 f"not there; set nnUNet_raw or copy the folder again."
             )
-    if not wanted:
-        raise DatasetError(f"{manifest_file(folder)} has no unlabelled case for this fold; set nnUNet_raw.")
     return sorted(wanted)
 
 
@@ -177,15 +154,25 @@ def _update_origins(manifest: Manifest, cases: UnlabeledCases) -> bool:
     return changed
 
 
-def _run(
-    manifest: Manifest,
-    jobs: Mapping[str, tuple],
-    before: Mapping[str, Entry],
+def _bring_up_to_date(
+    cases: UnlabeledCases,
+    folder: str,
     settings: str,
+    plan: tuple,
     num_processes: int,
     log: Callable[[str], None],
     show_progress: bool,
 ) -> None:
+    """Preprocess what is out of date by now; `plan` is what `prepare_case` needs besides the files."""
+    manifest = Manifest(folder)
+    outdated = _outdated(manifest, cases, settings)
+    _update_origins(manifest, cases)
+    before = {case: manifest.cases[case] for case in outdated if case in manifest.cases}
+    manifest.cases.update({case: Entry(origin=cases.origin[case]) for case in outdated})
+    manifest.save()
+    if not outdated:
+        return
+    log(f"Preprocessing {len(outdated)} of {len(cases.files)} unlabelled cases into {folder}")
     last_saved = time.monotonic()
 
     def on_result(case: str, result: tuple[Entry, list[str]]) -> None:
@@ -193,23 +180,17 @@ def _run(
         entry, warnings = result
         for warning in warnings:
             log(f"WARNING: {warning}")
-        manifest.cases[case] = Entry(
-            origin=manifest.cases[case]["origin"],
-            settings=settings,
-            sources=entry["sources"],
-            outputs=entry["outputs"],
-        )
+        manifest.cases[case] = {**entry, "origin": cases.origin[case], "settings": settings}
         if time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
             manifest.save()
             last_saved = time.monotonic()
 
+    jobs = {case: (cases.files[case], *plan) for case in outdated}
     try:
         for_each_case(prepare_case, jobs, num_processes, "Preprocessing unlabelled cases", show_progress, on_result)
     except DatasetError:
         # Raised before a file of the case was touched: what is there still is what it was.
-        for case in jobs:
-            if "outputs" not in manifest.cases[case]:
-                manifest.cases.update({case: before[case]} if case in before else {})
+        manifest.cases.update({case: old for case, old in before.items() if "outputs" not in manifest.cases[case]})
         raise
     finally:
         manifest.save()
