@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ class Table:
     rows: list[list[Cell]]
     records: list[dict[str, Any]]
     grouped: bool = False
+
+    def groups(self) -> list[tuple[str, list[list[Cell]]]]:
+        """Name and rows of each group; all rows in one without a name where the table is not grouped."""
+        if not self.grouped:
+            return [("", self.rows)]
+        grouped = itertools.groupby(self.rows, key=lambda row: row[0].text)
+        return [(name, [row[1:] for row in rows]) for name, rows in grouped]
 
     def write(self, folder: Path) -> None:
         """Write NAME.csv, NAME.json and, where there are cells, NAME.tex into `folder`, where no older one stays."""

@@ -8,37 +8,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from nnunetv2_vqseg.core.curve_plot import COLOURS
 
 METHOD_COLOURS = ("#5a5a5a", *COLOURS)  # the first method, the baseline, is grey
 CLASS_COLOURS = ("#e69f00", "#56b4e9", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2")
-
-_STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # a dollar in a case's name is a dollar
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-}
 
 
 @dataclass(frozen=True)
@@ -64,9 +42,7 @@ class Picture:
 @contextmanager
 def report_style() -> Iterator[None]:
     """matplotlib's defaults with our changes, whatever the process has set (nnU-Net sets seaborn's)."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+    with matplotlib.style.context(["default", Path(__file__).with_name("report.mplstyle")], after_reset=True):
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from comparison_world import build_world, enter_world, set_folders
+from matplotlib.figure import Figure
 
 from nnunetv2_vqseg.report import compare
 
@@ -29,3 +30,10 @@ def without_report(monkeypatch):
     monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
     monkeypatch.setattr(compare, "write_report", lambda summary, *arguments: summaries.append(summary))
     return summaries
+
+
+@pytest.fixture
+def without_pixels(monkeypatch):
+    """Write figures without drawing them, which takes most of the time."""
+    png = b"\x89PNG\r\n\x1a\n".ljust(24, b"\0")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(png))

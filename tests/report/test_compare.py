@@ -21,12 +21,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nnunetv2_vqseg.commands.compare import main as compare_main
 from nnunetv2_vqseg.core import locks
 from nnunetv2_vqseg.core.errors import EvaluationError, UserError
-from nnunetv2_vqseg.report import charts, compare, formatting, markup, pictures, prediction, tables
+from nnunetv2_vqseg.report import charts, compare, formatting, pictures, prediction, tables
 from nnunetv2_vqseg.report.compare import Comparison
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.overlays import pick_cases
+from nnunetv2_vqseg.report.page import TEMPLATES
 from nnunetv2_vqseg.report.statistics import paired_test
 from nnunetv2_vqseg.report.training_records import TrainingRecord, read_training_record
+
+PARTS = TEMPLATES.get_template("parts.html").module
 
 
 class Reader(HTMLParser):
@@ -182,7 +185,7 @@ def test_summary_json_has_the_numbers_of_the_page(report):
     assert summary["n_patients"] == 7
 
 
-def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypatch):
+def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, without_pixels, monkeypatch):
     replaced, replace = set(), Path.replace
     monkeypatch.setattr(Path, "replace", lambda file, target: replaced.add(target) or replace(file, target))
     Comparison(901, TRAINERS[:1], world / "out", device="cpu").run()
@@ -191,7 +194,7 @@ def test_every_file_of_a_report_is_written_as_a_whole(world, predictor, monkeypa
     assert written <= replaced
 
 
-def test_classes_without_a_box_are_told(world, predictor, monkeypatch):
+def test_classes_without_a_box_are_told(world, predictor, without_pixels, monkeypatch):
     folder, told = world / "out" / "report", "Boxes are drawn for the first 1 of 2 classes; the tables have all."
     for boxes in (2, 1):
         monkeypatch.setattr(compare, "MAX_BOXED_CLASSES", boxes)
@@ -199,7 +202,7 @@ def test_classes_without_a_box_are_told(world, predictor, monkeypatch):
         assert (told in (folder / "index.html").read_text(encoding="utf-8")) == (boxes == 1)
 
 
-def test_nothing_of_an_earlier_report_stays(world, predictor):
+def test_nothing_of_an_earlier_report_stays(world, predictor, without_pixels):
     Comparison(901, TRAINERS, world / "out", device="cpu").run()
     report = world / "out" / "report"
     (report / "figures" / "box_of_mine.png").touch()
@@ -305,7 +308,7 @@ def test_another_checkpoint_is_never_scored_with_old_predictions(world, predicto
     assert [(trainer, len(cases)) for trainer, _, cases in predictor] == [("nnUNetTrainer", 14)]
 
 
-def test_validation_cases_are_those_of_each_fold(world, predictor):
+def test_validation_cases_are_those_of_each_fold(world, predictor, without_pixels):
     summary = Comparison(901, TRAINERS[:1], world / "out", folds=[0, 1], split="val", device="cpu").run()
     assert [cases for _, _, cases in predictor] == [["case2", "case3"], ["case0", "case1"]]
     assert any("validation cases" in notice for notice in summary["notices"])
@@ -313,7 +316,7 @@ def test_validation_cases_are_those_of_each_fold(world, predictor):
     assert "Paired comparison" not in (world / "out/report/index.html").read_text(encoding="utf-8")
 
 
-def test_configurations_of_a_method_are_repetitions_of_it(world, predictor):
+def test_configurations_of_a_method_are_repetitions_of_it(world, predictor, without_pixels):
     for configuration, seed in (("2d_s1", 1), ("2d_s2", 2)):
         runtime = {"steps": 120, "labeled_batch_size": 8, "unlabeled_batch_size": 4, "seed": seed}
         add_trainings(world, TRAINERS[1], configuration, folds=[0], runtime=runtime)
@@ -403,7 +406,7 @@ def test_a_method_that_lacks_its_alignment_is_marked(world, predictor, without_r
     assert [row[0].note for row in table.rows] == ["", note]
     told = [notice for notice in summary["notices"] if "PFA" in notice]
     assert told == ([f"Ours was {note}. These are not the numbers of the method with its alignment."] if note else [])
-    assert markup.table(table).count(f"Ours</span><small>{note}</small>" if note else ">Ours</span></th>") == 1
+    assert PARTS.table(table).count(f"Ours</span><small>{note}</small>" if note else ">Ours</span></th>") == 1
     assert (f"Ours ({note})" in table.to_latex().replace(r"\_", "_")) == bool(note)
 
 

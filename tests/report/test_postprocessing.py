@@ -163,7 +163,7 @@ def test_scores_are_those_after_the_steps_that_validation_cases_ask_for(second_h
     assert (read(scored[3]) == expected).all()
 
 
-def test_the_report_says_what_was_done_and_what_it_changed(second_heart, monkeypatch):
+def test_the_report_says_what_was_done_and_what_it_changed(second_heart, without_pixels, monkeypatch):
     monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
     summary = Comparison(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True).run()
     text = (second_heart / "out/report/index.html").read_text(encoding="utf-8")
@@ -179,7 +179,7 @@ def test_the_report_says_what_was_done_and_what_it_changed(second_heart, monkeyp
     assert "The validation cases of a training have no" not in text
 
 
-def test_without_it_nothing_is_said_of_it(second_heart, monkeypatch):
+def test_without_it_nothing_is_said_of_it(second_heart, without_pixels, monkeypatch):
     monkeypatch.setattr(compare, "overlays_of_method", lambda *arguments: [])
     summary = Comparison(901, TRAINERS, second_heart / "out", device="cpu").run()
     assert "ostprocessing" not in (second_heart / "out/report/index.html").read_text(encoding="utf-8")
