@@ -133,18 +133,15 @@ class FoundationModel(nn.Module):
 
     def _three_channels(self, values: Tensor) -> Tensor:
         channels = values.shape[1]
-        if channels == 1:
-            return values.expand(-1, 3, -1, -1)
         if channels == 2:
             return F.pad(values, (0, 0, 0, 0, 0, 1))
-        if channels == 3:
-            return values
-        if max(self.channel_pick) >= channels:
+        pick = {1: (0, 0, 0), 3: (0, 1, 2)}.get(channels, self.channel_pick)
+        if max(pick) >= channels:
             raise ValueError(
                 f"the foundation model is to see the channels {self.channel_pick}, but images have only the channels "
                 f"0 to {channels - 1}: choose three of those"
             )
-        return values[:, list(self.channel_pick)]
+        return values[:, list(pick)]
 
 
 def load_foundation_model(
@@ -154,14 +151,11 @@ def load_foundation_model(
     random_weights: bool = False,
     **options: Any,
 ) -> tuple[FoundationModel | None, str]:
-    """The foundation model as far as the policy and the available weights allow.
+    """The foundation model as far as the weights at hand allow, or None, and one sentence saying what happened.
 
     Args:
         policy: `auto` goes without if there are no weights, `required` stops, `off` never loads one.
         name, checkpoint, random_weights, options: as for `FoundationModel`.
-
-    Returns:
-        The model or None, and one sentence saying what happened, for the log, the checkpoint and reports.
 
     Raises:
         FoundationModelUnavailable: no weights under `required`; under `auto` too if a named `checkpoint` is bad.

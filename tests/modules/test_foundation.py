@@ -61,6 +61,16 @@ def unit_range(channel: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy((np.clip(channel.numpy(), low, high) - low) / (high - low)).float()
 
 
+def test_timm_and_the_hub_s_client_are_imported_only_where_a_model_is_built():
+    code = """
+import sys
+import nnunetv2_vqseg.modules.foundation
+print([name for name in ("timm", "huggingface_hub", "safetensors") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_default_model_has_dinov2s_grid_and_imagenet_normalisation():
     model = FoundationModel(image_size=28, random_weights=True)
     assert (model.embed_dim, model.grid) == (384, (2, 2))

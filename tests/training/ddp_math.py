@@ -14,15 +14,16 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.commands.rendezvous import leave_process_group
+from nnunetv2_vqseg.methods.base import Batch, Context
+from nnunetv2_vqseg.methods.vqseg import Views, VQSeg, VQSegConfig
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
-from nnunetv2_vqseg.modules.views.cutmix import cutmix, sample_cutmix_boxes
+from nnunetv2_vqseg.modules.views.cutmix import CutMixPlan, sample_cutmix_plan
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
-from nnunetv2_vqseg.network import VQSegNet, build_image_decoder, build_vqseg_net
-from nnunetv2_vqseg.training.objective import Objective, Views
-from nnunetv2_vqseg.training.rendezvous import leave_process_group
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.networks.vq import BatchLayout, VQSegNet, build_image_decoder
 
 STRIDES = [[1, 1], [2, 2], [2, 2]]
 PATCH = (16, 16)
@@ -54,13 +55,11 @@ def config_of(case: str) -> VQSegConfig:
         "confidence_threshold": 0.6,
         "strong_view": True,
     }
-    return VQSegConfig.default().override(block | CASES[case])
+    return VQSegConfig().override(block | {"foundation_policy": "off"} | CASES[case])
 
 
-def build(case: str, fixed: bool = True) -> VQSegNet:
-    """The same network in every process."""
-    torch.manual_seed(1)
-    unet = PlainConvUNet(
+def unet() -> nn.Module:
+    return PlainConvUNet(
         input_channels=1,
         n_stages=3,
         features_per_stage=[6, 8, 10],
@@ -75,23 +74,32 @@ def build(case: str, fixed: bool = True) -> VQSegNet:
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
     )
-    network = build_vqseg_net(unet, config_of(case), PATCH, STRIDES)
+
+
+def build_method(case: str, ddp: bool) -> VQSeg:
+    """With nnU-Net's supervised loss as its trainer builds it."""
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": ddp}
+    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    plan = NetworkPlan(PATCH, STRIDES, 1, unet)
+    method = VQSeg(config_of(case), Context(plan, device="cpu", ddp=ddp, log=lambda line: None))
+    method.supervised = DeepSupervisionWrapper(loss, [1.0, 1e-6])
+    return method
+
+
+def build(case: str, fixed: bool = True) -> VQSegNet:
+    """The same network in every process."""
+    torch.manual_seed(1)
+    network = build_method(case, ddp=False).training_network()
+    assert isinstance(network, VQSegNet)
     if network.quantizer is not None:
-        network.attach_heads(build_image_decoder(network, 1, STRIDES), PostVQFeatureAdapter(10, 5), (4, 4))
+        network.attach_heads(build_image_decoder(network, 1, STRIDES, 32), PostVQFeatureAdapter(10, 5), (4, 4))
         if fixed:
             network.perturbation = Shift()  # type: ignore[assignment]
     return network.train()
 
 
-def build_objective(case: str, ddp: bool) -> Objective:
-    """With nnU-Net's supervised loss as its trainer builds it."""
-    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": ddp}
-    loss = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
-    return Objective(config_of(case), DeepSupervisionWrapper(loss, [1.0, 1e-6]), ddp=ddp)
-
-
-def whole_batch(world: int, seed: int) -> tuple[Views, tuple[Tensor, Tensor]]:
-    """Views of all processes together, CutMix across their borders, and targets of the alignment."""
+def whole_batch(world: int, seed: int) -> tuple[Batch, Views, tuple[Tensor, Tensor]]:
+    """Batch and views of all processes together, CutMix across their borders, and targets of the alignment."""
     random = torch.Generator().manual_seed(seed)
     count = SHARE * world
 
@@ -104,33 +112,37 @@ def whole_batch(world: int, seed: int) -> tuple[Views, tuple[Tensor, Tensor]]:
 
     target = torch.randint(CLASSES, (count, 1, *PATCH), generator=random)
     weak, (labels, confidence) = images(), pseudo_labels(logits())
-    boxes = sample_cutmix_boxes(count, PATCH, probability=1.0, generator=random)
+    boxes = sample_cutmix_plan(count, PATCH, probability=1.0, generator=random).boxes
     partners = torch.arange(count).roll(SHARE)
     features = torch.randn(2 * count, 5, 4, 4, generator=random)
     mask = torch.rand(2 * count, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 2 * count).view(-1, 1, 1)
-    strong = UnlabeledView(*(cutmix(values, boxes, partners) for values in (weak + 0.1, labels, confidence, weak)))
-    views = Views(images(), [target, target[:, :, ::2, ::2]], strong, UnlabeledView(weak, labels, confidence, weak))
-    return views, (features, mask)
+    plan = CutMixPlan(boxes, partners)
+    strong = UnlabeledView(*(plan.apply(values) for values in (weak + 0.1, labels, confidence, weak)))
+    batch = Batch(images(), [target, target[:, :, ::2, ::2]], weak)
+    return batch, Views(strong, UnlabeledView(weak, labels, confidence, weak)), (features, mask)
 
 
-def part(views: Views, alignment: tuple[Tensor, Tensor], rank: int) -> tuple[Views, tuple[Tensor, Tensor]]:
+def part(
+    batch: Batch, views: Views, alignment: tuple[Tensor, Tensor], rank: int
+) -> tuple[Batch, Views, tuple[Tensor, Tensor]]:
     """What one process sees of it."""
     own = slice(SHARE * rank, SHARE * (rank + 1))
-    strong, perturbed = (
-        UnlabeledView(*(values[own] for values in view)) for view in (views.strong, views.perturbed) if view is not None
-    )
-    views = Views(views.labeled[own], [level[own] for level in views.target], strong, perturbed)
+    views = Views(*(UnlabeledView(*(values[own] for values in view)) for view in views if view is not None))
+    batch = Batch(batch.labeled[own], [level[own] for level in batch.target])
     features, mask = (torch.cat([half[own] for half in values.chunk(2)]) for values in alignment)
-    return views, (features, mask)
+    return batch, views, (features, mask)
 
 
 def backward(
-    network: nn.Module, objective: Objective, views: Views, alignment: tuple[Tensor, Tensor]
+    network: nn.Module, method: VQSeg, batch: Batch, views: Views, alignment: tuple[Tensor, Tensor]
 ) -> tuple[Any, Tensor]:
-    """Forward and backward as `train_step` does; the network's output and the loss."""
-    images, layout = (views if objective.config.has_perturbed_stream else views._replace(perturbed=None)).batch()
-    output = network(images, layout)
-    terms = objective.terms(output, layout, views, progress=0.5, alignment_target=alignment)
+    """Forward and backward as `terms` and the step do; the network's output and the loss."""
+    if not method.config.has_perturbed_stream:
+        views = views._replace(perturbed=None)
+    unlabeled = [[] if view is None else [view.images] for view in views]
+    layout = BatchLayout(len(batch.labeled), *(sum(map(len, images)) for images in unlabeled))
+    output = network(torch.cat([batch.labeled, *unlabeled[0], *unlabeled[1]]), layout)
+    terms = method.weighted(output, layout, batch, views, progress=0.5, alignment_target=alignment)
     loss = sum((weight * term for weight, term in terms.values()), start=torch.zeros(()))
     loss.backward()
     return output, loss
@@ -147,7 +159,7 @@ def run_rank(rank: int, world: int, folder: str) -> None:
     result: dict[str, Any] = {}
     for case in CASES:
         network = DistributedDataParallel(build(case), broadcast_buffers=False)
-        _, loss = backward(network, build_objective(case, ddp=True), *part(*whole_batch(world, seed=5), rank))
+        _, loss = backward(network, build_method(case, ddp=True), *part(*whole_batch(world, seed=5), rank))
         result[case] = (gradients(network), loss.detach())
     result["trained"] = train(rank, world, steps=20)
     torch.save(result, Path(folder) / f"{rank}.pt")
@@ -167,12 +179,11 @@ def train(rank: int, world: int, steps: int) -> dict[str, Any]:
     teacher = build_teacher(student)
     network = DistributedDataParallel(student, broadcast_buffers=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
-    objective = build_objective(case, ddp=True)
+    method = build_method(case, ddp=True)
     restarted = 0
     for step in range(steps):
-        views, alignment = part(*whole_batch(world, seed=1000 + step), rank)
         optimizer.zero_grad()
-        output, _ = backward(network, objective, views, alignment)
+        output, _ = backward(network, method, *part(*whole_batch(world, seed=1000 + step), rank))
         optimizer.step()
         update_teacher(teacher, student)
         restarted += quantizer.observe(output.indices, output.tokens)

@@ -29,8 +29,7 @@ def masked_mse(p: Tensor, q: Tensor, mask: Tensor, ddp: bool = False) -> Tensor:
 
     Args:
         p, q: probabilities (B, C, ...); both receive gradients.
-        mask: (B, ...), bool or weights, 1 where a pixel counts; or one for each region, (B, R, ...), where every region
-            is taken for a problem of two classes, inside and outside.
+        mask: (B, ...), bool or weights; or (B, R, ...) for regions, each a problem of two classes, inside and outside.
         ddp: divide by the mean of the masks' sums over all processes, so that gradients averaged by
             DistributedDataParallel are those of one process with the whole batch.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_vqseg.modules.collectives import sum_over_processes
 from nnunetv2_vqseg.modules.nd import spatial_axes
@@ -35,7 +37,8 @@ def kept_share(confidence: Tensor, threshold: float) -> Tensor:
     return (confidence >= threshold).float().mean()
 
 
-class PseudoLabelLoss(nn.Module):
+@dataclass(frozen=True)
+class PseudoLabelLoss:
     """L_seg of Eq. 9 on the pixels the teacher is sure of, in float32.
 
     Cross entropy of the pixels with confidence >= threshold, divided by the number of *all* pixels (as FixMatch and
@@ -50,16 +53,16 @@ class PseudoLabelLoss(nn.Module):
             DistributedDataParallel are those of one process with the whole batch.
     """
 
-    def __init__(self, use_dice: bool, threshold: float = 0.95, regions: bool = False, ddp: bool = False):
-        super().__init__()
-        if not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-        self.use_dice = use_dice
-        self.threshold = threshold
-        self.regions = regions
-        self.ddp = ddp
+    use_dice: bool
+    threshold: float = 0.95
+    regions: bool = False
+    ddp: bool = False
 
-    def forward(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
+
+    def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
         """A scalar.
 
         Args:

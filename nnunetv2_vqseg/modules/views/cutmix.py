@@ -24,11 +24,19 @@ class CutMixPlan(NamedTuple):
     partners: Tensor
 
     def apply(self, values: Tensor) -> Tensor:
-        """`cutmix` of values of any dtype, with or without channels; a new tensor."""
-        return cutmix(values, self.boxes, self.partners)
+        """Pastes partners into boxes: values of any dtype, with or without channels -> a new tensor.
+
+        Raises:
+            ValueError: the batch or the size of `values` is not that of the boxes.
+        """
+        boxes = self.boxes if values.ndim == self.boxes.ndim else self.boxes[:, 0]
+        size = values.shape[-(self.boxes.ndim - 2) :]
+        if values.ndim != boxes.ndim or (len(values), *size) != (len(boxes), *self.boxes.shape[2:]):
+            raise ValueError(f"values {tuple(values.shape)} do not fit the boxes {tuple(self.boxes.shape)}")
+        return torch.where(boxes, values[self.partners], values)
 
 
-def sample_cutmix_boxes(
+def sample_cutmix_plan(
     batch: int,
     size: Sequence[int],
     probability: float = 0.5,
@@ -36,11 +44,11 @@ def sample_cutmix_boxes(
     aspect: tuple[float, float] = ASPECT,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """One random box per image.
+) -> CutMixPlan:
+    """One random box and partner per image; nobody is its own partner unless alone, where CutMix does nothing.
 
     A volume's box has share^(1/3) of the depth and share^(2/3) of the plane of height and width, to which `aspect`
-    applies. Draws come in the order share, aspect, top, left, chance, and only then the places along leading axes.
+    applies. Draws: share, aspect, top, left, chance, places along leading axes (none in 2D), partners.
 
     Args:
         size: (H, W) or (D, H, W).
@@ -48,9 +56,6 @@ def sample_cutmix_boxes(
         area: range of the box's share of the image or volume, uniform.
         aspect: range of the box's height / width in units of the image's, log-uniform, narrowed where a box of the
             drawn area would not fit.
-
-    Returns:
-        (B, 1, *size) bool, True inside the box, all False for an image without one.
     """
 
     def uniform() -> Tensor:
@@ -73,41 +78,7 @@ def sample_cutmix_boxes(
     sides = [interval(share ** (1 / len(size)), length) for length in leading] + in_plane
     for axis, side in enumerate(sides, start=2):
         boxes = boxes & side.view(batch, *[1] * (axis - 1), -1, *[1] * (len(size) + 1 - axis))
-    return boxes
-
-
-def sample_cutmix_plan(
-    batch: int,
-    size: Sequence[int],
-    probability: float = 0.5,
-    area: tuple[float, float] = AREA,
-    aspect: tuple[float, float] = ASPECT,
-    device: torch.device | str | None = None,
-    generator: torch.Generator | None = None,
-) -> CutMixPlan:
-    """`sample_cutmix_boxes` and partners; no image is its own unless it is alone, where CutMix does nothing."""
-    boxes = sample_cutmix_boxes(batch, size, probability, area, aspect, device, generator)
     ring = torch.randperm(batch, device=device, generator=generator)
     partners = torch.empty_like(ring)
     partners[ring] = ring.roll(1)
     return CutMixPlan(boxes, partners)
-
-
-def cutmix(values: Tensor, boxes: Tensor, partners: Tensor) -> Tensor:
-    """Pastes each image's partner into its box.
-
-    Args:
-        values: (B, *size) or (B, C, *size), any dtype.
-        boxes: (B, 1, *size) bool.
-        partners: (B,) int64.
-
-    Returns:
-        A new tensor like `values`.
-
-    Raises:
-        ValueError: batch or image size of `values` and `boxes` differ.
-    """
-    size = boxes.shape[2:]
-    if values.shape[0] != len(boxes) or values.shape[-len(size) :] != size or values.ndim > boxes.ndim:
-        raise ValueError(f"values {tuple(values.shape)} do not fit the boxes {tuple(boxes.shape)}")
-    return torch.where(boxes if values.ndim == boxes.ndim else boxes[:, 0], values[partners], values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from nnunetv2_vqseg.modules.nd import CONVOLVE, spatial_axes
 
 
+@dataclass(frozen=True)
 class IntensityJitter:
     """Random brightness, contrast, gamma, blur and noise, drawn anew for every image and channel.
 
@@ -33,30 +35,20 @@ class IntensityJitter:
         ValueError: a negative strength.
     """
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        brightness: float = 0.5,
-        contrast: float = 0.5,
-        gamma: float = 0.5,
-        blur: float = 1.5,
-        noise: float = 0.2,
-        color_probability: float = 0.8,
-        blur_probability: float = 0.5,
-        noise_probability: float = 0.5,
-        relative: bool = False,
-    ):
-        if strength < 0:
-            raise ValueError(f"strength must not be negative, got {strength}")
-        self.brightness = strength * brightness
-        self.contrast = strength * contrast
-        self.gamma = strength * gamma
-        self.blur = strength * blur
-        self.noise = strength * noise
-        self.color_probability = color_probability
-        self.blur_probability = blur_probability
-        self.noise_probability = noise_probability
-        self.relative = relative
+    strength: float = 1.0
+    brightness: float = 0.5
+    contrast: float = 0.5
+    gamma: float = 0.5
+    blur: float = 1.5
+    noise: float = 0.2
+    color_probability: float = 0.8
+    blur_probability: float = 0.5
+    noise_probability: float = 0.5
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if self.strength < 0:
+            raise ValueError(f"strength must not be negative, got {self.strength}")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -69,21 +61,22 @@ class IntensityJitter:
             chance, draw = torch.rand((2, *channels), device=images.device, generator=generator)
             return torch.where(chance < probability, low + (high - low) * draw, 0.0)
 
+        effects = (self.brightness, self.contrast, self.gamma, self.blur, self.noise)
+        brightness, contrast, gamma, blur, noise = (self.strength * effect for effect in effects)
         values = images.float()
         mean = values.mean(dim=axes, keepdim=True)
-        factor = drawn(-self.contrast, self.contrast, self.color_probability).exp()
-        shift = drawn(-self.brightness, self.brightness, self.color_probability)
+        factor = drawn(-contrast, contrast, self.color_probability).exp()
+        shift = drawn(-brightness, brightness, self.color_probability)
         unit = values.std(dim=axes, keepdim=True) if self.relative else 1.0
         values = (values - mean) * factor + mean + shift * unit
         low = values.amin(dim=axes, keepdim=True)
         span = (values.amax(dim=axes, keepdim=True) - low).clamp(min=1e-6)
-        exponent = drawn(-self.gamma, self.gamma, self.color_probability).exp()
+        exponent = drawn(-gamma, gamma, self.color_probability).exp()
         values = ((values - low) / span).pow(exponent) * span + low
-        sigma = drawn(0.0, self.blur, self.blur_probability)
-        values = _gaussian_blur(values, sigma, radius=math.ceil(3 * self.blur))
-        strength = drawn(0.0, self.noise, self.noise_probability)
-        noise = torch.randn(values.shape, device=values.device, generator=generator)
-        return (values + strength * unit * noise).to(images.dtype)
+        sigma = drawn(0.0, blur, self.blur_probability)
+        values = _gaussian_blur(values, sigma, radius=math.ceil(3 * blur))
+        spread = drawn(0.0, noise, self.noise_probability) * unit
+        return (values + spread * torch.randn(values.shape, device=values.device, generator=generator)).to(images.dtype)
 
 
 def _gaussian_blur(values: Tensor, sigma: Tensor, radius: int) -> Tensor:

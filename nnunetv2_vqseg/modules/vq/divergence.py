@@ -7,19 +7,13 @@ from torch import Tensor
 
 
 def qpm_kl(pi: Tensor) -> Tensor:
-    """KL(P||Q) of a uniform P over the codes and the codes that QPM leaves, in nats (Eq. 6).
+    """KL(P||Q) of a uniform P over the codes and the codes that QPM leaves, in nats (Eq. 6); a scalar.
 
-    Q(c_j) = sum_i pi(j|i) / K. Eq. 5 prints its first term as (1 - epsilon) / K times delta_ij, in which i is free; the
-    sum over i, as in Eq. 23, leaves (1 - epsilon) / K for every j.
+    Q(c_j) = sum_i pi(j|i) / K with pi (K, K) from `transition_matrix`. Eq. 5 prints its first term as (1 - epsilon) / K
+    times delta_ij, in which i is free; the sum over i, as in Eq. 23, leaves (1 - epsilon) / K for every j.
 
     Finite for every epsilon in [0, 1] in literal mode (Appendix B). Calibrated rows are zero beyond their nearest
     neighbours: with epsilon = 1 a code that is on nobody's list has Q = 0, and the divergence is infinite.
-
-    Args:
-        pi: (K, K), row i is pi(.|i); `transition_matrix` makes it.
-
-    Returns:
-        Scalar >= 0.
 
     Raises:
         ValueError: pi is not square.
@@ -32,13 +26,8 @@ def qpm_kl(pi: Tensor) -> Tensor:
 def dropout_kl(p: float | Tensor) -> Tensor:
     """KL(P||Q) of a Gaussian and the Gaussian with dropout's variance, in nats (Eq. 1, 20).
 
-    It is exact for a variance shrunk by 1 - p, that is for dropout without rescaling what it keeps.
-
-    Args:
-        p: dropout rates in [0, 1], any shape.
-
-    Returns:
-        (p / (1 - p) + log(1 - p)) / 2 in the shape of p, 0 at p = 0 and +inf at p = 1.
+    (p / (1 - p) + log(1 - p)) / 2 in the shape of the rates p, +inf at p = 1. It is exact for a variance shrunk by
+    1 - p, that is for dropout without rescaling what it keeps.
 
     Raises:
         ValueError: a rate is not in [0, 1].

@@ -30,8 +30,8 @@ class QuantizedPerturbation(nn.Module):
     all of them are neighbours, and the perplexity is at most half their number (but at least 1).
 
     The table is neither a buffer (DDP would broadcast it in each step) nor copied or pickled with the module: a copy
-    builds its own. Draws use a table that is at most `rebuild_every` steps old; codes that have been restarted since
-    are still found at their old places. They come from torch's global generator of the indices' device.
+    builds its own. Draws use one that is at most `rebuild_every` steps old, so a code that was restarted since is found
+    at its old place. They come from torch's global generator of the indices' device.
 
     Args:
         epsilon: probability of replacing a code, in [0, 1].
@@ -74,33 +74,25 @@ class QuantizedPerturbation(nn.Module):
         self._literal_neighbors = float("nan")
 
     def extra_repr(self) -> str:
-        return (
-            f"epsilon={self.epsilon}, mode={self.mode!r}, perplexity={self.perplexity}, "
-            f"num_neighbors={self.num_neighbors}, rebuild_every={self.rebuild_every}"
-        )
+        names = ("epsilon", "mode", "perplexity", "num_neighbors", "rebuild_every")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
 
     def discard_table(self) -> None:
-        """Forget the neighbour table; the next `prepare` builds a new one and counts from there.
+        """Forget the neighbour table; the next `prepare` builds one and counts its steps from there.
 
-        Called at the start of an epoch, it makes what follows independent of when the table was built before, so that a
-        resumed training draws what an uninterrupted one would have drawn.
+        At the start of an epoch it makes a resumed training draw what an uninterrupted one would have drawn.
         """
         self._table = None
 
     @torch.no_grad()
     def prepare(self, codes: Tensor) -> bool:
-        """Build the neighbour table if there is none for such a book, or it has served `rebuild_every` calls.
+        """Build the table if there is none for a book of this size and device, or it has served `rebuild_every` calls.
 
-        Call it before a step, outside compiled code.
-
-        Args:
-            codes: (K, d) mapped codes.
-
-        Returns:
-            True if it was built. Always False in literal mode, which has no table.
+        To be called before each step, outside compiled code, with the mapped codes (K, d). Returns whether it was
+        built, which it never is in literal mode.
 
         Raises:
             ValueError: fewer than 2 codes.
@@ -120,8 +112,7 @@ class QuantizedPerturbation(nn.Module):
 
         Args:
             indices: int64 codes of any shape.
-            codes: (K, d) mapped codes. Calibrated sampling reads the table of the last `prepare`, and only makes one
-                where there is none for a book of this size and device.
+            codes: (K, d) mapped codes. Calibrated sampling reads the table and only builds one where none fits.
 
         Returns:
             int64 codes of the same shape.
@@ -175,23 +166,18 @@ class QuantizedPerturbation(nn.Module):
     def _move_literal(self, indices: Tensor, codes: Tensor, moves: Tensor, uniform: Tensor) -> Tensor:
         """Sizes depend on the data throughout: one break in a compiled graph instead of one at each of them."""
         moved = indices.clone()
-        if moves.any():
-            moved[moves] = self._sample_literal(indices[moves], codes, uniform[moves])
-        return moved
-
-    def _sample_literal(self, indices: Tensor, codes: Tensor, uniform: Tensor) -> Tensor:
-        distinct, row, counts = indices.unique(return_inverse=True, return_counts=True)
-        by_row = row.argsort()
+        distinct, row = indices[moves].unique(return_inverse=True)
         left, right = score_factors(codes.float(), codes.float(), _BLOCK)
+        sampled, uniform = torch.empty_like(row), uniform[moves]
         num_rows = rows_of_chunk(len(codes), codes.device)
-        tokens_of_chunk = by_row.split([int(chunk.sum()) for chunk in counts.split(num_rows)])
-        sampled = torch.empty_like(indices)
-        for number, (some, tokens) in enumerate(zip(distinct.split(num_rows), tokens_of_chunk, strict=True)):
-            weights, entropy = _literal_weights(left, right, some)
-            sampled[tokens] = _draw(weights, row[tokens] - number * num_rows, uniform[tokens])
-            if number == 0:
+        for first in range(0, len(distinct), num_rows):
+            weights, entropy = _literal_weights(left, right, distinct[first : first + num_rows])
+            tokens = ((row >= first) & (row < first + num_rows)).nonzero().flatten()
+            sampled[tokens] = _draw(weights, row[tokens] - first, uniform[tokens])
+            if first == 0:
                 self._literal_neighbors = float(entropy.exp().mean())
-        return sampled
+        moved[moves] = sampled
+        return moved
 
 
 def transition_matrix(

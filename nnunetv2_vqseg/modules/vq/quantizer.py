@@ -23,12 +23,10 @@ class QuantizerOutput(NamedTuple):
 
     `quantized`: q(z), straight-through, in the shape and dtype of z.
     `indices`: codes, int64 in the shape of z without C (Eq. 2).
-    `loss`: scalar L_vq.
-    `entropy`: scalar entropy regulariser, zero when not training or switched off.
+    `loss`, `entropy`: scalars, L_vq and the entropy regulariser, which is zero when not training or switched off.
     `embedded`: as `quantized` in value, with the gradient of the codebook's own losses: for losses that train the
         projections but not, without `codebook_trains_features`, what came before them.
-    `tokens`: (N, d) what was looked up, without gradient.
-    `codes`: (K, d) the mapped book it was looked up in, without gradient.
+    `tokens`, `codes`: (N, d) and (K, d), what was looked up and the mapped book, without gradient.
     """
 
     quantized: Tensor
@@ -51,7 +49,7 @@ class VectorQuantizer(nn.Module):
     it reaches z unchanged. `mapping` learns from L_vq and the entropy term alone: a decoder that could move codes would
     make perturbations small instead of learning to bear them.
 
-    L_vq = |sg[t] - c|^2 + beta |t - sg[c]|^2, squared norms summed over d and averaged over tokens.
+    L_vq = |sg[t] - c|^2 + beta |t - sg[c]|^2, summed over d and averaged over tokens.
 
     Args:
         channels: C of the features.
@@ -62,9 +60,9 @@ class VectorQuantizer(nn.Module):
             the teacher.
         beta: weight of the commitment term, >= 0.
         entropy_tokens: tokens drawn at random in each training step for the entropy term; 0 switches it off.
-        entropy_temperature: divides the squared distances in the entropy term. With 0.05 a token among 16,384 codes
-            spread evenly over the 16-d sphere has about 10 effective codes. Without `normalize` the distances are
-            first scaled to the mean of 2 that they have on the sphere.
+        entropy_temperature: divides the squared distances in the entropy term, without `normalize` scaled to the mean
+            of 2 that they have on the sphere. With 0.05, a token among 16,384 codes spread evenly over the 16-d sphere
+            has about 10 effective codes.
         codebook_trains_features: let the gradients of L_vq and of the entropy term reach z. Otherwise they end at
             project_in: the commitment alone would draw all features to few codes, and the entropy term that prevents
             it pulls harder at z than a segmentation loss.
@@ -126,13 +124,9 @@ class VectorQuantizer(nn.Module):
         self._steps_since_use = torch.zeros(num_codes, dtype=torch.int64)
 
     def extra_repr(self) -> str:
-        return (
-            f"channels={self.channels}, num_codes={self.num_codes}, code_dim={self.code_dim}, "
-            f"normalize={self.normalize}, beta={self.beta}, entropy_tokens={self.entropy_tokens}, "
-            f"entropy_temperature={self.entropy_temperature}, "
-            f"codebook_trains_features={self.codebook_trains_features}, restart_after={self.restart_after}, "
-            f"ndim={self.ndim}"
-        )
+        names = ["channels", "num_codes", "code_dim", "normalize", "beta", "entropy_tokens", "entropy_temperature"]
+        names += ["codebook_trains_features", "restart_after", "ndim"]
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Quantise features, (B, C, H, W) or, with `ndim` 3, (B, C, D, H, W).
@@ -158,15 +152,7 @@ class VectorQuantizer(nn.Module):
         quantized = embedded = self._to_features(straight_through, grid).to(z.dtype)
         if own is not tokens:
             embedded = self._to_features(chosen.detach() + (own - own.detach()), grid).to(z.dtype)
-        return QuantizerOutput(
-            quantized=quantized,
-            indices=indices.view(grid),
-            loss=loss,
-            entropy=entropy,
-            embedded=embedded,
-            tokens=tokens.detach(),
-            codes=codes.detach(),
-        )
+        return QuantizerOutput(quantized, indices.view(grid), loss, entropy, embedded, tokens.detach(), codes.detach())
 
     def tokens(self, z: Tensor) -> Tensor:
         """Features z as float32 tokens (N, d) of the code space, normalised if the setting says so.
@@ -195,18 +181,14 @@ class VectorQuantizer(nn.Module):
         return self._to_features(codes, indices.shape)
 
     def displacement(self, before: Tensor, after: Tensor) -> Tensor:
-        """Feature-space move (B, C, ...) from codes `before` to codes `after`, both (B, ...).
-
-        project_out(c_after) - project_out(c_before), differentiable with respect to project_out.
-        """
+        """project_out(c_after) - project_out(c_before), (B, C, ...), of codes (B, ...); no gradient to `mapping`."""
         return self.embed(after) - self.embed(before)
 
     @torch.no_grad()
     def initialize_from_samples(self, tokens: Tensor) -> None:
         """Place the mapped codes on samples, without repeats as long as there are distinct ones.
 
-        With fewer distinct samples than codes, the others are jittered copies. Under torch.distributed all ranks get
-        rank 0's book.
+        With fewer distinct samples than codes, the others are jittered copies. All ranks get rank 0's book.
 
         Args:
             tokens: (N, d) as `tokens` returns them.
@@ -236,8 +218,8 @@ class VectorQuantizer(nn.Module):
         """Book-keeping once a training step, after the optimiser's step and outside compiled code.
 
         Counts the steps since each code was last used, on any rank. Codes unused for `restart_after` steps are put on
-        tokens of this batch drawn at random, at most one a token; the others wait for the next step. Under
-        torch.distributed rank 0 draws and all ranks get its book, so every rank must call this.
+        tokens of this batch drawn at random, at most one a token; the others wait for the next step. Every rank must
+        call this: rank 0 draws and all get its book.
 
         Args:
             indices: int64 of any shape, the codes of this step's tokens.

@@ -13,10 +13,6 @@ class CodebookUsage:
     """Counts how often each code is chosen.
 
     Utilisation without the number of tokens says little: n tokens cannot use more than n codes. Print both.
-
-    Args:
-        num_codes: K.
-        device: where the counts are kept.
     """
 
     def __init__(self, num_codes: int, device: torch.device | str = "cpu") -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.views.cutmix import CutMixPlan, cutmix, sample_cutmix_boxes, sample_cutmix_plan
+from nnunetv2_vqseg.modules.views.cutmix import CutMixPlan, sample_cutmix_plan
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 from nnunetv2_vqseg.modules.views.strong import strong_view
 
@@ -25,7 +25,7 @@ def identity(images: torch.Tensor, generator: torch.Generator | None = None) -> 
 
 def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
     height, width = 200, 160
-    boxes = sample_cutmix_boxes(400, (height, width), probability=1.0)
+    boxes = sample_cutmix_plan(400, (height, width), probability=1.0).boxes
     assert boxes.shape == (400, 1, height, width)
     assert boxes.dtype == torch.bool
     box_height = boxes.any(dim=3).sum(dim=(1, 2))
@@ -43,16 +43,16 @@ def test_boxes_are_rectangles_with_the_ranges_of_area_and_aspect():
 
 
 def test_boxes_reach_every_corner_and_come_with_their_probability():
-    boxes = sample_cutmix_boxes(2000, (12, 10), probability=0.3)
+    boxes = sample_cutmix_plan(2000, (12, 10), probability=0.3).boxes
     assert boxes.flatten(1).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.04)
-    small = sample_cutmix_boxes(2000, (12, 10), probability=1.0, area=(0.02, 0.2))
+    small = sample_cutmix_plan(2000, (12, 10), probability=1.0, area=(0.02, 0.2)).boxes
     assert small[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]].any(dim=0).all()
-    assert not sample_cutmix_boxes(50, (12, 10), probability=0.0).any()
+    assert not sample_cutmix_plan(50, (12, 10), probability=0.0).boxes.any()
 
 
 def test_boxes_of_volumes_are_cuboids_with_the_range_of_shares():
     size = (60, 100, 80)
-    boxes = sample_cutmix_boxes(200, size, probability=1.0)
+    boxes = sample_cutmix_plan(200, size, probability=1.0).boxes
     assert boxes.shape == (200, 1, *size)
     depth, height, width = (boxes.any(dim=axes).sum(dim=(1, 2)) for axes in ((3, 4), (2, 4), (2, 3)))
     share = boxes.flatten(1).float().mean(dim=1)
@@ -64,7 +64,7 @@ def test_boxes_of_volumes_are_cuboids_with_the_range_of_shares():
     aspect = (height / 100) / (width / 80)
     assert aspect.min() < 0.6
     assert aspect.max() > 1.7
-    small = sample_cutmix_boxes(2000, (4, 6, 5), probability=1.0)
+    small = sample_cutmix_plan(2000, (4, 6, 5), probability=1.0).boxes
     assert small[:, 0, [0, 0, -1, -1], [0, -1, 0, -1], [0, -1, -1, 0]].any(dim=0).all()
 
 
@@ -72,7 +72,7 @@ def test_boxes_of_volumes_draw_what_those_of_images_draw_first():
     states, chosen = [], []
     for size, further in (((30, 30), 1), ((8, 30, 30), 0)):
         generator = torch.Generator().manual_seed(3)
-        chosen.append(sample_cutmix_boxes(40, size, 0.5, generator=generator).flatten(1).any(dim=1))
+        chosen.append(sample_cutmix_plan(40, size, 0.5, generator=generator).boxes.flatten(1).any(dim=1))
         torch.rand(40 * further, generator=generator)
         states.append(generator.get_state())
     assert torch.equal(*chosen)
@@ -102,7 +102,7 @@ def test_cutmix_equals_a_loop_over_pixels():
     values = torch.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)
     boxes = torch.rand(3, 1, 4, 5) < 0.5
     partners = torch.tensor([2, 0, 1])
-    mixed = cutmix(values, boxes, partners)
+    mixed = CutMixPlan(boxes, partners).apply(values)
     for b in range(3):
         for y in range(4):
             for x in range(5):
@@ -131,7 +131,7 @@ def test_a_plan_gives_the_same_mix_whenever_it_is_applied():
     images, labels = torch.randn(4, 1, 8, 8), torch.randint(4, (4, 8, 8))
     plan = sample_cutmix_plan(4, (8, 8), probability=1.0)
     assert isinstance(plan, CutMixPlan)
-    assert torch.equal(plan.apply(images), cutmix(images, plan.boxes, plan.partners))
+    assert torch.equal(plan.apply(images), torch.where(plan.boxes, images[plan.partners], images))
     both = plan.apply(torch.cat([images, labels[:, None]], dim=1))
     assert torch.equal(both[:, 0], plan.apply(images)[:, 0])
     assert torch.equal(both[:, 1].long(), plan.apply(labels))
@@ -149,9 +149,10 @@ def test_boxes_that_do_not_fit_are_refused():
         ((2, 1, 8, 8), (2, 1, 8, 6)),
         ((2, 1, 3, 8, 8), (2, 1, 8, 8)),
         ((2, 1, 8, 8), (2, 1, 3, 8, 8)),
+        ((2, 6, 8), (2, 1, 8, 8)),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            cutmix(torch.zeros(values), torch.zeros(boxes, dtype=torch.bool), torch.tensor([1, 0]))
+            CutMixPlan(torch.zeros(boxes, dtype=torch.bool), torch.tensor([1, 0])).apply(torch.zeros(values))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
