@@ -1,0 +1,51 @@
+"""nnU-Net's U-Nets in small, in two and three dimensions, and what a plan would say of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from nnunetv2_vqseg.methods.base import Context
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+
+KINDS = (PlainConvUNet, ResidualEncoderUNet)
+WIDTHS = (8, 16, 24, 32)
+PATCH = (32, 32)
+CLASSES = 4
+
+
+def strides(ndim: int = 2) -> list[list[int]]:
+    return [[1] * ndim, *[[2] * ndim for _ in WIDTHS[1:]]]
+
+
+def unet(kind: type = PlainConvUNet, ndim: int = 2, deep_supervision: bool = True) -> Any:
+    """Four stages of widths 8 to 32, one image channel, four classes."""
+    blocks = "n_conv_per_stage" if kind is PlainConvUNet else "n_blocks_per_stage"
+    return kind(
+        input_channels=1,
+        n_stages=len(WIDTHS),
+        features_per_stage=WIDTHS,
+        conv_op=nn.Conv2d if ndim == 2 else nn.Conv3d,
+        kernel_sizes=[[3] * ndim] * len(WIDTHS),
+        strides=strides(ndim),
+        num_classes=CLASSES,
+        n_conv_per_stage_decoder=[1, 1, 1],
+        norm_op=nn.InstanceNorm2d if ndim == 2 else nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True, "eps": 1e-5},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=deep_supervision,
+        **{blocks: [1] * len(WIDTHS)},
+    )
+
+
+def plan_of(network: nn.Module, ndim: int = 2) -> NetworkPlan:
+    """A plan that builds this network itself, for patches of 32 x 32 or 16 x 16 x 16."""
+    return NetworkPlan(PATCH if ndim == 2 else (16, 16, 16), strides(ndim), 1, lambda: network)
+
+
+def context(plan: NetworkPlan) -> Context:
+    """A training of one process on the CPU."""
+    return Context(plan, torch.device("cpu"))
