@@ -6,6 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from nnunetv2_vqseg.core.errors import DatasetError, UserError
+from nnunetv2_vqseg.core.folders import nnunet_folder
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Arguments as `nnUNetv2_plan_and_preprocess` has them."""
@@ -67,15 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.np is not None and len(args.np) != 1:
         parser.error("-np takes one number, because there is one configuration.")
 
-    # After the arguments, because nnU-Net takes seconds to import.
-    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+    try:
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+            nnunet_folder(variable)
+    except DatasetError as error:
+        parser.error(str(error))
 
-    from nnunetv2_vqseg.core.errors import DatasetError, PlansError
+    # After the arguments, because nnU-Net takes seconds to import.
     from nnunetv2_vqseg.planning.api import find_class, plan_and_preprocess_dataset
 
-    for path in (nnUNet_raw, nnUNet_preprocessed):
-        if not path.is_set():
-            parser.error(f"The environment variable {path.env_var_name} is not set; see nnU-Net's setting_up_paths.md.")
     try:
         for dataset_id in args.d:
             plan_and_preprocess_dataset(
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 verbose=args.verbose,
                 show_progress=not args.no_pbar,
             )
-    except (DatasetError, PlansError) as error:
+    except UserError as error:
         sys.exit(str(error))
 
 

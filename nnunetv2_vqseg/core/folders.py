@@ -15,8 +15,8 @@ VARIABLES: tuple[Variable, ...] = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_
 
 def folder_or_none(variable: Variable) -> Path | None:
     """The folder in one of nnU-Net's environment variables, None where it is not set."""
-    value = os.environ.get(variable, "").strip().strip('"')
-    return Path(value).expanduser() if value else None
+    value = os.environ.get(variable)
+    return Path(value) if value else None
 
 
 def nnunet_folder(variable: Variable) -> Path:

@@ -1,4 +1,7 @@
-"""A plan as training needs it; plans files are edited by hand, and come from other versions of nnU-Net."""
+"""A plan as training needs it; plans files are edited by hand, and come from other versions of nnU-Net.
+
+There is no list of what each key may hold: what a plan says is tried out, on next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,77 +9,57 @@ import copy
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunetv2_vqseg.core.errors import ConfigError, PlansError, reason_of
-from nnunetv2_vqseg.planning.plans import plans_name, resolve_vqseg_block
+from nnunetv2_vqseg.planning.plans import plans_name
 
 AGAIN = "or plan again with nnUNetv2_vqseg_plan_and_preprocess"
 
 
-class Field(NamedTuple):
-    """What a key of a plan may hold: in words, and as a test."""
-
-    valid: str
-    check: Callable[[Any], bool]
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
+def _name(text: Any) -> None:
+    Path(text)
+    if not text:
+        raise ValueError("it is empty")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _transpose(axes: Any) -> None:
+    np.empty((1, 1, 1)).transpose([*axes])
 
 
-def _is_length(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def _make_patch(size: Any) -> None:
+    dimensions = torch.empty(tuple(size), device="meta").ndim
+    if dimensions not in (2, 3):
+        raise ValueError(f"it has {dimensions} numbers, a patch has two")
 
 
-def _is_list(value: object, item: Callable[[Any], bool], lengths: tuple[int, ...] = ()) -> bool:
-    return isinstance(value, (list, tuple)) and (not lengths or len(value) in lengths) and all(map(item, value))
+def _switch(*values: Any) -> None:
+    if not all(isinstance(value, bool) for value in values):
+        raise TypeError("neither true nor false")
 
 
-def _is_order(value: object) -> bool:
-    return _is_list(value, lambda axis: isinstance(axis, int)) and sorted(value) == [0, 1, 2]  # type: ignore[call-overload]
-
-
-_TEXT = Field("a name", _is_text)
-_ORDER = Field("the axes 0, 1, 2 in some order", _is_order)
-_OPTIONS = Field("a JSON object", lambda value: isinstance(value, dict))
-
-PLAN_FIELDS = {
-    "dataset_name": _TEXT,
-    "plans_name": _TEXT,
-    "image_reader_writer": _TEXT,
-    "transpose_forward": _ORDER,
-    "transpose_backward": _ORDER,
+Use = Callable[[Any], Any]
+PLAN_USES: dict[str, Use] = {
+    "dataset_name": _name,
+    "plans_name": _name,
+    "transpose_forward": _transpose,
+    "transpose_backward": _transpose,
 }
-CONFIGURATION_FIELDS = {
-    "data_identifier": _TEXT,
-    "preprocessor_name": _TEXT,
-    "batch_size": Field("a whole number of 1 or more", _is_count),
-    "patch_size": Field("two whole numbers of 1 or more", lambda value: _is_list(value, _is_count, (2, 3))),
-    "spacing": Field("two lengths in mm", lambda value: _is_list(value, _is_length, (2, 3))),
-    "normalization_schemes": Field("a list of names", lambda value: _is_list(value, _is_text)),
-    "use_mask_for_norm": Field(
-        "a list of true and false", lambda value: _is_list(value, lambda item: isinstance(item, bool))
-    ),
-    "resampling_fn_data": _TEXT,
-    "resampling_fn_data_kwargs": _OPTIONS,
-    "resampling_fn_seg": _TEXT,
-    "resampling_fn_seg_kwargs": _OPTIONS,
-    "resampling_fn_probabilities": _TEXT,
-    "resampling_fn_probabilities_kwargs": _OPTIONS,
-    "batch_dice": Field("true or false", lambda value: isinstance(value, bool)),
-    "architecture": _OPTIONS,
+CONFIGURATION_USES: dict[str, Use] = {
+    "data_identifier": _name,
+    "batch_size": lambda number: torch.empty((number,), device="meta"),
+    "patch_size": _make_patch,
+    "spacing": lambda steps: [math.log(step) for step in steps],
+    "use_mask_for_norm": lambda values: _switch(*values),
+    "batch_dice": _switch,
 }
 
 
@@ -90,17 +73,18 @@ def check_plans(plans: Any, configuration: str) -> None:
     Raises:
         PlansError: it does.
     """
-    resolve_vqseg_block(plans, configuration)
     name = plans_name(plans)
-    _check_fields(name, "", plans, PLAN_FIELDS)
     try:
-        resolved = PlansManager(copy.deepcopy(plans)).get_configuration(configuration)
+        resolved = PlansManager(copy.deepcopy(plans)).get_configuration(configuration).configuration
     except Exception as error:  # plans of nnU-Net before 2.4 are translated there, as far as they are complete
         raise PlansError(
             f"{name} was written by another version of nnU-Net or is incomplete: '{configuration}' cannot be read "
             f"({type(error).__name__}: {reason_of(error)}); correct it {AGAIN}."
         ) from error
-    _check_fields(name, f"{configuration}.", resolved.configuration, CONFIGURATION_FIELDS)
+    for key, use in PLAN_USES.items():
+        _attempt(name, plans, "", key, use)
+    for key, use in CONFIGURATION_USES.items():
+        _attempt(name, resolved, f"{configuration}.", key, use)
 
 
 def try_plans(plans: dict[str, Any], configuration: str, num_channels: int) -> None:
@@ -114,26 +98,36 @@ def try_plans(plans: dict[str, Any], configuration: str, num_channels: int) -> N
         PlansError: it does not, or its lists do not have one entry for each channel or axis.
     """
     name, manager = plans_name(plans), PlansManager(copy.deepcopy(plans))
-    resolved = manager.get_configuration(configuration)
+    resolved, prefix = manager.get_configuration(configuration), f"{configuration}."
+    image, mask = np.ones((num_channels, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int16)
+    grid: Any = ((2, 3, 3), (1.0, 1.0, 1.0), (1.0, 4 / 3, 4 / 3))
     for key, wanted in (
         ("normalization_schemes", num_channels),
         ("use_mask_for_norm", num_channels),
         ("spacing", len(resolved.patch_size)),
     ):
-        given = len(resolved.configuration[key])
-        if given != wanted:
+        if _attempt(name, resolved.configuration, prefix, key, len) != wanted:
             raise PlansError(
-                f"{name}: {configuration}.{key} has {given} entries instead of {wanted}; correct it {AGAIN}."
+                f"{name}: {prefix}{key} has {len(resolved.configuration[key])} entries instead of {wanted}; correct it "
+                f"{AGAIN}."
             )
-    for key, trial in _trials(configuration, manager, resolved).items():
-        try:
-            trial()
-        except Exception as error:  # whatever a wrong name or argument leads to
-            value = resolved.configuration.get(key.rpartition(".")[2], plans.get(key))
-            raise PlansError(
-                f"{name}: {key} = {reprlib.repr(value)} does not work with this version of nnU-Net "
-                f"({type(error).__name__}: {reason_of(error)}); correct it or its arguments, {AGAIN}."
-            ) from error
+    named: dict[str, Use] = {
+        "image_reader_writer": lambda _: manager.image_reader_writer_class.read_images,
+        "label_manager": lambda _: issubclass(manager.label_manager_class, LabelManager),
+    }
+    for key, use in named.items():
+        _attempt(name, {"label_manager": None, **plans}, "", key, use)
+    functions: dict[str, Use] = {
+        "preprocessor_name": lambda _: resolved.preprocessor_class.run_case,
+        "normalization_schemes": lambda _: DefaultPreprocessor()._normalize(
+            image, mask, resolved, manager.foreground_intensity_properties_per_channel
+        ),
+        "resampling_fn_data": lambda _: resolved.resampling_fn_data(image, *grid),
+        "resampling_fn_seg": lambda _: resolved.resampling_fn_seg(mask, *grid),
+        "resampling_fn_probabilities": lambda _: resolved.resampling_fn_probabilities(image, *grid),
+    }
+    for key, use in functions.items():
+        _attempt(name, resolved.configuration, prefix, key, use)
 
 
 def check_network(
@@ -164,31 +158,16 @@ def check_network(
         ) from error
 
 
-def _check_fields(name: str, prefix: str, content: Mapping[str, Any], expected: Mapping[str, Field]) -> None:
-    for key, field in expected.items():
-        if key not in content:
-            raise PlansError(
-                f"{name} has no {prefix}{key}: it is incomplete or of another version of nnU-Net; correct it {AGAIN}."
-            )
-        if not field.check(content[key]):
-            raise PlansError(
-                f"{name}: {prefix}{key} = {reprlib.repr(content[key])} is not valid, it must be {field.valid}; correct "
-                f"it {AGAIN}."
-            )
-
-
-def _trials(configuration: str, manager: PlansManager, resolved: ConfigurationManager) -> dict[str, Callable[[], Any]]:
-    channels = len(resolved.normalization_schemes)
-    image, mask = np.ones((channels, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int16)
-    grid: Any = ((2, 3, 3), (1.0, 1.0, 1.0), (1.0, 4 / 3, 4 / 3))
-    return {
-        "image_reader_writer": lambda: manager.image_reader_writer_class.read_images,
-        "label_manager": lambda: issubclass(manager.label_manager_class, LabelManager),
-        f"{configuration}.preprocessor_name": lambda: resolved.preprocessor_class.run_case,
-        f"{configuration}.normalization_schemes": lambda: DefaultPreprocessor()._normalize(
-            image, mask, resolved, manager.foreground_intensity_properties_per_channel
-        ),
-        f"{configuration}.resampling_fn_data": lambda: resolved.resampling_fn_data(image, *grid),
-        f"{configuration}.resampling_fn_seg": lambda: resolved.resampling_fn_seg(mask, *grid),
-        f"{configuration}.resampling_fn_probabilities": lambda: resolved.resampling_fn_probabilities(image, *grid),
-    }
+def _attempt(name: str, content: Mapping[str, Any], prefix: str, key: str, use: Use) -> Any:
+    """`use(content[key])`; whatever goes wrong there is said of this key."""
+    if key not in content:
+        raise PlansError(
+            f"{name} has no {prefix}{key}: it is incomplete or of another version of nnU-Net; correct it {AGAIN}."
+        )
+    try:
+        return use(content[key])
+    except Exception as error:  # whatever a wrong name or argument leads to
+        raise PlansError(
+            f"{name}: {prefix}{key} = {reprlib.repr(content[key])} does not work with this version of nnU-Net "
+            f"({type(error).__name__}: {reason_of(error)}); correct it or its arguments, {AGAIN}."
+        ) from error

@@ -12,10 +12,10 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2_vqseg.core.errors import PlansError
 from nnunetv2_vqseg.core.folders import preprocessed_folder
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
+from nnunetv2_vqseg.data.roles import CaseRoles, read_roles
 from nnunetv2_vqseg.planning.geometry import read_geometry
-from nnunetv2_vqseg.planning.labeled import labeled_fingerprint
+from nnunetv2_vqseg.planning.nnunet_steps import labeled_fingerprint
 from nnunetv2_vqseg.planning.plans import keep_vqseg_blocks, load_plans
-from nnunetv2_vqseg.planning.roles import CaseRoles, read_roles
 
 PLANS_NAME = "nnUNetVQSegPlans"
 GEOMETRY_FILE = "unlabeled_fingerprint.json"

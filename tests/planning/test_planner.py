@@ -293,7 +293,7 @@ class TestListedCases:
     )
 
     def roles(self, home: Path, folds: Sequence[dict], where: str = "nnUNet_raw"):
-        from nnunetv2_vqseg.planning.roles import read_roles
+        from nnunetv2_vqseg.data.roles import read_roles
 
         raw = make_dataset(home, labeled="ABCDE", unlabeled="U")
         for case in "CD":

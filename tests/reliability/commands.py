@@ -18,14 +18,14 @@ from Dataset027_ACDC import main as convert_acdc
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.run.run_training import run_training_entry
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
 from worlds import PLANS, World, tame_plan
 
-import nnunetv2_vqseg.train
 from nnunetv2_vqseg.commands.evaluate import main as evaluate_main
 from nnunetv2_vqseg.commands.plan import main as plan_main
 from nnunetv2_vqseg.commands.split import main as split_main
+from nnunetv2_vqseg.commands.train import main as train_main
 from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, PlansError
+from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
 
 REFUSALS = (ConfigError, DatasetError, PlansError, NotImplementedError)
 
@@ -115,7 +115,7 @@ def plan(world: World, *options: str) -> None:
 def train(world: World, *options: str) -> None:
     """`python -m nnunetv2_vqseg.train`, up to and with the first step."""
     arguments = ["901", "2d", "0", "-device", "cpu"] if not options or options[0].startswith("-") else []
-    nnunetv2_vqseg.train.main([*arguments, *options])
+    train_main([*arguments, *options])
 
 
 def nnunet_train(world: World, *options: str) -> None:

@@ -101,14 +101,18 @@ PLAN_FILES = [
             ),
             ("no patch_size", in_2d(patch_size=None), "has no 2d.patch_size"),
             ("no transpose_forward", plans(transpose_forward=None), "has no transpose_forward"),
-            ("batch_size in quotes", in_2d(batch_size="8"), "2d.batch_size = '8' is not valid"),
-            ("batch_size with a point", in_2d(batch_size=8.0), "2d.batch_size = 8.0 is not valid"),
-            ("patch_size as a number", in_2d(patch_size=32), "2d.patch_size = 32 is not valid"),
-            ("patch_size of one number", in_2d(patch_size=[32]), "2d.patch_size = [32] is not valid"),
-            ("spacing in quotes", in_2d(spacing=["1.5", "1.5"]), "2d.spacing = ['1.5', '1.5'] is not valid"),
-            ("spacing of 0", in_2d(spacing=[0, 1.5]), "2d.spacing = [0, 1.5] is not valid"),
+            ("batch_size in quotes", in_2d(batch_size="8"), "2d.batch_size = '8' does not work"),
+            ("batch_size with a point", in_2d(batch_size=8.0), "2d.batch_size = 8.0 does not work"),
+            ("patch_size as a number", in_2d(patch_size=32), "2d.patch_size = 32 does not work"),
+            ("patch_size of one number", in_2d(patch_size=[32]), "2d.patch_size = [32] does not work"),
+            ("spacing in quotes", in_2d(spacing=["1.5", "1.5"]), "2d.spacing = ['1.5', '1.5'] does not work"),
+            ("spacing of 0", in_2d(spacing=[0, 1.5]), "2d.spacing = [0, 1.5] does not work"),
             ("spacing of three numbers", in_2d(spacing=[10, 1.5, 1.5]), "2d.spacing has 3 entries instead of 2"),
-            ("normalization_schemes as a text", in_2d(normalization_schemes="ZScoreNormalization"), "is not valid"),
+            (
+                "normalization_schemes as a text",
+                in_2d(normalization_schemes="ZScoreNormalization"),
+                "has 19 entries instead of 1",
+            ),
             (
                 "normalization_schemes for two channels",
                 in_2d(normalization_schemes=["ZScoreNormalization"] * 2),
@@ -117,7 +121,7 @@ PLAN_FILES = [
             (
                 "use_mask_for_norm in quotes",
                 in_2d(use_mask_for_norm=["false"]),
-                "2d.use_mask_for_norm = ['false'] is not valid",
+                "2d.use_mask_for_norm = ['false'] does not work",
             ),
             (
                 "intensity statistics in words",
@@ -130,7 +134,7 @@ PLAN_FILES = [
             (
                 "transpose_forward of two axes",
                 plans(transpose_forward=[0, 1]),
-                "transpose_forward = [0, 1] is not valid",
+                "transpose_forward = [0, 1] does not work",
             ),
             ("an order of resampling in words", in_2d(resampling_fn_data_kwargs={"order": "cubic"}), "does not work"),
             (
@@ -145,7 +149,7 @@ PLAN_FILES = [
                 "does not work for a patch of 36 x 36",
             ),
             ("patch_size too small for the strides", in_2d(patch_size=[8, 8]), "does not work for a patch of 8 x 8"),
-            ("data_identifier as a number", in_2d(data_identifier=2), "2d.data_identifier = 2 is not valid"),
+            ("data_identifier as a number", in_2d(data_identifier=2), "2d.data_identifier = 2 does not work"),
         )
     ),
     Case("plan: patch_size larger than every image", train, in_2d(patch_size=[64, 64])),

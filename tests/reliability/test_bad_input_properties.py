@@ -22,7 +22,6 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2_vqseg.config import VQSegConfig
 from tiny_raw_dataset import phantom, write_volume
 from worlds import FOLDS, PLANS, World, write_json
 
@@ -32,6 +31,7 @@ from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, declared
 from nnunetv2_vqseg.data.checks.images import read_case
 from nnunetv2_vqseg.data.manifest import Manifest, manifest_file
 from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_fold_entry
+from nnunetv2_vqseg.methods.vqseg import VQSegConfig
 from nnunetv2_vqseg.report.volumes import read_labels
 
 # torch's launcher, which wants the real standard error.
@@ -121,15 +121,15 @@ def test_any_change_of_an_image(
 @example(key="epsilon", value=float("nan"))
 @example(key="initial_lr", value=10**400)
 def test_any_value_of_any_hyper_parameter(key: str, value: Any) -> None:
-    config = only(ConfigError, lambda: VQSegConfig.default().override({key: value}), f"vqseg.{key}")
+    config = only(ConfigError, lambda: VQSegConfig().override({key: value}), f"vqseg.{key}")
     assert config is None or json.loads(json.dumps(config.as_dict()))[key] == value
 
 
 @FIXED
 @given(key=st.text(max_size=8), value=values)
 def test_any_other_hyper_parameter(key: str, value: Any) -> None:
-    assume(key not in VQSegConfig.default().as_dict())
-    assert only(ConfigError, lambda: VQSegConfig.default().override({key: value}), repr(key)) is None
+    assume(key not in VQSegConfig().as_dict())
+    assert only(ConfigError, lambda: VQSegConfig().override({key: value}), repr(key)) is None
 
 
 lists = st.lists(st.sampled_from("ABCZ"), max_size=3) | values

@@ -391,7 +391,8 @@ STOCK = [
         "plan: batch_size in quotes, with nnUNetv2_train",
         nnunet_train,
         in_2d(batch_size="8"),
-        Refused(PLANS_FILE, "2d.batch_size = '8' is not valid", AGAIN),
+        Refused(PLANS_FILE, "2d.batch_size = '8' does not work", AGAIN),
+        quotes=True,
     ),
     Case(
         "unlabelled image: zero bytes, with nnUNetv2_train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nnunetv2_vqseg.core.folders import preprocessed_folder, raw_folder
@@ -27,7 +26,7 @@ class CaseRoles:
     unlabeled: UnlabeledCases
     hidden: frozenset[str]
     labeled: tuple[str, ...]
-    unused: tuple[str, ...] = ()
+    unused: tuple[str, ...]
 
     @property
     def visible(self) -> dict[str, TrainingCase]:
@@ -40,25 +39,27 @@ class CaseRoles:
         return "split" in self.unlabeled.origin.values()
 
 
-def read_roles(dataset_name: str, dataset_json: Mapping) -> CaseRoles:
+def read_roles(dataset_name: str, dataset_json: dict) -> CaseRoles:
     """Find all images and read the splits, the preprocessed folder's first, as nnU-Net's trainers do.
 
     Raises:
         DatasetError: a name, a number of files or a fold that does not fit, or two files of splits that differ.
     """
-    raw = raw_folder(dataset_name)
-    training = training_cases(raw, dict(dataset_json))
-    preprocessed = preprocessed_folder(dataset_name)
+    raw, preprocessed = raw_folder(dataset_name), preprocessed_folder(dataset_name)
+    training = training_cases(raw, dataset_json)
     check_same_folds(raw, preprocessed)
     splits = load_splits(preprocessed, raw)
     listed: set[str] = set()
     taught: set[str] = set()
     for fold in splits:
         listed.update(check_fold_entry(fold, training))
-        taught.update(fold.get("train", ()), fold.get("val", ()))
-    unlabeled = collect_unlabeled_cases(raw, dict(dataset_json), {"unlabeled": sorted(listed)})
+        taught.update(fold["train"], fold["val"])
     hidden = frozenset(listed - taught)
-    never_listed = tuple(case for case in training if case not in listed)
-    labeled = never_listed or tuple(case for case in training if case not in hidden)
-    unused = tuple(case for case in training if splits and case not in listed | taught)
-    return CaseRoles(training, unlabeled, hidden, labeled, unused)
+    return CaseRoles(
+        training,
+        collect_unlabeled_cases(raw, dataset_json, {"unlabeled": sorted(listed)}),
+        hidden,
+        tuple(case for case in training if case not in listed)
+        or tuple(case for case in training if case not in hidden),
+        tuple(case for case in training if splits and case not in listed | taught),
+    )
