@@ -71,11 +71,11 @@ def test_shim_directory_holds_nothing_but_the_shim():
 def test_every_trainer_is_found_by_nnunet_and_pickled_as_the_same_class():
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunetv2_vqseg.training import variants
+    from nnunetv2_vqseg import trainers
 
-    for name in variants.__all__:
+    for name in (*trainers.__all__, "nnUNetTrainerVQSeg_5epochs", "nnUNetTrainerVQSegQPM_1epoch"):
         found = recursive_find_trainer_class_by_name(name)
-        assert found is getattr(variants, name)
+        assert found is getattr(trainers, name)
         assert pickle.loads(pickle.dumps(found)) is found
 
 
@@ -94,6 +94,27 @@ def test_users_own_trainer_directory_works_beside_ours(tmp_path: Path, monkeypat
 
 def test_no_trainer_name_has_a_double_underscore():
     """nnU-Net splits folder names there."""
-    from nnunetv2_vqseg.training import variants
+    from nnunetv2_vqseg import trainers
 
-    assert not [name for name in variants.__all__ if "__" in name]
+    assert not [name for name in trainers.__all__ if "__" in name]
+
+
+def test_trainers_of_any_number_of_epochs_are_made_when_they_are_asked_for():
+    from nnunetv2_vqseg import trainers
+    from nnunetv2_vqseg.core.errors import ConfigError
+
+    for name in trainers.__all__:
+        made = getattr(trainers, f"{name}_7epochs")
+        assert issubclass(made, getattr(trainers, name))
+        assert made.default_config().num_epochs == 7
+        assert made is getattr(trainers, f"{name}_7epochs")
+        with pytest.raises(ConfigError, match="what defines this trainer"):
+            made.configured({"num_epochs": 8})
+    for wrong in (
+        "nnUNetTrainerVQSeg_0epochs",
+        "nnUNetTrainerX_5epochs",
+        "nnUNetTrainerVQSeg_epochs",
+        "nnUNetTrainerX",
+    ):
+        assert not hasattr(trainers, wrong)
+    assert "nnUNetTrainerVQSeg_7epochs" not in trainers.__all__

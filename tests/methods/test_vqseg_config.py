@@ -1,13 +1,17 @@
+import json
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from tiny_networks import context, plan_of, unet
 
-from nnunetv2_vqseg.config import VQSegConfig, markdown_table
+from nnunetv2_vqseg.core.config import markdown_table
 from nnunetv2_vqseg.core.errors import ConfigError
+from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg, VQSegConfig
+from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
 
 
 def test_literal_is_the_papers_section_4_2():
-    config = VQSegConfig.literal()
+    config = nnUNetTrainerVQSegPaper.default_config()
     assert (config.labeled_batch_size, config.unlabeled_batch_size) == (8, 4)
     assert config.num_epochs * config.iterations_per_epoch == 100_000
     assert (config.num_codes, config.epsilon, config.ema_decay) == (16_384, 0.7, 0.996)
@@ -18,6 +22,19 @@ def test_literal_is_the_papers_section_4_2():
     assert config.qpm == "literal"
     assert (config.perturbed_view, config.strong_view) == ("weak", True)
     assert config.reconstruct
+
+
+@pytest.mark.parametrize("key", sorted(PAPER))
+def test_paper_defines_its_trainer_but_for_the_batch_and_what_table_3_varies(key):
+    config = nnUNetTrainerVQSegPaper.configured({key: PAPER[key]})
+    assert config == nnUNetTrainerVQSegPaper.default_config()
+    others = {bool: not PAPER[key], str: "x", type(None): 4}
+    other = others[type(PAPER[key])] if type(PAPER[key]) in others else PAPER[key] + 1
+    if key in FREE_IN_PAPER:
+        assert getattr(nnUNetTrainerVQSegPaper.configured({key: other}), key) == other
+    else:
+        with pytest.raises(ConfigError, match="what defines this trainer"):
+            nnUNetTrainerVQSegPaper.configured({key: other})
 
 
 @pytest.mark.parametrize(
@@ -31,25 +48,27 @@ def test_literal_is_the_papers_section_4_2():
     ],
 )
 def test_views_of_an_unlabeled_image_that_pass_the_student(settings, streams):
-    assert VQSegConfig.default().override(settings).unlabeled_streams == streams
+    config = VQSegConfig(foundation_policy="off").override(settings)
+    assert VQSeg(config, context(plan_of(unet()))).unlabeled_views == streams
 
 
 def test_a_training_without_any_view_to_learn_the_teachers_labels_on_is_refused():
     with pytest.raises(ConfigError, match="leaves no view that learns"):
-        VQSegConfig.default().override({"perturbation": "none"})
+        VQSegConfig().override({"perturbation": "none"})
     assert not VQSegConfig(strong_view=False, perturbation="none", use_unlabeled=False).strong_view
 
 
 def test_every_field_says_what_it_means_and_what_is_valid():
+    keys = VQSegConfig.declared()
     for item in fields(VQSegConfig):
-        assert item.metadata["doc"], item.name
-        assert item.metadata["valid"], item.name
-    assert all(f"| `{item.name}` |" in markdown_table() for item in fields(VQSegConfig))
+        assert keys[item.name].meaning, item.name
+        assert keys[item.name].valid, item.name
+    assert all(f"| `{item.name}` |" in markdown_table(keys.values()) for item in fields(VQSegConfig))
 
 
 def test_unknown_key_is_refused_with_the_valid_ones_and_a_guess():
     with pytest.raises(ConfigError, match=r"'epsilom'.*did you mean 'epsilon'.*num_codes"):
-        VQSegConfig.default().override({"epsilom": 0.5})
+        VQSegConfig().override({"epsilom": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -72,11 +91,11 @@ def test_unknown_key_is_refused_with_the_valid_ones_and_a_guess():
 )
 def test_value_out_of_range_names_key_value_and_range(key, value):
     with pytest.raises(ConfigError, match=rf"vqseg\.{key} = .* must be "):
-        VQSegConfig.default().override({key: value})
+        VQSegConfig().override({key: value})
 
 
 def test_locked_key_may_only_repeat_its_own_value():
-    config = VQSegConfig.default()
+    config = VQSegConfig()
     locked = frozenset({"num_epochs"})
     assert config.override({"num_epochs": config.num_epochs}, locked) == config
     with pytest.raises(ConfigError, match=r"num_epochs.*defines this trainer"):
@@ -93,9 +112,7 @@ def test_parts_that_need_the_quantiser_are_refused_without_it():
 
 
 def test_config_is_immutable_and_survives_json():
-    import json
-
-    config = VQSegConfig.default()
+    config = VQSegConfig()
     with pytest.raises(FrozenInstanceError):
         config.epsilon = 0.1  # type: ignore[misc]
     assert VQSegConfig().override(json.loads(json.dumps(config.as_dict()))) == config
@@ -103,20 +120,20 @@ def test_config_is_immutable_and_survives_json():
 
 def test_perplexity_needs_more_neighbours():
     with pytest.raises(ConfigError, match=r"qpm_perplexity = 128 must be less than vqseg.qpm_neighbors = 128"):
-        VQSegConfig.default().override({"qpm_perplexity": 128})
-    assert VQSegConfig.default().override({"qpm_perplexity": 128, "qpm": "literal"}).qpm_perplexity == 128
+        VQSegConfig().override({"qpm_perplexity": 128})
+    assert VQSegConfig().override({"qpm_perplexity": 128, "qpm": "literal"}).qpm_perplexity == 128
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_codes_too_narrow_for_unit_length_are_refused(width):
     with pytest.raises(ConfigError, match=rf"code_dim = {width} leaves too few directions"):
-        VQSegConfig.default().override({"code_dim": width})
-    VQSegConfig.default().override({"code_dim": width, "normalize_codes": False})
-    VQSegConfig.default().override({"code_dim": 3})
+        VQSegConfig().override({"code_dim": width})
+    VQSegConfig().override({"code_dim": width, "normalize_codes": False})
+    VQSegConfig().override({"code_dim": 3})
 
 
 def test_the_weight_of_what_is_off_is_no_change():
-    config = VQSegConfig.default()
+    config = VQSegConfig()
     assert config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0}) == {}
     config = config.override({"reconstruct": True})
     assert list(config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0})) == ["weight_reconstruction"]
