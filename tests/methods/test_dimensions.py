@@ -1,0 +1,141 @@
+"""Every method takes a step with images and with volumes, without a trainer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tiny_networks import CLASSES, context, plan_of, unet
+from torch import Tensor
+
+from nnunetv2_vqseg.methods.base import Batch, Method
+from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
+from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
+from nnunetv2_vqseg.methods.vqseg import VQSeg
+
+LABELED, UNLABELED = 2, 2
+BOOK = {"num_codes": 64, "code_dim": 8, "min_tokens": 4, "qpm_perplexity": 4, "qpm_neighbors": 8}
+
+
+class Case(NamedTuple):
+    """A method with the keys of its configuration, and the names of its terms."""
+
+    method: type[Method[Any]]
+    keys: dict[str, Any]
+    terms: set[str]
+
+
+VQ_TERMS = {"supervised", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled"}
+METHODS = {
+    "supervised": Case(Supervised, {}, {"supervised"}),
+    "supervised, EMA": Case(SupervisedEMA, {}, {"supervised"}),
+    "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
+    "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
+    "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
+    "VQ-Seg, literal QPM": Case(
+        VQSeg,
+        {
+            **BOOK,
+            "qpm": "literal",
+            "decoder_input": "quantized",
+            "strong_view": True,
+            "reconstruct": True,
+            "foundation_policy": "off",
+        },
+        {*VQ_TERMS, "pseudo_strong"},
+    ),
+}
+
+
+def supervised_loss(outputs: Any, target: Any) -> Tensor:
+    """Cross entropy at every level, which reaches every head."""
+    levels = outputs if isinstance(outputs, list) else [outputs]
+    return torch.stack(
+        [torch.nn.functional.cross_entropy(level, labels[:, 0]) for level, labels in zip(levels, target, strict=True)]
+    ).sum()
+
+
+def started(case: Case, ndim: int) -> tuple[Method[Any], Batch]:
+    """The method at its first step, and a batch."""
+    plan = plan_of(unet(ndim=ndim), ndim)
+    method = case.method(case.method.Config(**case.keys), context(plan))
+    method.begin(method.training_network().train(), supervised_loss)
+    patch = tuple(plan.patch_size)
+    sizes = [tuple(side // factor for side in patch) for factor in (1, 2, 4)]
+    target = [torch.randint(CLASSES, (LABELED, 1, *size)) for size in sizes]
+    unlabeled = torch.randn(UNLABELED, 1, *patch) if method.uses_unlabeled else None
+    batch = Batch(torch.randn(LABELED, 1, *patch), target, unlabeled)
+    method.start(iter([batch] * 100))
+    method.student.train()
+    method.on_epoch_start()
+    return method, batch
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step(name, ndim):
+    case = METHODS[name]
+    method, batch = started(case, ndim)
+    method.before_step(0.5)
+    terms, metrics = method.terms(batch, 0.5)
+    assert terms.keys() == case.terms
+    for weight, value in terms.values():
+        assert value.ndim == 0
+        assert torch.isfinite(value)
+        assert weight > 0
+    assert all(value.ndim == 0 and torch.isfinite(value) for value in metrics.values())
+    torch.stack([weight * value for weight, value in terms.values()]).sum().backward()
+    assert [key for key, parameter in method.student.named_parameters() if parameter.grad is None] == []
+    assert all(torch.isfinite(parameter.grad).all() for parameter in method.student.parameters())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_follows_a_step_and_an_epoch(name, ndim):
+    method, batch = started(METHODS[name], ndim)
+    optimizer = torch.optim.SGD(method.parameter_groups(method.student), lr=0.1)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(
+        map(id, method.student.parameters())
+    )
+    before = {key: value.clone() for key, value in method.predictor().state_dict().items()}
+    for number in range(2):
+        method.before_step(number / 10)
+        terms, _ = method.terms(batch, number / 10)
+        optimizer.zero_grad()
+        torch.stack([weight * value for weight, value in terms.values()]).sum().backward()
+        optimizer.step()
+        assert all(isinstance(value, float) for value in method.after_step().values())
+    assert any(not torch.equal(value, before[key]) for key, value in method.predictor().state_dict().items())
+    assert all(isinstance(value, float) for value in method.on_epoch_done().values())
+    assert all(isinstance(value, float) for value in method.schedule(0.5).values())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_its_predictor_computes_what_prediction_will(name, ndim):
+    case = METHODS[name]
+    method, batch = started(case, ndim)
+    built = case.method.network(plan_of(unet(ndim=ndim), ndim), method.config)
+    own = method.predictor().eval().state_dict()
+    built.load_state_dict({key: own[key] for key in built.state_dict()}, strict=True)
+    predicted, expected = method.predictor()(batch.labeled), built.eval()(batch.labeled)
+    finest = [logits[0] if isinstance(logits, list) else logits for logits in (predicted, expected)]
+    assert torch.equal(*finest)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_continued_method_has_the_state_of_the_first(name, ndim):
+    case = METHODS[name]
+    method, batch = started(case, ndim)
+    method.before_step(0.0)
+    method.terms(batch, 0.0)
+    method.after_step()
+    other, _ = started(case, ndim)
+    other.student.load_state_dict(method.student.state_dict())
+    other.load_state(method.state())
+    for key, value in method.predictor().state_dict().items():
+        assert torch.equal(value, other.predictor().state_dict()[key])
+    assert method.why_not_continue(method.state()) is None
