@@ -4,4 +4,10 @@ nnU-Net drops every module it finds below `nnUNet_extTrainer` from `sys.modules`
 therefore defined in the installed package, where they can be pickled and stay the same class, and only named here.
 """
 
-from nnunetv2_vqseg.training.variants import *  # noqa: F403
+from typing import Any
+
+from nnunetv2_vqseg import trainers
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(trainers, name)

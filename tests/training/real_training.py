@@ -27,13 +27,15 @@ from nnunetv2.run.run_training import get_trainer_from_args, run_training_entry
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-import nnunetv2_vqseg.train
+from nnunetv2_vqseg.commands import train as train_command
+from nnunetv2_vqseg.commands.rendezvous import join_process_group
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.training import checkpoint, data_trainer, distributed, trainer
-from nnunetv2_vqseg.training.curves import EpochCurves
-from nnunetv2_vqseg.training.rendezvous import join_process_group
-from nnunetv2_vqseg.training.signals import StopRequest
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+from nnunetv2_vqseg.methods import vqseg
+from nnunetv2_vqseg.trainer import cases, checkpoint_files, ranks
+from nnunetv2_vqseg.trainer.curves import EpochCurves
+from nnunetv2_vqseg.trainer.step import Stepper
+from nnunetv2_vqseg.trainer.stopping import StopRequest
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 DATASET = "Dataset901_Phantom"
 Target = Callable[..., None]
@@ -48,12 +50,12 @@ def nnunet_train(*arguments: str) -> None:
 
 def distributed_train(*arguments: str) -> None:
     """`-m nnunetv2_vqseg.train`, as torchrun starts it."""
-    nnunetv2_vqseg.train.main(list(arguments))
+    train_command.main(list(arguments))
 
 
 def nnunet_ddp(*arguments: str) -> None:
     """A process of `nnUNetv2_train ... -num_gpus N`, with gloo and a CPU in place of NCCL and a GPU."""
-    args = nnunetv2_vqseg.train.parse_arguments(list(arguments))
+    args = train_command.parse_arguments(list(arguments))
     rank, world = (int(os.environ.pop(name)) for name in ("RANK", "WORLD_SIZE"))
     run_training.setup_ddp = lambda rank, world: dist.init_process_group("gloo", rank=rank, world_size=world)
     run_training.get_trainer_from_args = functools.partial(get_trainer_from_args, device=torch.device("cpu"))
@@ -65,7 +67,7 @@ def nnunet_ddp(*arguments: str) -> None:
 def weights_on_rank_0_only(*arguments: str) -> None:
     """The foundation model's weights are on one of two machines."""
     found = os.environ["RANK"] == "0"
-    trainer.load_foundation_model = lambda *args, **options: (torch.nn.Identity() if found else None, "looked")
+    vqseg.load_foundation_model = lambda *args, **options: (torch.nn.Identity() if found else None, "looked")
     _distributed_trainer(arguments).initialize()
 
 
@@ -82,7 +84,7 @@ def twenty_steps(folder: str, *arguments: str) -> None:
     result: dict[str, Any] = {
         "seen": seen,
         "batch_sizes": [len(batch["data"]), len(next(trainer.dataloader_unlabeled)["data"])],
-        "state": {"student": trainer.vqseg_network.state_dict(), "teacher": trainer.teacher.state_dict()},
+        "state": {"student": trainer.method.net.state_dict(), "teacher": trainer.method.teacher.state_dict()},
         "sums": dict(trainer.curves._sums),
     }
 
@@ -92,21 +94,22 @@ def twenty_steps(folder: str, *arguments: str) -> None:
         trainer.network.train()
     dist.barrier()
 
-    student = {name: value.clone() for name, value in trainer.vqseg_network.state_dict().items()}
+    student = {name: value.clone() for name, value in trainer.method.net.state_dict().items()}
     batch = next(trainer.dataloader_train)
     batch["data"].mul_(float("nan") if rank == 1 else 1.0)
     trainer.train_step(batch)
-    terms = trainer.objective.terms  # next a loss that is infinite, but its gradient is not
-    trainer.objective.terms = lambda *args: terms(*args) | {"more": (1.0, torch.tensor(float("inf") if rank else 0.0))}
+    weighted = trainer.method.weighted  # next a loss that is infinite, but its gradient is not
+    more = {"more": (1.0, torch.tensor(float("inf") if rank else 0.0))}
+    trainer.method.weighted = lambda *args: weighted(*args) | more
     trainer.train_step(next(trainer.dataloader_train))
-    trainer.objective.terms = terms
-    result["bad_steps"] = trainer.bad_steps
+    trainer.method.weighted = weighted
+    result["bad_steps"] = trainer.stepper.bad_steps
     result["unchanged"] = all(
-        torch.equal(student[name], value) for name, value in trainer.vqseg_network.state_dict().items()
+        torch.equal(student[name], value) for name, value in trainer.method.net.state_dict().items()
     )
 
-    trainer._stop_request = StopRequest()
-    trainer._stop_request.received = signal.SIGTERM if rank == 1 else None
+    trainer.stop_request = StopRequest()
+    trainer.stop_request.received = signal.SIGTERM if rank == 1 else None
     try:
         trainer.train_step(next(trainer.dataloader_train))
     except SystemExit as stop:
@@ -118,7 +121,7 @@ def twenty_steps(folder: str, *arguments: str) -> None:
 def prepare(what_rank_0_does: str, *arguments: str) -> None:
     """The start of a training whose first rank is slow, fails or dies while it preprocesses."""
     trainer = _distributed_trainer(arguments)
-    original = data_trainer.prepare_unlabeled_cases
+    original = cases.prepare_unlabeled_cases
 
     def prepare_unlabeled_cases(*args: Any, **kwargs: Any) -> list[str]:
         if what_rank_0_does == "dies":
@@ -128,17 +131,16 @@ def prepare(what_rank_0_does: str, *arguments: str) -> None:
         time.sleep(3)
         return original(*args, **kwargs)
 
-    data_trainer.prepare_unlabeled_cases = prepare_unlabeled_cases
-    distributed.SECONDS_BETWEEN_MESSAGES = 1.5
-    trainer._prepare_unlabeled()
-    print("prepared", trainer.unlabeled_identifiers)
+    cases.prepare_unlabeled_cases = prepare_unlabeled_cases
+    ranks.SECONDS_BETWEEN_MESSAGES = 1.5
+    print("prepared", trainer.cases.prepare_unlabeled(trainer.ranks, False))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _distributed_trainer(arguments: Sequence[str]) -> nnUNetTrainerVQSeg:
+def _distributed_trainer(arguments: Sequence[str]) -> MethodTrainer:
     join_process_group("gloo", timedelta(minutes=5))
-    args = nnunetv2_vqseg.train.parse_arguments(list(arguments))
+    args = train_command.parse_arguments(list(arguments))
     return get_trainer_from_args(
         args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p, device=torch.device("cpu")
     )
@@ -234,7 +236,7 @@ def shorten() -> None:
     torch.set_num_threads = lambda number: None
     MetaLogger.plot_progress_png = lambda self, output_folder: None
     EpochCurves.plot = lambda self, filename: None
-    nnUNetTrainerVQSeg._draw_preview = lambda self: None
+    MethodTrainer._draw_preview = lambda self: None
     nnUNetTrainer.perform_actual_validation = lambda self, save_probabilities=False: None
     GaussianBlurTransform._apply_to_image = lambda self, image, **_: image
     if number := int(os.environ.get("KILL_IN_WRITE", "0")):
@@ -257,20 +259,26 @@ def _die_in_write(number: int) -> None:
         os.truncate(file.fileno(), (file.tell() - half) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.torch.save = save_half
+    checkpoint_files.torch.save = save_half
 
 
 def _die_at(rank: int, epoch: int, step: int) -> None:
     """One rank dies in the middle of a step, in the first attempt of torchrun."""
-    original = nnUNetTrainerVQSeg._backward_and_step
+    backward_and_step, on_epoch_start = Stepper._backward_and_step, MethodTrainer.on_train_epoch_start
+    place = [0, 0]  # epoch, and step in it
 
-    def backward_and_step(self: nnUNetTrainerVQSeg, loss: torch.Tensor) -> torch.Tensor:
-        place = (self.local_rank, self.current_epoch, self.step % self.num_iterations_per_epoch)
-        if place == (rank, epoch, step) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    def count_epochs(self: MethodTrainer) -> None:
+        place[:] = [self.current_epoch, 0]
+        on_epoch_start(self)
+
+    def die_or_step(self: Stepper, loss: torch.Tensor) -> torch.Tensor:
+        if [self.ranks.rank, *place] == [rank, epoch, step] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, loss)
+        place[1] += 1
+        return backward_and_step(self, loss)
 
-    nnUNetTrainerVQSeg._backward_and_step = backward_and_step
+    Stepper._backward_and_step = die_or_step
+    MethodTrainer.on_train_epoch_start = count_epochs
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 from resources import children, open_files, resident_kib, shared_memory, threads
 
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 SECONDS = 45 * 60
 
 
-def make_trainer(plan: str) -> nnUNetTrainerVQSeg:
+def make_trainer(plan: str) -> MethodTrainer:
     return get_trainer_from_args("901", "2d", 0, "nnUNetTrainerVQSeg", plan, device=torch.device("cpu"))
 
 
@@ -89,7 +89,7 @@ def train_until(happens: Callable[[], None] | None, plan: str, record: Path) -> 
     step = trainer.train_step
 
     def train_step(batch: dict) -> dict:
-        if happens is not None and trainer.step == 1:
+        if happens is not None and trainer.stepper.step == 1:
             happens()
         return step(batch)
 

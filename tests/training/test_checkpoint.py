@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_vqseg.training.checkpoint import newest_checkpoint, read_checkpoint, remove_leftovers, save_atomically
+from nnunetv2_vqseg.trainer.checkpoint_files import (
+    newest_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+    save_atomically,
+)
 
 
 @contextmanager

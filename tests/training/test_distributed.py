@@ -20,11 +20,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from ddp_math import CASES, backward, build, build_objective, gradients, run_rank, whole_batch
-from nnunetv2_vqseg.training.rendezvous import leave_process_group
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+from ddp_math import CASES, backward, build, build_method, gradients, run_rank, whole_batch
 
+from nnunetv2_vqseg.commands.rendezvous import leave_process_group
 from nnunetv2_vqseg.report.training_records import read_training_record
+from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 EXIT_REFUSED = 2
 Ranks = list[dict[str, Any]]
@@ -41,7 +41,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_those_of_one_process_with_the_whole_batch(ranks: Ranks, case: str) -> None:
     network = build(case)
-    _, loss = backward(network, build_objective(case, ddp=False), *whole_batch(len(ranks), seed=5))
+    _, loss = backward(network, build_method(case, ddp=False), *whole_batch(len(ranks), seed=5))
     expected = gradients(network)
     losses = [rank[case][1] for rank in ranks]
     torch.testing.assert_close(torch.stack(losses).mean(), loss.detach(), rtol=1e-5, atol=0)
@@ -150,19 +150,17 @@ def test_other_ranks_wait_for_preprocessing_but_not_for_a_dead_rank(home, result
     ],
 )
 @pytest.mark.slow
-def test_batches_are_split_evenly_or_refused(monkeypatch, total: int, may_grow: bool, world: int, batch) -> None:
-    from nnunetv2_vqseg.training.distributed import DistributedTrainer
-
+def test_batches_are_split_evenly_or_refused(total: int, may_grow: bool, world: int, batch) -> None:
     from nnunetv2_vqseg.core.errors import ConfigError
+    from nnunetv2_vqseg.trainer.ranks import Ranks
 
-    trainer = object.__new__(DistributedTrainer)
-    trainer.is_ddp = world > 1
-    monkeypatch.setattr(dist, "get_world_size", lambda: world)
+    ranks = Ranks()
+    ranks.world_size = world
     if batch is None:
         with pytest.raises(ConfigError, match=rf"{total} labelled .* over {world} processes; set vqseg.labeled_batch"):
-            trainer.even_batch(total, may_grow, "labelled", "labeled_batch_size")
+            ranks.even_batch(total, may_grow, "labelled", "labeled_batch_size")
     else:
-        assert trainer.even_batch(total, may_grow, "labelled", "labeled_batch_size") == batch
+        assert ranks.even_batch(total, may_grow, "labelled", "labeled_batch_size") == batch
 
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
@@ -318,7 +316,7 @@ def test_a_step_sends_the_gradients_once_and_little_else(make_trainer, monkeypat
     finally:
         dist.destroy_process_group()
     gradients = 4 * sum(parameter.numel() for parameter in trainer.network.parameters())
-    assert traffic.pop(("all_reduce", "trainer.py, _backward_and_step", gradients)) == 1
+    assert traffic.pop(("all_reduce", "step.py, _backward_and_step", gradients)) == 1
     codes = trainer.config.num_codes
     assert traffic.pop(("all_reduce", "entropy.py, _value_and_gradients", 4 * codes)) == 1
     assert traffic.pop(("all_reduce", "quantizer.py, observe", codes)) == 1
@@ -336,7 +334,7 @@ def test_gloo_s_threads_can_finish_before_a_process_leaves(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_restart_continues_only_from_a_checkpoint_of_this_training(tmp_path: Path, monkeypatch) -> None:
-    from nnunetv2_vqseg import train
+    from nnunetv2_vqseg.commands import train
 
     arguments = argparse.Namespace(dataset_name_or_id="1", tr="T", p="P", configuration="2d", fold=0)
     monkeypatch.setattr(train, "get_output_folder", lambda *_: str(tmp_path / "fold_0"))

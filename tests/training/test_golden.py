@@ -31,7 +31,8 @@ FILE = Path(__file__).with_name("golden.json")
 WRITES = os.environ.get("VQSEG_WRITE_GOLDEN") == "1"
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
-    "VQ-Seg with heads": ("nnUNetTrainerVQSegQPMDB", {"strong_view": True, "restart_after": 2, "num_codes": 512}),
+    "VQ-Seg with heads": ("nnUNetTrainerVQSegQPMDB", {"strong_view": True}),
+    "VQ-Seg with restarts": ("nnUNetTrainerVQSeg", {"qpm": "literal", "restart_after": 2, "num_codes": 512}),
     "VQ-Seg base": ("nnUNetTrainerVQSegBase", {}),
     "VQ-Seg of the paper": ("nnUNetTrainerVQSegPaper", {"confidence_threshold": 0.0}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
@@ -77,13 +78,13 @@ def _plain_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
     from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-    from nnunetv2_vqseg.training.curves import EpochCurves
-    from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+    from nnunetv2_vqseg.trainer.curves import EpochCurves
+    from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
     monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, output_folder: None)
     monkeypatch.setattr(EpochCurves, "plot", lambda self, filename: None)
-    monkeypatch.setattr(nnUNetTrainerVQSeg, "_draw_preview", lambda self: None)
+    monkeypatch.setattr(MethodTrainer, "_draw_preview", lambda self: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -51,7 +51,7 @@ def two_channels(home: Path, plan_dataset: Callable[[str], Path]) -> Path:
 
 @pytest.mark.parametrize("labels", [REGIONS, CLASSES], ids=["regions", "classes"])
 def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels, results, labels):
-    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
 
     plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
@@ -66,7 +66,7 @@ def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels,
 
 
 def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results):
-    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSegPaper
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
 
     plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False

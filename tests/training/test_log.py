@@ -12,7 +12,7 @@ import pytest
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 WRITE_A_LINE = """
 import sys
-from nnunetv2_vqseg.training.variants import {trainer} as Trainer
+from nnunetv2_vqseg.trainers import {trainer} as Trainer
 trainer = Trainer.__new__(Trainer)
 trainer.local_rank, trainer.log_file = 0, sys.argv[1]
 trainer.print_to_log_file("F\\u00e4lle", 7)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.methods.base import Batch, Context, ramp
+from nnunetv2_vqseg.methods.vqseg import Views, VQSeg, VQSegConfig
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
-from nnunetv2_vqseg.network import BatchLayout, VQSegOutput
-from nnunetv2_vqseg.training.objective import Objective, Views, ramp
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.networks.vq import BatchLayout, VQSegOutput
 
 LN2 = math.log(2)
 RAMP = {0.0: math.exp(-5), 0.4: math.exp(-1.25), 0.8: 1.0, 1.0: 1.0}
@@ -25,8 +26,8 @@ def terms_of(progress: float, **settings: Any) -> dict[str, tuple[float, Tensor]
     Student: both classes equally likely everywhere, so that cross entropy is ln 2 a pixel. Teacher: class 1 everywhere,
     sure of the upper half in the strong view, of all in the perturbed one.
     """
-    config = VQSegConfig.default().override(
-        {"strong_view": True, "reconstruct": True, "confidence_threshold": 0.9} | settings
+    config = VQSegConfig().override(
+        {"strong_view": True, "reconstruct": True, "confidence_threshold": 0.9, "foundation_policy": "off"} | settings
     )
     images = torch.full((1, 1, 2, 2), 2.0)
     labels = torch.ones(1, 2, 2, dtype=torch.long)
@@ -42,8 +43,10 @@ def terms_of(progress: float, **settings: Any) -> dict[str, tuple[float, Tensor]
         feature_loss=torch.tensor(0.5),
     )
     targets = (output.adapted, torch.ones(2, 1, 2, dtype=torch.bool))
-    objective = Objective(config, supervised=lambda outputs, target: outputs[0].sum() + 7.0)
-    return objective.terms(output, BatchLayout(1, 1, 1), Views(images, labels, strong, perturbed), progress, targets)
+    method = VQSeg(config, Context(NetworkPlan((2, 2), [[1, 1]], 1, torch.nn.Identity), device="cpu"))
+    method.supervised = lambda outputs, target: outputs[0].sum() + 7.0
+    batch, views = Batch(images, labels), Views(strong, perturbed)
+    return method.weighted(output, BatchLayout(1, 1, 1), batch, views, progress, targets)
 
 
 @pytest.mark.parametrize("progress", RAMP)
@@ -83,7 +86,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("key", WEIGHTS)
 def test_a_key_weighs_its_own_terms_and_no_other(key):
     before = terms_of(0.4)
-    after = terms_of(0.4, **{key: 3.0 * getattr(VQSegConfig.default(), key)})
+    after = terms_of(0.4, **{key: 3.0 * getattr(VQSegConfig(), key)})
     for name, (weight, value) in before.items():
         factor = 3.0 if name in WEIGHTS[key] else 1.0
         assert after[name][0] == pytest.approx(factor * weight), name

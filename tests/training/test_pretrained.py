@@ -67,7 +67,7 @@ def saved(request: pytest.FixtureRequest, new: Callable[[str], Any], tmp_path: P
 def assert_started_from(trainer: Any, file: str, fresh: dict[str, torch.Tensor]) -> None:
     """Every weight is the file's, but for the output layers and what the file does not have."""
     weights = torch.load(file, weights_only=False)["network_weights"]
-    found = trainer.vqseg_network.state_dict()
+    found = trainer.method.net.state_dict()
     taken = {key for key in found if key in weights and ".seg_layers." not in key}
     assert len(taken) > 20
     for key, value in found.items():
@@ -75,14 +75,14 @@ def assert_started_from(trainer: Any, file: str, fresh: dict[str, torch.Tensor])
 
 
 def state_of(trainer: Any) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    return {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
 
 
 @pytest.mark.parametrize(
     ("name", "heads"), [("nnUNetTrainerVQSeg", []), ("nnUNetTrainerVQSegQPMDB", ["image_decoder"])]
 )
 def test_trainers_start_from_stock_and_from_their_own_kind(new, saved: str, name: str, heads: list[str]) -> None:
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+    from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
 
     trainer = new(name)
     fresh = state_of(trainer)
@@ -97,9 +97,8 @@ def test_trainers_start_from_stock_and_from_their_own_kind(new, saved: str, name
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core: str) -> None:
     """Each unpickles them with a function in a module that the other calls differently."""
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
-
     from nnunetv2_vqseg.report.training_records import read_training_record
+    from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
 
     other = tmp_path / "other.pth"
     named = 0
@@ -119,7 +118,8 @@ def test_numbers_of_numpy_1_and_2_are_read(new, saved: str, tmp_path: Path, core
 
 def test_converted_checkpoint_is_taken_by_nnunets_own_loader(new, plan: str, saved: str, tmp_path: Path) -> None:
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights as nnunets
-    from nnunetv2_vqseg.training.convert_weights import main
+
+    from nnunetv2_vqseg.commands.convert_weights import main
 
     trainer_name = "nnUNetTrainerVQSegQPMDB"  # whose image decoder no file has
     trainer = new(trainer_name)
@@ -149,15 +149,14 @@ def test_teacher_starts_from_the_pretrained_weights_too(new, tmp_path: Path) -> 
             parameter.add_(0.01)
     trainer.on_train_start()
     trainer.stop_loaders()
-    teacher = trainer.teacher.module.state_dict()
-    assert all(torch.equal(value, teacher[key]) for key, value in trainer.vqseg_network.state_dict().items())
+    teacher = trainer.method.teacher.module.state_dict()
+    assert all(torch.equal(value, teacher[key]) for key, value in trainer.method.net.state_dict().items())
 
 
 @pytest.mark.parametrize("what", ["lacks a weight", "has a wider one"])
 def test_unet_that_does_not_fit_is_one_sentence(new, tmp_path: Path, what: str) -> None:
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
-
     from nnunetv2_vqseg.core.errors import CheckpointError
+    from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
 
     trainer = new("nnUNetTrainerVQSeg")
     before, weights = state_of(trainer), state_of(trainer)

@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.core.errors import CheckpointError
-from nnunetv2_vqseg.training.checkpoint import save_atomically
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
+from nnunetv2_vqseg.trainer.checkpoint_files import save_atomically
+from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 pytestmark = pytest.mark.slow
 
@@ -196,10 +196,10 @@ def test_signal_that_kills_the_loaders_workers_too_still_saves(make_trainer, mon
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_during_preprocessing_ends_with_the_code_and_a_line(make_trainer, monkeypatch, capfd, number) -> None:
-    from nnunetv2_vqseg.training import data_trainer
+    from nnunetv2_vqseg.trainer import cases
 
     trainer = make_trainer()
-    monkeypatch.setattr(data_trainer, "prepare_unlabeled_cases", lambda *_, **__: os.kill(os.getpid(), number))
+    monkeypatch.setattr(cases, "prepare_unlabeled_cases", lambda *_, **__: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         trainer.run_training()
@@ -214,8 +214,8 @@ def test_signal_during_the_final_validation_ends_it_and_its_processes(make_train
 
     trainer = make_trainer()
     trainer.initialize()
-    student = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
-    for parameter in trainer.teacher.parameters():
+    student = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
+    for parameter in trainer.method.teacher.parameters():
         parameter.add_(1)
     monkeypatch.setattr(
         nnUNetPredictor, "predict_sliding_window_return_logits", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
@@ -225,7 +225,7 @@ def test_signal_during_the_final_validation_ends_it_and_its_processes(make_train
     assert stopped.value.code == EXIT_INTERRUPTED
     assert "to repeat the validation, run the same command with --val or --c.\n" in capfd.readouterr().err
     assert multiprocessing.active_children() == []
-    assert all(torch.equal(value, student[key]) for key, value in trainer.vqseg_network.state_dict().items())
+    assert all(torch.equal(value, student[key]) for key, value in trainer.method.net.state_dict().items())
 
 
 def test_signal_after_the_last_step_stops_before_the_validation(make_trainer, monkeypatch) -> None:
@@ -258,7 +258,7 @@ def test_signal_before_there_is_a_trainer_ends_the_command_with_the_code(home, r
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], None]:
     """full_disk(fails): writing a checkpoint fails where `fails(file name)` is true."""
 
-    from nnunetv2_vqseg.training import teacher_trainer
+    from nnunetv2_vqseg.trainer import checkpoints
 
     def install(fails: Callable[[str], bool]) -> None:
         def save(content: dict[str, Any], filename: str) -> None:
@@ -266,7 +266,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool
                 raise OSError(f"Could not write {filename}: {os.strerror(errno.ENOSPC)}")
             save_atomically(content, filename)
 
-        monkeypatch.setattr(teacher_trainer, "save_atomically", save)
+        monkeypatch.setattr(checkpoints, "save_atomically", save)
 
     return install
 
@@ -364,7 +364,7 @@ def test_training_survives_a_file_system_that_takes_nothing(
 def test_final_checkpoint_waits_for_space_and_latest_stays_until_then(
     make_trainer, full_disk, monkeypatch, space_returns
 ) -> None:
-    from nnunetv2_vqseg.training import teacher_trainer
+    from nnunetv2_vqseg.trainer import checkpoints
 
     trainer = make_trainer()
     tries: list[str] = []
@@ -374,8 +374,8 @@ def test_final_checkpoint_waits_for_space_and_latest_stays_until_then(
         return name == "checkpoint_final.pth" and (len(tries) < 5 or not space_returns)
 
     full_disk(full)
-    monkeypatch.setattr(teacher_trainer, "SECONDS_FOR_FINAL", 60.0 if space_returns else 0.2)
-    monkeypatch.setattr(teacher_trainer, "SECONDS_BETWEEN_TRIES", 0.05)
+    monkeypatch.setattr(checkpoints, "SECONDS_FOR_FINAL", 60.0 if space_returns else 0.2)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_TRIES", 0.05)
     folder = Path(trainer.output_folder)
     if space_returns:
         trainer.run_training()
@@ -389,13 +389,15 @@ def test_final_checkpoint_waits_for_space_and_latest_stays_until_then(
 
 
 def test_an_error_in_validation_leaves_the_students_weights_in_the_network(make_trainer, monkeypatch) -> None:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     trainer = make_trainer()
-    monkeypatch.setattr(type(trainer).__mro__[-2], "on_validation_epoch_end", lambda *_: 1 / 0)
+    monkeypatch.setattr(nnUNetTrainer, "on_validation_epoch_end", lambda *_: 1 / 0)
     student: dict[str, torch.Tensor] = {}
     start = trainer.on_validation_epoch_start
 
     def remember() -> None:
-        student.update({key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()})
+        student.update({key: value.clone() for key, value in trainer.method.net.state_dict().items()})
         start()
 
     trainer.on_validation_epoch_start = remember

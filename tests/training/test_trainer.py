@@ -27,15 +27,15 @@ def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_train
     folder = home / "results" / "Dataset901_Phantom" / "nnUNetTrainerVQSeg__nnUNetVQSegPlans__2d"
     final = folder / "fold_0" / "checkpoint_final.pth"
     checkpoint = torch.load(final, weights_only=True)
-    teacher = trainer.teacher.module.inference_state_dict()
+    teacher = trainer.method.teacher.module.state_dict()
     assert same(checkpoint["network_weights"], teacher)
-    assert not same(checkpoint["network_weights"], trainer.vqseg_network.inference_state_dict())
+    assert not same(checkpoint["network_weights"], trainer.method.net.state_dict())
     for name in ("progress.png", "progress_vqseg.png", "preview.png"):
         assert (folder / "fold_0" / name).stat().st_size > 1000
 
-    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    before = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
     trainer.perform_actual_validation()
-    assert same(before, trainer.vqseg_network.state_dict()), "validation must give the student its weights back"
+    assert same(before, trainer.method.net.state_dict()), "validation must give the student its weights back"
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
@@ -53,10 +53,10 @@ def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_train
 
 
 def test_scans_of_a_validation_patient_that_are_trained_on_are_told(make_trainer, monkeypatch):
-    from nnunetv2_vqseg.training import data_trainer
+    from nnunetv2_vqseg.trainer import trainer as module
 
     asked = []
-    monkeypatch.setattr(data_trainer, "shared_patients", lambda *lists: asked.append(lists) or [("P_ED", "P_ES")] * 2)
+    monkeypatch.setattr(module, "shared_patients", lambda *lists: asked.append(lists) or [("P_ED", "P_ES")] * 2)
     trainer = make_trainer()
     trainer.on_train_start()
     trainer.stop_loaders()
@@ -98,9 +98,9 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
     assert resumed.current_epoch == 2
     resumed.run_training()
 
-    assert same(whole.vqseg_network.state_dict(), resumed.vqseg_network.state_dict())
-    assert same(whole.teacher.state_dict(), resumed.teacher.state_dict())
-    assert whole.step == resumed.step == 12
+    assert same(whole.method.net.state_dict(), resumed.method.net.state_dict())
+    assert same(whole.method.teacher.state_dict(), resumed.method.teacher.state_dict())
+    assert whole.stepper.step == resumed.stepper.step == 12
     mine, theirs = (trainer.optimizer.state_dict() for trainer in (whole, resumed))
     assert mine["param_groups"] == theirs["param_groups"]
     assert mine["state"].keys() == theirs["state"].keys() != set()
@@ -163,14 +163,14 @@ def test_online_validation_scores_the_teacher(make_trainer):
     trainer.on_train_epoch_start()
     for _ in range(3):
         trainer.train_step(next(trainer.dataloader_train))
-    student = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    student = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
     trainer.on_validation_epoch_start()
-    assert same(trainer.vqseg_network.state_dict(), trainer.teacher.module.state_dict())
+    assert same(trainer.method.net.state_dict(), trainer.method.teacher.module.state_dict())
     with pytest.raises(RuntimeError, match="Never save"):
         trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
     batch = next(trainer.dataloader_val)
     trainer.on_validation_epoch_end([trainer.validation_step(batch)])
-    assert same(trainer.vqseg_network.state_dict(), student)
+    assert same(trainer.method.net.state_dict(), student)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_perturbed_view_is_the_weak_one_or_a_strong_one_of_its_own(make_trainer,
     view = "strong" if on_strong else "weak"
     trainer = make_trainer(perturbed_view=view, strong_view=True, cutmix_probability=1.0)
     trainer.on_train_start()
-    views, _ = trainer._teacher_views(next(trainer.dataloader_train))
+    batch = trainer._join(next(trainer.dataloader_train))
+    views, _ = trainer.method.views(batch.unlabeled)
     images, labels, _, clean = views.perturbed
     assert torch.equal(images, clean) != on_strong
     assert not torch.equal(images, views.strong.images)
     # Another box than the strong view's, unless both are the same view.
     assert not torch.equal(clean, views.strong.clean)
-    _, layout = views.batch()
-    assert layout.strong == layout.perturbed == len(images) == len(labels)
+    assert len(views.strong.images) == len(images) == len(labels)
 
 
 def test_a_second_view_that_is_not_perturbed_can_be_asked_for(make_trainer):
@@ -266,7 +266,7 @@ def test_jitter_and_reconstruction_know_whether_images_are_z_scored(make_trainer
     trainer = make_trainer()
     trainer.configuration_manager.configuration["normalization_schemes"] = [f"{scheme}Normalization"]
     trainer.initialize()
-    assert trainer.jitter.relative == trainer.objective.standardize == relative
+    assert trainer.method.jitter.relative == (not trainer.method.context.z_scored) == relative
 
 
 @pytest.mark.parametrize(("key", "value"), [("epsilon", 0.3), ("lambda_u", 0.3), ("lambda_a", 1.0), ("num_codes", 32)])
@@ -280,11 +280,11 @@ def test_base_reads_codes_and_the_mean_teacher_features(make_trainer):
     for name, quantized in (("nnUNetTrainerVQSegBase", True), ("nnUNetTrainerMeanTeacher", False)):
         trainer = make_trainer(name)
         trainer.initialize()
-        network = trainer.vqseg_network.eval()
+        network = trainer.network.eval()
         image = torch.randn(1, 1, 32, 32)
         with torch.no_grad():
             before = network(image)
-            if network.quantizer is not None:
+            if quantized:
                 network.quantizer.codebook.add_(torch.randn_like(network.quantizer.codebook))
             changed = not all(map(torch.equal, before, network(image)))
         assert changed == quantized
@@ -292,7 +292,7 @@ def test_base_reads_codes_and_the_mean_teacher_features(make_trainer):
 
 def test_labels_of_a_folds_unlabelled_cases_are_never_read(home, results, plan_dataset):
     """One of the labelled patients becomes unlabelled, and its label files are no images; trained to the end."""
-    from nnunetv2_vqseg.training.variants import nnUNetTrainerSupervised, nnUNetTrainerVQSeg
+    from nnunetv2_vqseg.trainers import nnUNetTrainerSupervised, nnUNetTrainerVQSeg
 
     raw = home / "raw" / "Dataset904_Hidden"
     shutil.copytree(home / "raw" / "Dataset901_Phantom", raw)
@@ -314,7 +314,7 @@ def test_labels_of_a_folds_unlabelled_cases_are_never_read(home, results, plan_d
     trainer = make(nnUNetTrainerVQSeg, 0)
     trainer.run_training()
     assert sorted(trainer.unlabeled_identifiers) == sorted(hidden)
-    assert trainer.step == 6
+    assert trainer.stepper.step == 6
     for cls in (nnUNetTrainerVQSeg, nnUNetTrainerSupervised):
         for number in ("all", 1):
             with pytest.raises(DatasetError, match=f"Fold {number} cannot be used"):
@@ -322,7 +322,7 @@ def test_labels_of_a_folds_unlabelled_cases_are_never_read(home, results, plan_d
 
 
 def test_3d_configuration_is_refused_before_anything_is_written(home, results):
-    from nnunetv2_vqseg.training.variants import nnUNetTrainerVQSeg
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
 
     plans = json.loads((home / "preprocessed/Dataset901_Phantom/nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["configurations"]["3d_fullres"] = {**plans["configurations"]["2d"], "patch_size": [8, 32, 32]}
@@ -336,12 +336,12 @@ def test_loss_that_is_not_finite_is_skipped_counted_and_stops_training_by_name(m
     trainer = make_trainer(max_bad_steps=2, num_epochs=1)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    before = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
     batch = next(trainer.dataloader_train)
     batch["data"][:] = np.nan
     trainer.train_step(batch)
-    assert trainer.bad_steps == 1
-    assert same(before, trainer.vqseg_network.state_dict())
+    assert trainer.stepper.bad_steps == 1
+    assert same(before, trainer.method.net.state_dict())
     with pytest.raises(RuntimeError, match="supervised was not finite for 2 steps in a row"):
         trainer.train_step(batch)
 
@@ -354,30 +354,30 @@ def test_infinite_loss_with_a_finite_gradient_is_skipped_counted_and_remembered(
         trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
-    terms = trainer.objective.terms
+    before = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
+    terms = trainer.method.terms
 
     def overflown(*args):
-        found = terms(*args)
+        found, metrics = terms(*args)
         weight, value = found["reconstruction"]
-        return found | {"reconstruction": (weight, value + math.inf)}
+        return found | {"reconstruction": (weight, value + math.inf)}, metrics
 
-    trainer.objective.terms = overflown
+    trainer.method.terms = overflown
     batch = next(trainer.dataloader_train)
     loss = trainer.train_step(batch)
-    assert trainer.bad_steps == trainer.skipped_steps == 1
-    assert same(before, trainer.vqseg_network.state_dict())
-    trainer.objective.terms = terms
+    assert trainer.stepper.bad_steps == trainer.stepper.skipped_steps == 1
+    assert same(before, trainer.method.net.state_dict())
+    trainer.method.terms = terms
     trainer.on_train_epoch_end([loss, trainer.train_step(batch)])
-    assert (trainer.bad_steps, trainer.skipped_steps) == (0, 1)
-    assert not same(before, trainer.vqseg_network.state_dict())
+    assert (trainer.stepper.bad_steps, trainer.stepper.skipped_steps) == (0, 1)
+    assert not same(before, trainer.method.net.state_dict())
     assert trainer.curves.history["skipped_steps"] == [1]
     assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
     resumed = make_trainer(continue_training=True, reconstruct=True)
     resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
-    assert resumed.skipped_steps == 1
+    assert resumed.stepper.skipped_steps == 1
 
-    trainer.objective.terms = overflown
+    trainer.method.terms = overflown
     trainer.train_step(batch)
     with pytest.raises(RuntimeError, match="Training stopped: reconstruction was not finite for 2 steps in a row"):
         trainer.train_step(batch)
@@ -403,15 +403,15 @@ def test_gradient_that_stays_infinite_at_any_scale_of_amp_stops_training_too(mak
     trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    before = {key: value.clone() for key, value in trainer.vqseg_network.state_dict().items()}
+    before = {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
     next(trainer.network.parameters()).register_hook(lambda gradient: gradient * math.inf)
     batch = next(trainer.dataloader_train)
     for counted in (0, 0, 1):  # 4 to 2 and 2 to 1 are AMP's own search for a scale
         assert math.isfinite(trainer.train_step(batch)["loss"])
-        assert trainer.bad_steps == counted
+        assert trainer.stepper.bad_steps == counted
     with pytest.raises(RuntimeError, match="gradient_norm was not finite for 2 steps in a row"):
         trainer.train_step(batch)
-    assert same(before, trainer.vqseg_network.state_dict())
+    assert same(before, trainer.method.net.state_dict())
 
 
 def test_continuing_with_other_settings_is_said_and_with_another_network_refused(make_trainer):
@@ -482,10 +482,10 @@ def test_raw_folder_without_images_is_none(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     for name, expected in (("", None), ("imagesTs", None), ("imagesUl", raw)):
         (raw / name).mkdir(exist_ok=True)
-        assert trainer._raw_folder() == expected
+        assert trainer.cases.raw_folder == expected
     (raw / "imagesUl").rmdir()
     trainer.dataset_json = {**trainer.dataset_json, "dataset": {}}
-    assert trainer._raw_folder() == raw, "its images are wherever this list says"
+    assert trainer.cases.raw_folder == raw, "its images are wherever this list says"
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerMeanTeacher"])
@@ -498,7 +498,7 @@ def test_keys_of_what_a_trainer_does_without_do_not_stop_it(make_trainer, name, 
 
 
 def test_cross_entropy_without_a_labelled_pixel_is_nothing_and_else_the_mean():
-    from nnunetv2_vqseg.training.optimizers import FullResolutionCrossEntropy
+    from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy
 
     loss = FullResolutionCrossEntropy(ignore_label=3)
     outputs = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 2, 2, requires_grad=True)]
@@ -518,6 +518,6 @@ def test_cross_entropy_without_a_labelled_pixel_is_nothing_and_else_the_mean():
 
 
 def test_a_stage_that_the_plan_lacks_is_named_without_a_quantiser_too(make_trainer):
-    trainer = make_trainer("nnUNetTrainerMeanTeacher", vq_stage=9)
+    trainer = make_trainer("nnUNetTrainerMeanTeacherDropout", vq_stage=9)
     with pytest.raises(ConfigError, match=r"vqseg.vq_stage = 9 is not valid; this plan has stages 0 to"):
         trainer.initialize()

@@ -26,11 +26,11 @@ class Seen:
 
 
 def teacher_of(trainer: Any) -> Any:
-    return trainer.teacher
+    return trainer.method.teacher
 
 
 def student_of(trainer: Any) -> Any:
-    return trainer.vqseg_network
+    return trainer.network
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def started(make_trainer, monkeypatch):
             return 9.0 * torch.nn.functional.one_hot(classes, 4).movedim(-1, 1).float()
 
         monkeypatch.setattr(teacher_of(trainer), "forward", teach)
-        forward, loss = trainer.network.forward, PseudoLabelLoss.forward
+        forward, loss = trainer.network.forward, PseudoLabelLoss.__call__
 
         def learn(images: Tensor, *others: Any) -> Any:
             seen.student.append(images.detach().clone())
@@ -63,7 +63,7 @@ def started(make_trainer, monkeypatch):
             return loss(self, logits, labels, confidence)
 
         monkeypatch.setattr(trainer.network, "forward", learn)
-        monkeypatch.setattr(PseudoLabelLoss, "forward", compare)
+        monkeypatch.setattr(PseudoLabelLoss, "__call__", compare)
         return trainer, seen
 
     return start

@@ -1,4 +1,4 @@
-"""nnU-Net's trainer on several processes: GPUs or CPUs, one machine or many."""
+"""The processes of one training: GPUs or CPUs, one machine or many."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_vqseg.core.errors import ConfigError
-from nnunetv2_vqseg.modules.collectives import mean_over_processes
-from nnunetv2_vqseg.training.checkpoint import seed_everything
-from nnunetv2_vqseg.training.log import LoggingTrainer
+from nnunetv2_vqseg.modules.collectives import is_distributed, mean_over_processes
+from nnunetv2_vqseg.trainer.checkpoint_files import seed_everything
 
 T = TypeVar("T")
 
@@ -30,55 +29,24 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_MESSAGES = 60.0
 
 
-class DistributedTrainer(LoggingTrainer):
-    """What nnU-Net's trainer does with one process per GPU of one machine, for any device and number of machines.
+class Ranks:
+    """This process among those of its training, which may be the only one.
 
-    `local_rank` stays the global rank, as everywhere in nnU-Net, where 0 means 'the one that writes'. The process group
-    and, for GPUs, the current CUDA device must be set before a trainer is made.
+    The process group and, for GPUs, the current CUDA device must be set before.
+
+    Attributes:
+        rank: 0 is the one that writes.
+        world_size: number of processes.
     """
 
-    is_ddp: bool
-    network: nn.Module
-    grad_scaler: Any
+    def __init__(self) -> None:
+        self.distributed = is_distributed()
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.world_size = dist.get_world_size() if self.distributed else 1
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_ddp:
-            # nnU-Net took cuda:<global rank>, which exists on the first machine only.
-            gpu = device.type == "cuda"
-            self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else device
-            self.grad_scaler = self.grad_scaler if gpu else None
-
-    def initialize(self) -> None:
-        """nnU-Net's as for one process; then this rank's share of the batch, and DistributedDataParallel."""
-        distributed, self.is_ddp = self.is_ddp, False
-        try:
-            super().initialize()
-        finally:
-            self.is_ddp = distributed
-        if distributed:
-            self._set_batch_size_and_oversample()
-            self.network = distribute(self.network, self.device)
-            self.loss = self._build_loss()
-
-    def on_train_start(self) -> None:
-        """nnU-Net's, after a check that all ranks agree, and with one rank at a time making up the split."""
-        if self.is_ddp:
-            self.require_same_start()
-            self.rank_0_first("making the split", self.do_split, self.do_split)
-        super().on_train_start()
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return dist.get_world_size() if self.is_ddp else 1
+    def device(self, asked: torch.device) -> torch.device:
+        """This rank's device; nnU-Net takes cuda:<global rank>, which exists on the first machine only."""
+        return torch.device("cuda", torch.cuda.current_device()) if asked.type == "cuda" else asked
 
     def even_batch(self, total: int, may_grow: bool, what: str, key: str) -> int:
         """The number of images a step, all ranks together, of which every rank gets the same number.
@@ -102,7 +70,7 @@ class DistributedTrainer(LoggingTrainer):
             f"plan to a multiple of {world}, or use fewer processes."
         )
 
-    def mean_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Scalars of one step as numbers, the same on every rank: not finite on one means not finite on all.
 
         One transfer from the device, and one small all-reduce.
@@ -110,29 +78,17 @@ class DistributedTrainer(LoggingTrainer):
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         return dict(zip(values, mean_over_processes(stacked).tolist(), strict=True))
 
-    def any_rank(self, flag: bool) -> bool:
+    def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any rank; every rank must ask."""
-        if not self.is_ddp:
+        if not self.distributed:
             return flag
-        return bool(mean_over_processes(torch.tensor([float(flag)], device=self.device)).item())
+        return bool(mean_over_processes(torch.tensor([float(flag)], device=device)).item())
 
     def separate_random_numbers(self) -> None:
         """Give every rank its own random numbers where they were all set to the same state."""
         base = int(torch.randint(2**31 - 2**16, ()))
-        if self.local_rank != 0:
-            seed_everything(base + self.local_rank)
-
-    def require_same_start(self) -> None:
-        """All ranks must continue from the same place.
-
-        Raises:
-            RuntimeError: they do not.
-        """
-        self.require_same(
-            self.current_epoch,
-            "Rank {rank} on {host} would start at epoch {value}, rank 0 on {first_host} at epoch {first}; "
-            "nnUNet_results must be one folder that all machines share.",
-        )
+        if self.rank != 0:
+            seed_everything(base + self.rank)
 
     def require_same(self, value: object, message: str) -> None:
         """Every rank asks, and all of them stop if one has another value than rank 0.
@@ -144,7 +100,7 @@ class DistributedTrainer(LoggingTrainer):
         Raises:
             RuntimeError: the message.
         """
-        if not self.is_ddp:
+        if not self.distributed:
             return
         answers: list = [None] * dist.get_world_size()
         dist.all_gather_object(answers, (value, socket.gethostname()))
@@ -167,10 +123,10 @@ class DistributedTrainer(LoggingTrainer):
         Raises:
             RuntimeError: on the other ranks, if rank 0 failed or died.
         """
-        if not self.is_ddp:
+        if not self.distributed:
             return work()
         store, key = dist.distributed_c10d._get_default_store(), f"nnunetv2_vqseg/{next(_turns)}"
-        if self.local_rank == 0:
+        if self.rank == 0:
             outcome = "failed"
             try:
                 result = work()
@@ -188,7 +144,7 @@ class DistributedTrainer(LoggingTrainer):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 if time.monotonic() - last_told > SECONDS_BETWEEN_MESSAGES:
                     last_told = time.monotonic()
-                    print(f"Rank {self.local_rank} waits for rank 0: {task}, {(last_told - started) / 60:.0f} min.")
+                    print(f"Rank {self.rank} waits for rank 0: {task}, {(last_told - started) / 60:.0f} min.")
             outcome = store.get(key)
         except RuntimeError as error:  # torch's DistNetworkError and DistStoreError are subclasses
             raise RuntimeError(_RANK_0_IS_GONE.format(task=task)) from error

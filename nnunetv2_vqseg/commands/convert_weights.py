@@ -41,8 +41,8 @@ def convert(checkpoint: Path, dataset: str, configuration: str, trainer_name: st
 
     from nnunetv2_vqseg.core.errors import CheckpointError
     from nnunetv2_vqseg.modules.ema import unwrap
-    from nnunetv2_vqseg.training.checkpoint import save_atomically
-    from nnunetv2_vqseg.training.pretrained import load_pretrained_weights
+    from nnunetv2_vqseg.trainer.checkpoint_files import save_atomically
+    from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
 
     if output.exists():
         raise CheckpointError(f"{output} exists; give another name with -o.")
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
 
     # After the arguments, because nnU-Net takes seconds to import.
-    from nnunetv2_vqseg.train import REFUSALS, require_readable_plan
+    from nnunetv2_vqseg.commands.train import REFUSALS, require_readable_plan
 
     try:
         require_readable_plan(args.d, args.p, args.tr)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig
 
 
 class ScaledPolyLR(PolyLRScheduler):
@@ -41,22 +43,22 @@ class FullResolutionCrossEntropy(nn.Module):
 
 
 def build_optimizer(
-    network: nn.Module, encoder: nn.Module, config: VQSegConfig, weight_decay: float
+    groups: list[dict[str, Any]], config: BudgetConfig, initial_lr: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-    """nnU-Net's SGD (momentum 0.99, Nesterov) or AdamW (4.2), and nnU-Net's poly schedule with exponent 0.9.
+    """nnU-Net's SGD (Nesterov) or AdamW (4.2), and nnU-Net's poly schedule with exponent 0.9.
 
     Args:
-        network: all parameters that are trained.
-        encoder: those of them at the plain rate; the others get `config.head_lr_scale` times it.
-        weight_decay: SGD's.
+        groups: of parameters, each with an `lr_scale`.
+        initial_lr, weight_decay: nnU-Net's, for a configuration that leaves them to nnU-Net.
     """
-    backbone = list(encoder.parameters())
-    known = {id(parameter) for parameter in backbone}
-    heads = [parameter for parameter in network.parameters() if id(parameter) not in known]
-    groups = [{"params": backbone, "lr_scale": 1.0}, {"params": heads, "lr_scale": config.head_lr_scale}]
+    settings = config if isinstance(config, CommonConfig) else CommonConfig()
+    decay = settings.weight_decay
     optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, config.initial_lr, weight_decay=weight_decay, momentum=0.99, nesterov=True)
+    if settings.optimizer == "sgd":
+        decay = weight_decay if decay is None else decay
+        optimizer = torch.optim.SGD(
+            groups, initial_lr, weight_decay=decay, momentum=settings.momentum, nesterov=settings.momentum > 0
+        )
     else:
-        optimizer = torch.optim.AdamW(groups, config.initial_lr)
-    return optimizer, ScaledPolyLR(optimizer, config.initial_lr, config.num_epochs)
+        optimizer = torch.optim.AdamW(groups, initial_lr, weight_decay=1e-2 if decay is None else decay)
+    return optimizer, ScaledPolyLR(optimizer, initial_lr, config.num_epochs)

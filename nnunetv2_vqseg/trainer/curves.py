@@ -7,31 +7,20 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-PANELS: dict[str, tuple[str, ...]] = {
-    "loss terms (unweighted)": (
-        "supervised",
-        "pseudo_strong",
-        "pseudo_perturbed",
-        "reconstruction",
-        "reconstruction_unlabeled",
-        "alignment",
-        "vq",
-        "feature",
-    ),
-    "entropy regulariser": ("entropy",),
-    "pseudo-labels": ("ramp", "confidence", "kept_share"),
-    "codebook": ("utilization",),
-    "perplexity (codes)": ("perplexity",),
-    "QPM mean displacement": ("qpm_displacement",),
-    "QPM effective neighbours": ("qpm_effective_neighbors",),
-    "gradient norm": ("gradient_norm",),
-}
+TERMS = "loss terms (unweighted)"
+NO_CURVES = frozenset({"loss", "utilization_tokens", "skipped_steps"})
+PANELS: Mapping[str, tuple[str, ...]] = {"gradient norm": ("gradient_norm",)}
 
 
 class EpochCurves:
-    """Means over the steps of each epoch, one list a name; NaN for an epoch in which nothing was logged."""
+    """Means over the steps of each epoch, one list a name; NaN for an epoch in which nothing was logged.
 
-    def __init__(self) -> None:
+    Args:
+        panels: names of curves by the title of their panel; loss terms have one of their own.
+    """
+
+    def __init__(self, panels: Mapping[str, tuple[str, ...]]) -> None:
+        self.panels = {**panels, **PANELS}
         self.history: dict[str, list[float]] = {}
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
@@ -71,8 +60,11 @@ class EpochCurves:
         """Write `progress_vqseg.png`: one panel a group of curves."""
         import matplotlib.pyplot as plt
 
+        known = {name for names in self.panels.values() for name in names} | NO_CURVES
+        terms = tuple(name for name in self.history if name not in known)
         panels = {
-            title: [name for name in names if _has_values(self.history.get(name))] for title, names in PANELS.items()
+            title: [name for name in names if _has_values(self.history.get(name))]
+            for title, names in {TERMS: terms, **self.panels}.items()
         }
         panels = {title: names for title, names in panels.items() if names}
         if not panels:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale
-from nnunetv2_vqseg.network import VQSegNet
+from nnunetv2_vqseg.methods.base import Method, finest
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.networks.backbone import Logits
 
 
 class PreviewSlices(NamedTuple):
@@ -47,33 +48,25 @@ def preview_slices(dataset: Any, patch_size: Any, count: int = 4) -> PreviewSlic
 def draw_preview(
     filename: str | Path,
     slices: PreviewSlices,
-    student: VQSegNet,
-    teacher: nn.Module,
+    method: Method[Any],
     region_labels: Sequence[int] | None,
     device: Any,
-    standardized: bool = False,
 ) -> None:
-    """One row a slice: image, reconstruction from q(z), teacher, student under perturbation, reference.
+    """One row a slice: image, what the method shows of it, reference.
 
     Args:
         region_labels: nnU-Net's `regions_class_order`, None without regions.
-        standardized: reconstructions are in units of each image's `channel_scale`.
     """
     import matplotlib.pyplot as plt
 
-    images = slices.images.to(device)
-    was_training = student.training
-    student.eval()
-    columns = {"image": images[:, 0].cpu()}
-    if student.image_decoder is not None:
-        mean, std = channel_scale(images) if standardized else (0.0, 1.0)
-        columns["reconstruction"] = (student.reconstruct(images).float() * std + mean)[:, 0].cpu()
-    overlays = {
-        "teacher": _labels(teacher(images), region_labels),
-        "student, perturbed": _labels(_perturbed(student, images), region_labels),
-        "reference": slices.references,
-    }
-    student.train(was_training)
+    network = unwrap(method.student)
+    was_training = network.training
+    network.eval()
+    pictures, logits = method.preview(slices.images.to(device))
+    network.train(was_training)
+    columns = {"image": slices.images[:, 0]} | {title: values[:, 0].cpu() for title, values in pictures.items()}
+    overlays = {title: _labels(values, region_labels) for title, values in logits.items()}
+    overlays["reference"] = slices.references
 
     top = max(1, *(int(labels.max()) for labels in overlays.values()))
     width = len(columns) + len(overlays)
@@ -105,18 +98,11 @@ def draw_preview(
     plt.close(figure)
 
 
-def _perturbed(student: VQSegNet, images: Tensor) -> Tensor | list[Tensor]:
-    """The perturbation draws random numbers; a preview must not change those of the training."""
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        return student.predict_perturbed(images)
-
-
-def _labels(logits: Tensor | list[Tensor], region_labels: Sequence[int] | None) -> Tensor:
-    finest = logits[0] if isinstance(logits, list) else logits
+def _labels(logits: Logits, region_labels: Sequence[int] | None) -> Tensor:
+    values = finest(logits)
     if region_labels is None:
-        return finest.argmax(1).cpu()
-    painted = torch.zeros(finest[:, 0].shape, dtype=torch.long, device=finest.device)
+        return values.argmax(1).cpu()
+    painted = torch.zeros(values[:, 0].shape, dtype=torch.long, device=values.device)
     for index, label in enumerate(region_labels):  # a later one lies over an earlier one
-        painted[finest[:, index] > 0] = label
+        painted[values[:, index] > 0] = label
     return painted.cpu()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nnunetv2_vqseg.core.errors import CheckpointError
-from nnunetv2_vqseg.unpickling import trusted_numpy
+from nnunetv2_vqseg.core.unpickling import numbers_of_numpy
 
 
 def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
@@ -46,14 +46,18 @@ def remove_leftovers(folder: str | Path) -> None:
             leftover.unlink()
 
 
-def read_checkpoint(filename: str | Path, device: torch.device | str) -> dict[str, Any]:
+def read_checkpoint(filename: str | Path, device: torch.device | str, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's content, tensors on `device`; code in the file is never run.
+
+    Args:
+        mmap: leave tensors on disk until they are read.
 
     Raises:
         CheckpointError: the file is missing or damaged, or holds other objects than tensors and plain values.
     """
     try:
-        return torch.load(filename, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(numbers_of_numpy()):
+            return torch.load(filename, map_location=device, weights_only=True, mmap=mmap)
     except OSError as error:
         raise CheckpointError(
             f"{filename} cannot be opened ({error.strerror}); give the path of a checkpoint."
@@ -110,11 +114,10 @@ def _checkpoints(folder: str | Path) -> list[Path]:
 def _how_far(file: Path) -> tuple[list[float], int]:
     """When each epoch of a checkpoint's training started, and its steps where it counts them; nothing if unreadable."""
     try:
-        with trusted_numpy():
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = read_checkpoint(file, "cpu", mmap=True)
         starts = [float(start) for start in content["logging"]["epoch_start_timestamps"]]
         return starts, int(content.get("vqseg", {}).get("step", 0))
-    except Exception:  # pickle, zip and archive errors have no common class
+    except (CheckpointError, KeyError, TypeError, ValueError):
         return [], 0
 
 

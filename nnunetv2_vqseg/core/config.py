@@ -1,0 +1,189 @@
+"""Configurations: frozen dataclasses whose fields carry range and meaning, checked on construction.
+
+    @dataclass(frozen=True)
+    class MyConfig(Config):
+        epsilon: Annotated[float, Range(0, 1), "share of the tokens that are replaced"] = 0.7
+
+The type says what is valid (numbers with a `Range`, `Literal` for a choice, `| None`, tuples of one kind), the last
+text what it means. From both come the errors and the README's tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from nnunetv2_vqseg.core.errors import ConfigError
+
+Self = TypeVar("Self", bound="Config")
+Check = Callable[[Any], bool]
+
+
+class Range(NamedTuple):
+    """Smallest and largest valid number."""
+
+    low: float
+    high: float
+
+
+class Key(NamedTuple):
+    """A field as users meet it."""
+
+    name: str
+    default: Any
+    valid: str
+    meaning: str
+    check: Check
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters; immutable.
+
+    Raises:
+        ConfigError: a value outside its valid range.
+    """
+
+    architecture: ClassVar[frozenset[str]] = frozenset()
+    """Keys that decide what prediction computes."""
+
+    def __post_init__(self) -> None:
+        for key in self.declared().values():
+            value = getattr(self, key.name)
+            if not key.check(value):
+                raise ConfigError(f"vqseg.{key.name} = {reprlib.repr(value)} is not valid; it must be {key.valid}.")
+            if isinstance(value, list):
+                object.__setattr__(self, key.name, tuple(value))
+
+    @classmethod
+    def declared(cls) -> dict[str, Key]:
+        """Every field, in order."""
+        return _declared(cls)  # type: ignore[arg-type]  # a class is hashable
+
+    def override(
+        self: Self, block: Mapping[str, Any], locked: Collection[str] = (), elsewhere: Collection[str] = ()
+    ) -> Self:
+        """This configuration with the keys of a sparse `vqseg` block of the plans put over it.
+
+        Args:
+            block: key -> value, as read from JSON.
+            locked: keys that define a variant and may only repeat the variant's own value.
+            elsewhere: keys of other methods, which are passed over: a plan is shared by the methods that are compared.
+
+        Raises:
+            ConfigError: an unknown key (the message lists the valid ones), a locked one, or a value out of range.
+        """
+        own = {}
+        for key, value in block.items():
+            if key in self.declared():
+                own[key] = value
+                if key in locked and value != getattr(self, key):
+                    raise ConfigError(locked_message(key, getattr(self, key), value))
+            elif key not in elsewhere:
+                close = difflib.get_close_matches(key, [*self.declared(), *elsewhere], n=1)
+                hint = f" (did you mean '{close[0]}'?)" if close else ""
+                raise ConfigError(
+                    f"Unknown key {key!r} in the plan's vqseg block{hint}; valid keys are {', '.join(self.declared())}."
+                )
+        return replace(self, **own)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON-able dictionary, for the log and the checkpoint."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def in_use(self, key: str) -> bool:
+        """Whether this key changes anything beside the others' values."""
+        return True
+
+    def changed_since(self, stored: Mapping[str, Any]) -> dict[str, str]:
+        """Keys in use that have another value than in a stored `as_dict`, with both values as text.
+
+        Left out are keys that only one of both has, because another version wrote it.
+        """
+        now = self.as_dict()
+        return {
+            key: f"{key} {value!r}, now {now[key]!r}"
+            for key, value in stored.items()
+            if key in now and value != now[key] and self.in_use(key)
+        }
+
+    def describe(self) -> str:
+        """One line a field, for the log."""
+        return "\n".join(f"  {key}: {value}" for key, value in self.as_dict().items())
+
+
+def locked_message(key: str, own: Any, value: Any) -> str:
+    """Why a key that defines a trainer cannot be set."""
+    return (
+        f"vqseg.{key} is what defines this trainer ({key} = {own!r}) and cannot be set to {value!r} in the plan; remove "
+        f"it there or use another trainer."
+    )
+
+
+def markdown_table(keys: Collection[Key], preset: Mapping[str, Any] | None = None) -> str:
+    """Table of keys with default, valid range and meaning, and a preset's values where they differ from the default."""
+    other = preset or {}
+    varies = any(other.get(key.name, key.default) != key.default for key in keys)
+    heads = ["key", "default", *(["paper"] if varies else []), "valid", "meaning"]
+    rows = [heads, ["---"] * len(heads)]
+    for key in keys:
+        differs = other.get(key.name, key.default) != key.default
+        paper = [f"`{_json(other[key.name])}`" if differs else ""] if varies else []
+        rows.append([f"`{key.name}`", f"`{_json(key.default)}`", *paper, key.valid, key.meaning])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@cache
+def _declared(config: Any) -> dict[str, Key]:
+    hints = get_type_hints(config, include_extras=True)
+    found = {}
+    for item in fields(config):
+        kind, *about = get_args(hints[item.name])
+        limits = next((each for each in about if isinstance(each, Range)), None)
+        valid, check = _valid(kind, limits)
+        found[item.name] = Key(item.name, item.default, valid, about[-1], check)
+    return found
+
+
+def _valid(kind: Any, limits: Range | None) -> tuple[str, Check]:
+    """What a type allows, in words and as a test."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        parts = [_valid(each, limits) for each in sorted(args, key=lambda each: each in (int, float, str))]
+        return " or ".join(text for text, _ in parts), lambda value: any(check(value) for _, check in parts)
+    if kind is NoneType:
+        return "null", lambda value: value is None
+    if origin is Literal:
+        return " or ".join(args), lambda value: isinstance(value, str) and value in args
+    if kind is bool:
+        return "true or false", lambda value: isinstance(value, bool)
+    if kind is str:
+        return "a text", lambda value: isinstance(value, str) and bool(value)
+    if origin is tuple:
+        text, one = _valid(args[0], limits)
+        pair = len(args) == 2
+        words = f"[low, high], each {text}" if pair else f"{len(args)} times {text}"
+
+        def fits(value: Any) -> bool:
+            is_list = isinstance(value, (list, tuple)) and len(value) == len(args) and all(map(one, value))
+            return is_list and (not pair or value[0] <= value[1])
+
+        return words, fits
+    assert limits is not None, f"{kind} needs a Range"
+    numbers = (int,) if kind is int else (int, float)
+    low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in limits)
+    words = f"{'integer' if kind is int else 'number'} in [{low}, {high}]"
+    return (
+        words,
+        lambda value: isinstance(value, numbers) and not isinstance(value, bool) and limits.low <= value <= limits.high,
+    )

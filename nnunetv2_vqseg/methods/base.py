@@ -1,0 +1,304 @@
+"""What a method is: an object that turns a batch into weighted loss terms, and what the trainer asks of it.
+
+A method is one file: a small configuration, and `terms`, which reads from top to bottom. The trainer does the rest:
+data, devices, processes, the optimiser's step, checkpoints. See docs/how-to/add-a-method.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from nnunetv2_vqseg.core.config import Config, Range
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
+
+Terms = dict[str, tuple[float, Tensor]]
+"""Loss terms by name: weight and value, a scalar; their weighted sum is minimised."""
+Metrics = dict[str, Tensor]
+"""Further scalars for the curves."""
+Loss = Callable[[Logits, Tensor | list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class BudgetConfig(Config):
+    """How long a training is."""
+
+    num_epochs: Annotated[int, Range(1, 100_000), "epochs; 400 x 250 = 100,000 iterations (4.2)"] = 400
+    iterations_per_epoch: Annotated[int, Range(1, 100_000), "training steps an epoch"] = 250
+    val_iterations_per_epoch: Annotated[int, Range(1, 100_000), "online validation steps an epoch"] = 50
+    seed: Annotated[
+        int | None,
+        Range(0, 2**31 - 1),
+        "seed of weights and perturbations, and with nnUNet_n_proc_DA=0 of the data's order; null: not seeded",
+    ] = None
+    save_every: Annotated[int, Range(1, 100_000), "epochs between two writes of checkpoint_latest.pth"] = 10
+
+    same_to_continue: ClassVar[frozenset[str]] = frozenset()
+    """Keys beside the architecture's that must not change when a training is continued."""
+
+
+@dataclass(frozen=True)
+class CommonConfig(BudgetConfig):
+    """What every method but stock nnU-Net's has: batch, optimiser, safety."""
+
+    batch_size_range: Annotated[
+        tuple[int, int], Range(1, 4096), "the plan's batch size is clamped into this range, in labelled images"
+    ] = (8, 12)
+    labeled_batch_size: Annotated[
+        int | None,
+        Range(1, 4096),
+        "labelled images a step, all GPUs together; null: the plan's batch size, clamped (4.2: 8)",
+    ] = None
+    supervised_loss: Annotated[
+        Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
+    ] = "nnunet"
+    optimizer: Annotated[Literal["sgd", "adamw"], "nnU-Net's SGD with Nesterov momentum, or AdamW (4.2)"] = "sgd"
+    initial_lr: Annotated[float, Range(1e-9, 10), "learning rate at the start"] = 1e-2
+    head_lr_scale: Annotated[float, Range(1e-3, 1e4), "factor on the rate of everything but the encoder (4.2: 40)"] = (
+        1.0
+    )
+    momentum: Annotated[float, Range(0, 1), "of SGD"] = 0.99
+    weight_decay: Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"] = (
+        None
+    )
+    max_gradient_norm: Annotated[float, Range(1e-6, 1e9), "norm at which the gradient is clipped"] = 12.0
+    max_bad_steps: Annotated[
+        int, Range(1, 100_000), "steps in a row with a NaN or infinite loss after which training stops"
+    ] = 20
+
+    same_to_continue: ClassVar[frozenset[str]] = frozenset({"optimizer"})
+
+
+@dataclass(frozen=True)
+class UnlabeledConfig(CommonConfig):
+    """What every method that learns from unlabelled images has."""
+
+    unlabeled_batch_size: Annotated[
+        int | None,
+        Range(1, 4096),
+        "unlabelled images a step, all GPUs together; null: half the labelled ones (4.2: 4)",
+    ] = None
+    labeled_as_unlabeled: Annotated[
+        bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
+    ] = False
+    lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled loss (Eq. 10, Table 3)"] = 0.3
+    ramp_up: Annotated[
+        float,
+        Range(0, 1),
+        "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once",
+    ] = 0.8
+
+    def unlabeled_weight(self, progress: float) -> float:
+        """`lambda_u` times the ramp at this share of the training."""
+        return self.lambda_u * ramp(progress, self.ramp_up)
+
+
+def ramp(progress: float, length: float) -> float:
+    """Sigmoid ramp-up exp(-5 (1 - t/T)^2), from e^-5 to 1.
+
+    Args:
+        progress: share of the training that is over, in [0, 1].
+        length: share of the training over which the ramp rises; 0 for no ramp.
+    """
+    if length <= 0 or progress >= length:
+        return 1.0
+    return math.exp(-5.0 * (1.0 - progress / length) ** 2)
+
+
+class Batch(NamedTuple):
+    """One step's images on the device, after nnU-Net's augmentation.
+
+    labeled: (B, C, ...).
+    target: as nnU-Net's loader gives it.
+    unlabeled: the weak view (B', C, ...); None for methods without.
+    """
+
+    labeled: Tensor
+    target: Tensor | list[Tensor]
+    unlabeled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method knows of the training around it.
+
+    plan: of the network.
+    regions: labels are overlapping regions (sigmoid) instead of classes (softmax).
+    ignore_label: value of pixels without a label; None where all have one.
+    z_scored: images have a standard deviation of about 1.
+    ddp: there are several processes.
+    only_validates: nothing will be trained.
+    autocast: context manager for forward passes.
+    log: a line for the training's log.
+    require_same: (value, message) stops all processes where one has another value.
+    """
+
+    plan: NetworkPlan
+    device: Any
+    regions: bool = False
+    ignore_label: int | None = None
+    z_scored: bool = True
+    ddp: bool = False
+    only_validates: bool = False
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    log: Callable[[str], None] = print
+    require_same: Callable[[object, str], None] = lambda value, message: None
+
+
+C = TypeVar("C", bound=BudgetConfig)
+
+
+class Method(Generic[C]):
+    """One method. Subclasses set `Config` and write `terms`; everything else has a default.
+
+    Attributes:
+        student: the training network, as DDP and torch.compile wrap it; a method may call it several times a step.
+        supervised: nnU-Net's loss, (outputs, target) -> scalar.
+    """
+
+    Architecture: ClassVar[Any] = Config
+    """The part of the configuration that decides what prediction computes."""
+    Config: type[C]
+    panels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Curves that are no loss terms, by the title of the panel they are drawn in."""
+
+    is_stock: ClassVar[bool] = False
+    """nnU-Net itself: takes any plan, and continues nnU-Net's checkpoints."""
+
+    student: nn.Module
+    supervised: Loss
+
+    def __init__(self, config: C, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    # Networks
+
+    @classmethod
+    def network(cls, plan: NetworkPlan, architecture: Any) -> nn.Module:
+        """What prediction builds and loads strictly; in eval mode it gives logits.
+
+        Args:
+            architecture: `Architecture`, or the whole configuration in training.
+        """
+        return plan.build()
+
+    def training_network(self) -> nn.Module:
+        """What is trained: that network, with heads, or several of them."""
+        return self.network(self.context.plan, self.config)
+
+    def begin(self, student: nn.Module, supervised: Loss) -> None:
+        """The networks are built: make teachers and losses."""
+        self.student = student
+        self.supervised = supervised
+
+    def predictor(self) -> nn.Module:
+        """What is validated, saved as `network_weights` and predicts: a part of the student, or a twin of it."""
+        return unwrap(self.student)
+
+    def pretrained(self) -> list[nn.Module]:
+        """The networks that start from the file of `-pretrained_weights`."""
+        return [unwrap(self.student)]
+
+    def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """The optimiser's groups with their `lr_scale`: encoders at the plain rate, the rest `head_lr_scale` times."""
+        scale = getattr(self.config, "head_lr_scale", 1.0)
+        if scale == 1.0 and getattr(self.config, "optimizer", "sgd") == "sgd":
+            return [{"params": list(network.parameters()), "lr_scale": 1.0}]
+        parts: list[Any] = list(network.modules())
+        unets = [module for module in parts if hasattr(module, "encoder") and hasattr(module, "decoder")]
+        backbone = list(dict.fromkeys(parameter for unet in unets for parameter in unet.encoder.parameters()))
+        known = set(map(id, backbone))
+        heads = [parameter for parameter in network.parameters() if id(parameter) not in known]
+        return [{"params": backbone, "lr_scale": 1.0}, {"params": heads, "lr_scale": scale}]
+
+    # A training
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether there is a second loader."""
+        return isinstance(self.config, UnlabeledConfig)
+
+    @property
+    def unlabeled_views(self) -> int:
+        """Views of each unlabelled image that pass the student in a step."""
+        return int(self.uses_unlabeled)
+
+    def start(self, batches: Iterator[Batch]) -> None:
+        """Before the first step of a training that is not continued: first values from data."""
+
+    def on_epoch_start(self) -> None:
+        """Before the first step of an epoch."""
+
+    def before_step(self, progress: float) -> None:
+        """Work before a step, outside compiled code. `progress`: share of the training that is over."""
+
+    def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
+        """The method: every loss term with its weight, and further values for the curves."""
+        raise NotImplementedError
+
+    def schedule(self, progress: float) -> dict[str, float]:
+        """What changes over a training, for the curves."""
+        config: Any = self.config
+        return {"ramp": ramp(progress, config.ramp_up)} if isinstance(config, UnlabeledConfig) else {}
+
+    def after_step(self) -> dict[str, float]:
+        """After a step that changed the weights: teachers, codebooks, memories; further values for the curves."""
+        return {}
+
+    def on_epoch_done(self) -> dict[str, float]:
+        """Values of a whole epoch, for the curves."""
+        return {}
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What continuing needs beside the student's weights: plain tensors and values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore what `state` gave; without `strict` as far as it fits, for a validation."""
+
+    def why_not_continue(self, state: Mapping[str, Any]) -> str | None:
+        """Why a training with this state can be validated but not continued; None where it can."""
+        return None
+
+    def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
+        """Images and logits of the preview's columns, by title, for images (N, C, ...)."""
+        return {}, {"prediction": self.predictor()(images)}
+
+
+def known_keys() -> set[str]:
+    """The keys of all methods that are imported."""
+    found: set[str] = set()
+    waiting: list[Any] = [Method]
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        waiting.extend(subclasses)
+        found.update(*(cls.Config.declared() for cls in subclasses if hasattr(cls, "Config")))
+    return found
+
+
+def switch_deep_supervision(network: nn.Module, enabled: bool) -> None:
+    """Of every decoder in it."""
+    parts: list[Any] = list(network.modules())
+    for module in parts:
+        if hasattr(module, "deep_supervision"):
+            module.deep_supervision = enabled
+
+
+def finest(logits: Logits) -> Tensor:
+    """The logits at full resolution."""
+    return logits[0] if isinstance(logits, list) else logits
+
+
+def split(logits: Logits, *sizes: int) -> list[list[Tensor]]:
+    """Logits of a batch in parts of these numbers of images, each a list, finest first."""
+    outputs = logits if isinstance(logits, list) else [logits]
+    return [list(part) for part in zip(*(output.split(list(sizes)) for output in outputs), strict=True)]

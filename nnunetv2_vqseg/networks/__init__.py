@@ -1,0 +1,1 @@
+"""Networks of nnU-Net's plans, whole and in parts."""

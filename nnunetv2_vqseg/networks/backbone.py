@@ -1,0 +1,100 @@
+"""How a method takes a segmentation network apart: encoder, features in between, decoder.
+
+Adapters have no parameters, so that the keys of a `state_dict` stay those of the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+Strides = Sequence[Sequence[int]]
+"""One entry a stage with a factor per spatial axis."""
+Logits = Tensor | list[Tensor]
+"""(B, K, ...), or a list of them, finest first, with deep supervision."""
+
+
+class NetworkPlan(NamedTuple):
+    """What a network is planned for.
+
+    patch_size: pixels per spatial axis.
+    strides: one entry a stage with a factor per axis, the first stage's first.
+    channels: of the images.
+    build: makes the planned U-Net, with fresh weights.
+    """
+
+    patch_size: Sequence[int]
+    strides: Strides
+    channels: int
+    build: Callable[[], nn.Module]
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes."""
+        return len(self.patch_size)
+
+
+class Backbone(Protocol):
+    """Takes a network with `encoder` and `decoder` apart.
+
+    widths: channels of each stage's features, the shallowest first.
+    strides: of each stage, per axis.
+    """
+
+    widths: Sequence[int]
+    strides: Strides
+
+    def encode(self, net: Any, x: Tensor, stage: int | None = None) -> list[Tensor]:
+        """Features of the stages up to `stage` (None: all) of images (B, C, ...)."""
+
+    def resume(self, net: Any, maps: list[Tensor], stage: int) -> list[Tensor]:
+        """All features, where those below `stage` are computed from `maps[stage]`."""
+
+    def decode(self, net: Any, maps: list[Tensor]) -> Logits:
+        """Logits from the features of all stages."""
+
+
+class PlannedBackbone:
+    """nnU-Net's PlainConvUNet and ResidualEncoderUNet, or any module that holds one's encoder and decoder."""
+
+    def __init__(self, net: Any) -> None:
+        self.widths: Sequence[int] = net.encoder.output_channels
+        self.strides: Strides = net.encoder.strides
+
+    def encode(self, net: Any, x: Tensor, stage: int | None = None) -> list[Tensor]:
+        """Features of the stages up to `stage` (None: all) of images (B, C, ...)."""
+        if getattr(net.encoder, "stem", None) is not None:
+            x = net.encoder.stem(x)
+        return self._stages(net, [], x, 0, None if stage is None else stage + 1)
+
+    def resume(self, net: Any, maps: list[Tensor], stage: int) -> list[Tensor]:
+        """All features, where those below `stage` are computed from `maps[stage]`."""
+        return self._stages(net, maps[: stage + 1], maps[stage], stage + 1, None)
+
+    def decode(self, net: Any, maps: list[Tensor]) -> Logits:
+        """Logits from the features of all stages."""
+        return net.decoder(maps)
+
+    @staticmethod
+    def _stages(net: Any, maps: list[Tensor], x: Tensor, first: int, last: int | None) -> list[Tensor]:
+        for module in net.encoder.stages[first:last]:
+            x = module(x)
+            maps.append(x)
+        return maps
+
+
+def backbone_of(net: nn.Module) -> Backbone:
+    """The adapter for a network.
+
+    Raises:
+        NotImplementedError: it has no encoder with stages and decoder.
+    """
+    encoder, decoder = getattr(net, "encoder", None), getattr(net, "decoder", None)
+    if encoder is None or decoder is None or not hasattr(encoder, "stages"):
+        raise NotImplementedError(
+            f"VQ-Seg knows PlainConvUNet and ResidualEncoderUNet plans, this plan asks for {type(net).__name__}; "
+            "plan with nnU-Net's default or ResEnc planners."
+        )
+    return PlannedBackbone(net)

@@ -1,0 +1,1 @@
+"""The trainer: nnU-Net's life cycle around a method."""

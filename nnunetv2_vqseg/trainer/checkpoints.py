@@ -1,0 +1,178 @@
+"""What a checkpoint holds, how it is written so that training goes on, and how a training is continued from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.core.errors import CheckpointError, reason_of
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.trainer.checkpoint_files import (
+    random_states,
+    read_checkpoint,
+    save_atomically,
+    to_continue_from,
+    to_plain,
+)
+
+if TYPE_CHECKING:
+    from nnunetv2_vqseg.trainer.trainer import MethodTrainer
+
+# A full disk at the very end: worth waiting for whoever can make room, but not until the other ranks time out (10 min).
+SECONDS_FOR_FINAL = 300.0
+SECONDS_BETWEEN_TRIES = 20.0
+
+
+class Checkpoints:
+    """The predictor as `network_weights`, everything else that continuing needs under `vqseg`.
+
+    Plain tensors and values only, so that they are read with `weights_only=True`.
+    """
+
+    def __init__(self, trainer: MethodTrainer) -> None:
+        self.trainer = trainer
+        self.problem: str | None = None
+        """Why what was loaded can be validated but not continued."""
+        self.random_states: dict[str, Any] | None = None
+        """Of the checkpoint that was loaded, until they are restored."""
+
+    def save(self, filename: str, epochs_done: int) -> bool:
+        """Write on rank 0; training goes on where that fails, unless it is the final checkpoint.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            OSError: `checkpoint_final.pth` could not be written, not even later.
+        """
+        trainer = self.trainer
+        if trainer.local_rank != 0:
+            return False
+        if trainer.disable_checkpointing:
+            trainer.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return False
+        if trainer.is_swapped:
+            raise RuntimeError("Never save while the predictor's weights are in the network.")
+        content = self._content(epochs_done)
+        is_final = Path(filename).name == "checkpoint_final.pth"
+        give_up = monotonic() + (SECONDS_FOR_FINAL if is_final else 0.0)
+        while True:
+            try:
+                save_atomically(content, filename)
+                return True
+            except OSError as error:
+                problem = f"{error}; the last good checkpoint is untouched."
+                if not is_final:
+                    trainer.print_to_log_file(
+                        f"WARNING: {problem} Training goes on; free disk space or make the folder writable."
+                    )
+                    return False
+                if monotonic() >= give_up:
+                    raise OSError(f"{problem} Free disk space and continue with --c.") from error
+                trainer.print_to_log_file(f"WARNING: {problem} Trying again for some minutes; free disk space now.")
+            sleep(SECONDS_BETWEEN_TRIES)
+
+    def _content(self, epochs_done: int) -> dict[str, Any]:
+        trainer = self.trainer
+        scaler, logged = trainer.grad_scaler, trainer.logger.get_checkpoint()
+        predicted = trainer.method.predictor().state_dict()
+        return {
+            "network_weights": {key: predicted[key] for key in trainer.predicted_keys},
+            "optimizer_state": trainer.optimizer.state_dict(),
+            "grad_scaler_state": scaler.state_dict() if scaler is not None else None,
+            "logging": to_plain({key: values[:epochs_done] for key, values in logged.items()}),
+            "_best_ema": to_plain(trainer._best_ema),
+            "current_epoch": epochs_done,
+            "init_args": trainer.my_init_kwargs,
+            "trainer_name": type(trainer).__name__,
+            "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+            "vqseg": {
+                "version": __version__,
+                "config": trainer.config.as_dict(),
+                "student": unwrap(trainer.network).state_dict(),
+                "step": trainer.stepper.step,
+                "skipped_steps": trainer.stepper.skipped_steps,
+                "curves": to_plain(trainer.curves.history),
+                "random_states": random_states(),
+                "runtime": trainer.runtime(),
+                **trainer.method.state(),
+            },
+        }
+
+    def load(self, source: str | os.PathLike[str] | dict[str, Any]) -> None:
+        """Continue from, or validate, a checkpoint that this trainer wrote.
+
+        Raises:
+            CheckpointError: it cannot be read, or another trainer or plan wrote it.
+        """
+        trainer, name, checkpoint = self.trainer, "This checkpoint", source
+        if isinstance(source, (str, os.PathLike)):
+            name = str(source)
+            if trainer.logger.resume:
+                name = to_continue_from(name, trainer.print_to_log_file)
+            checkpoint = read_checkpoint(name, trainer.device)
+        assert isinstance(checkpoint, dict)
+        if "vqseg" not in checkpoint:
+            if not trainer.method.is_stock:
+                raise CheckpointError(
+                    f"{name} was not written by a VQ-Seg trainer and cannot be used with {type(trainer).__name__}; "
+                    f"start anew without --c."
+                )
+            steps = checkpoint["current_epoch"] * trainer.num_iterations_per_epoch
+            checkpoint["vqseg"] = {"student": checkpoint["network_weights"], "config": {}, "step": steps, "curves": {}}
+        try:
+            self._compare_settings(name, checkpoint["vqseg"]["config"])
+            self._restore(checkpoint)
+        except CheckpointError:
+            raise
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{name} does not fit this trainer and plan ({reason_of(error).rstrip('.')}); use those that it was "
+                f"trained with, or start anew without --c."
+            ) from error
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        trainer, state = self.trainer, checkpoint["vqseg"]
+        self.problem = trainer.method.why_not_continue(state)
+        changed = trainer.config.changed_since(state["config"])
+        # Without the same heads the weights still serve validation; to train on is refused, here or at the start.
+        strict = self.problem is None and not trainer.config.same_to_continue & changed.keys()
+        trainer.my_init_kwargs = checkpoint["init_args"]
+        trainer.current_epoch = checkpoint["current_epoch"]
+        trainer.logger.load_checkpoint(checkpoint["logging"])
+        trainer._best_ema = checkpoint["_best_ema"]
+        trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        unwrap(trainer.network).load_state_dict(state["student"], strict=strict)
+        trainer.method.load_state(state, strict)
+        if strict:
+            scales = [group["lr_scale"] for group in trainer.optimizer.param_groups]
+            trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+            for group, scale in zip(trainer.optimizer.param_groups, scales, strict=True):
+                group["lr_scale"] = scale  # the plan's, not the checkpoint's
+        if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        trainer.stepper.step = state["step"]
+        trainer.stepper.skipped_steps = state.get("skipped_steps", 0)
+        trainer.curves.restore(state["curves"], trainer.current_epoch)
+        self.random_states = state.get("random_states")
+
+    def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network or optimiser, and name the other settings that have changed since."""
+        trainer, config = self.trainer, self.trainer.config
+        changed = config.changed_since(before)
+        of_training = frozenset() if trainer.only_validates else config.same_to_continue
+        fixed = [
+            changed[key] for key in config.declared() if key in changed and key in config.architecture | of_training
+        ]
+        if fixed:
+            raise CheckpointError(
+                f"{source} was trained with {'; '.join(fixed)}; set the old value in the plan's vqseg block to "
+                f"continue or validate it, or start anew without --c."
+            )
+        if changed and not trainer.only_validates:
+            trainer.print_to_log_file(
+                f"WARNING: {source} was trained with other settings: {'; '.join(changed.values())}."
+            )

@@ -1,0 +1,667 @@
+"""The one subclass of nnU-Net's trainer: its life cycle around a method."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import autocast, nn
+
+from nnunetv2_vqseg import __version__
+from nnunetv2_vqseg.core.config import locked_message
+from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError, explained_disk_errors
+from nnunetv2_vqseg.core.versions import package
+from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, number_of_channels
+from nnunetv2_vqseg.data.checks.preprocessed import check_split, preprocessed_cases, require_enough_cases
+from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
+from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits
+from nnunetv2_vqseg.methods.base import (
+    Batch,
+    CommonConfig,
+    Context,
+    Method,
+    UnlabeledConfig,
+    known_keys,
+    switch_deep_supervision,
+)
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans
+from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
+from nnunetv2_vqseg.trainer.cases import FoldCases
+from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
+from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
+from nnunetv2_vqseg.trainer.curves import EpochCurves
+from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
+from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
+from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
+from nnunetv2_vqseg.trainer.ranks import Ranks, distribute
+from nnunetv2_vqseg.trainer.step import Stepper
+from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED, StopRequest, exit_when_asked
+from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
+
+Z_SCORES = frozenset({"ZScoreNormalization", "CTNormalization"})
+"""nnU-Net's normalisation schemes after which intensities have a standard deviation of about 1."""
+
+VALIDATE_AGAIN = "the training is finished and saved; to repeat the validation, run the same command with --val or --c"
+
+
+class MethodTrainer(nnUNetTrainer):
+    """nnU-Net's plan, preprocessing, augmentation, validation and checkpoints around a method's step.
+
+    Hyper-parameters are those of the method's configuration with the trainer's `preset`, then of the `vqseg` block of
+    the plan's configuration. Unlabelled cases come from `imagesUl` and from the fold's `unlabeled` list in
+    `splits_final.json`. The saved `network_weights` are the method's predictor's.
+    """
+
+    method_class: ClassVar[type[Method[Any]]]
+    preset: ClassVar[Mapping[str, Any]] = {}
+    """Values that differ from the method's defaults."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Values that define the trainer; a plan cannot change them. Keys the method lacks may not ask for another one."""
+
+    method: Method[Any]
+    stepper: Stepper
+    curves: EpochCurves
+    is_ddp: bool
+    network: nn.Module
+    grad_scaler: Any
+    dataloader_unlabeled: Any = None
+    unlabeled_identifiers: list[str]
+    only_validates = False
+    labeled_cases: int | None = None
+    package: str | None = None
+    _swap: WeightSwap | None = None
+    _preview: PreviewSlices | None = None
+
+    # Set-up
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
+    ) -> None:
+        block = resolve_vqseg_block(plans, configuration)
+        self.config = self.configured(block)
+        if not self.method_class.is_stock:
+            check_dataset_json(dataset_json, "dataset.json")
+            check_plans(plans, configuration, number_of_channels(dataset_json))
+            require_2d(plans, configuration)
+        # Whole, because nnU-Net's inherits_from would drop a parent's keys, and with the architecture, so that a model
+        # predicts the same when the defaults of a later version differ.
+        architecture = {key: value for key, value in self.config.as_dict().items() if key in self.config.architecture}
+        if block or architecture:
+            plans["configurations"][configuration]["vqseg"] = block | architecture
+        with explained_disk_errors():
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        self.ranks = Ranks()
+        if self.is_ddp:
+            self.device = self.ranks.device(device)
+            self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
+        self.stop_request: StopRequest | None = None
+        self.checkpoints = Checkpoints(self)
+        self.unlabeled_identifiers = []
+        self.num_epochs = self.config.num_epochs
+        self.num_iterations_per_epoch = self.config.iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
+        self.save_every = self.config.save_every
+        self.initial_lr = getattr(self.config, "initial_lr", CommonConfig.initial_lr)
+        self.labeled_batch_size, self.unlabeled_batch_size = self._batch_sizes()
+        self.configuration_manager.configuration["batch_size"] = self.labeled_batch_size
+        self._ignored = sorted(block.keys() - self.config.declared().keys())
+
+    @classmethod
+    def default_config(cls) -> Any:
+        """The trainer's own configuration, before the plan's `vqseg` block."""
+        own = cls.method_class.Config.declared()
+        values = {**cls.preset, **cls.fixed}
+        return cls.method_class.Config(**{key: value for key, value in values.items() if key in own})
+
+    @classmethod
+    def configured(cls, block: Mapping[str, Any]) -> Any:
+        """The configuration with a plan's `vqseg` block.
+
+        Raises:
+            ConfigError: an unknown key, a value out of range, or one that contradicts what defines this trainer.
+        """
+        config = cls.default_config()
+        for key in cls.fixed.keys() & block.keys() - config.declared().keys():
+            if block[key] != cls.fixed[key]:
+                raise ConfigError(locked_message(key, cls.fixed[key], block[key]))
+        return config.override(block, cls.fixed.keys(), known_keys())
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The network that prediction loads; of the plan's `vqseg` block only what decides its architecture is read."""
+        architecture = cls.method_class.Architecture()
+        keys = architecture.declared()
+        block = {key: value for key, value in {**cls.preset, **cls.fixed}.items() if key in keys}
+        block |= {k: v for k, v in configuration_manager.configuration.get("vqseg", {}).items() if k in keys}
+        plan = network_plan(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return cls.method_class.network(plan, architecture.override(block))
+
+    def _batch_sizes(self) -> tuple[int, int]:
+        """Labelled and unlabelled images a step, all ranks together."""
+        planned = int(self.configuration_manager.batch_size)
+        if not isinstance(self.config, CommonConfig):
+            return self.ranks.even_batch(planned, True, "labelled", "labeled_batch_size"), 0
+        fixed = self.config.labeled_batch_size
+        low, high = self.config.batch_size_range
+        labeled = fixed or min(max(planned, low), high)
+        labeled = self.ranks.even_batch(labeled, fixed is None, "labelled", "labeled_batch_size")
+        if not isinstance(self.config, UnlabeledConfig) or not getattr(self.config, "use_unlabeled", True):
+            return labeled, 0
+        fixed = self.config.unlabeled_batch_size
+        unlabeled = fixed or max(1, round(labeled / 2))
+        return labeled, self.ranks.even_batch(unlabeled, fixed is None, "unlabelled", "unlabeled_batch_size")
+
+    def initialize(self) -> None:
+        """Build method, networks, optimiser and losses.
+
+        Raises:
+            PlansError: the planned network cannot be built.
+            DatasetError: no labelled case is preprocessed.
+            ConfigError, FoundationModelUnavailable: as the method says.
+        """
+        self.package = package()
+        reset_peak_memory(self.device)
+        if self.config.seed is not None:
+            seed_everything(self.config.seed + self.local_rank)
+        elif self.is_ddp:
+            torch.seed()  # torch starts from the same number on every rank
+        channels, heads = number_of_channels(self.dataset_json), self.label_manager.num_segmentation_heads
+        managers = (self.plans_manager, self.configuration_manager)
+        plan = network_plan(*managers, channels, heads, self.enable_deep_supervision)
+        self.method = self.method_class(self.config, self._context(plan))
+        self.build_network_architecture = lambda *_: self.method.training_network()  # type: ignore[method-assign]
+        self.predicted_keys = self._check_network(channels, heads)
+        preprocessed_cases(self.preprocessed_dataset_folder)
+        self._initialize_on_one_process()
+        self.method.begin(self.network, self._supervised_loss())
+        self.curves = EpochCurves(self.method.panels)
+        self.stepper = Stepper(
+            self.network,
+            self.optimizer,
+            self.grad_scaler,
+            self.ranks,
+            getattr(self.config, "max_gradient_norm", CommonConfig.max_gradient_norm),
+            getattr(self.config, "max_bad_steps", CommonConfig.max_bad_steps),
+            lambda: self.stop_request is not None and self.stop_request.received is not None,
+            self.print_to_log_file,
+            self._what_next,
+        )
+        self._plot_or_warn()
+
+    def _context(self, plan: NetworkPlan) -> Context:
+        cuda = self.device.type == "cuda"
+        return Context(
+            plan=plan,
+            device=self.device,
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            z_scored=set(self.configuration_manager.normalization_schemes) <= Z_SCORES,
+            ddp=self.is_ddp,
+            only_validates=self.only_validates,
+            autocast=(lambda: autocast("cuda", enabled=True)) if cuda else dummy_context,
+            log=self.print_to_log_file,
+            require_same=self.ranks.require_same,
+        )
+
+    def _check_network(self, channels: int, heads: int) -> list[str]:
+        """Build the network that predicts without memory; its keys."""
+        managers = (self.plans_manager, self.configuration_manager)
+        check_network(
+            self.plans_manager.plans,
+            self.configuration_name,
+            self.configuration_manager.patch_size,
+            channels,
+            lambda: self.method.network(self.method.context.plan, self.config),
+        )
+        with torch.device("meta"):
+            return list(type(self).build_network_architecture(*managers, channels, heads, False).state_dict())
+
+    def _initialize_on_one_process(self) -> None:
+        """nnU-Net's for one process; then this rank's share of the batch, and DistributedDataParallel."""
+        distributed, self.is_ddp = self.is_ddp, False
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = distributed
+        if distributed:
+            self._set_batch_size_and_oversample()
+            self.network = distribute(self.network, self.device)
+            self.loss = self._build_loss()
+
+    def _supervised_loss(self) -> Any:
+        if getattr(self.config, "supervised_loss", "nnunet") == "nnunet":
+            return self.loss
+        if self.label_manager.has_regions:
+            raise NotImplementedError(
+                "vqseg.supervised_loss = 'ce' is not implemented for region-based labels; use 'nnunet'."
+            )
+        return FullResolutionCrossEntropy(self.label_manager.ignore_label)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's own, or the paper's (4.2)."""
+        groups = self.method.parameter_groups(self.network)
+        return build_optimizer(groups, self.config, self.initial_lr, self.weight_decay)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Of every decoder that is trained."""
+        switch_deep_supervision(unwrap(self.network), enabled)
+
+    # Data
+
+    @property
+    def cases(self) -> FoldCases:
+        """What this fold reads."""
+        return FoldCases(
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            self.fold,
+            self.preprocessed_dataset_folder_base,
+            self.preprocessed_dataset_folder,
+            self.do_split,
+            self.print_to_log_file,
+        )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's, and every case that it names is there.
+
+        Raises:
+            DatasetError: a name that is not, an empty list, too few cases for nnU-Net to make up a split, or a fold
+                that would read the labels of another fold's unlabelled cases.
+        """
+        base = self.preprocessed_dataset_folder_base
+        load_fold_entry(base, self.fold)
+        known = preprocessed_cases(self.preprocessed_dataset_folder)
+        if self.fold != "all" and not load_splits(base):
+            require_enough_cases(base, known)
+        with explained_disk_errors():
+            train, val = super().do_split()
+        check_split(base, self.fold, {"train": train, "val": val}, known)
+        self.labeled_cases = len(train)
+        return train, val
+
+    def on_train_start(self) -> None:
+        """Check and prepare the cases, start the loaders, give the method its first values.
+
+        Raises:
+            CheckpointError: what was loaded cannot be continued.
+            DatasetError: a case cannot be used, or a file cannot be read or written.
+        """
+        if self.checkpoints.problem:
+            raise CheckpointError(self.checkpoints.problem)
+        if not self.was_initialized:
+            self.initialize()
+        self.print_to_log_file(f"nnunetv2_vqseg {__version__}, {type(self).__name__}:\n{self.config.describe()}")
+        if self._ignored:
+            self.print_to_log_file(f"Keys of other methods in the plan's vqseg block: {', '.join(self._ignored)}.")
+        if self.local_rank == 0:
+            remove_leftovers(self.output_folder)
+        self.ranks.rank_0_first("checking the labelled cases", self.cases.check_labeled, lambda: None)
+        if self.method.uses_unlabeled:
+            self.unlabeled_identifiers = self.cases.prepare_unlabeled(self.ranks, self.config.labeled_as_unlabeled)
+        self._tell_of_shared_patients()
+        self.ranks.require_same(
+            self.current_epoch,
+            "Rank {rank} on {host} would start at epoch {value}, rank 0 on {first_host} at epoch {first}; "
+            "nnUNet_results must be one folder that all machines share.",
+        )
+        self.ranks.rank_0_first("making the split", self.do_split, self.do_split)
+        with explained_disk_errors():
+            super().on_train_start()
+        if self.stepper.step == 0:
+            self.method.start(self._batches())
+        _, dataset_val = self.get_tr_and_val_datasets()
+        self._preview = preview_slices(dataset_val, self.configuration_manager.patch_size)
+        states, self.checkpoints.random_states = self.checkpoints.random_states, None
+        if states is not None:
+            restore_random_states(states)
+            if self.is_ddp:
+                self.ranks.separate_random_numbers()
+
+    def _tell_of_shared_patients(self) -> None:
+        """nnU-Net's own split goes by cases, and `imagesUl` may hold further scans of a validation patient."""
+        if self.fold == "all":  # validates on what it trains on
+            return
+        train, val = self.do_split()
+        shared = shared_patients({*train, *self.unlabeled_identifiers}, val)
+        if shared:
+            where = f"the validation cases of fold {self.fold}"
+            self.print_to_log_file(f"WARNING: {same_patient_message(shared, where)}")
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's, in workers that do not outlive a killed training."""
+        return EndWithParent(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+
+    @staticmethod
+    def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """As `get_training_transforms`."""
+        return EndWithParent(nnUNetTrainer.get_validation_transforms(*args, **kwargs))
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """nnU-Net's two loaders, and the unlabelled one as an attribute beside them.
+
+        From here on signals ask for a stop; before, there is nothing to save. Workers forked here ignore them.
+        """
+        if self.stop_request is not None:
+            self.stop_request.install()
+        loaders = super().get_dataloaders()
+        if self.method.uses_unlabeled:
+            rotation, _, initial_patch_size, mirror_axes = (
+                self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            )
+            patch_size = self.configuration_manager.patch_size
+            workers = get_allowed_n_proc_DA()
+            self.dataloader_unlabeled = build_unlabeled_loader(
+                self.cases.unlabeled_folder,
+                self.unlabeled_identifiers,
+                self.unlabeled_batch_size // self.ranks.world_size,
+                initial_patch_size,
+                patch_size,
+                weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),
+                num_processes=0 if workers == 0 else max(1, workers // 2),
+                pin_memory=self.device.type == "cuda",
+            )
+            next(self.dataloader_unlabeled)
+        return loaders
+
+    def _join(self, batch: dict) -> Batch:
+        """nnU-Net's batch and the next unlabelled images, on the device."""
+        target = batch["target"]
+        target = [self._moved(level) for level in target] if isinstance(target, list) else self._moved(target)
+        labeled = self._moved(batch["data"])
+        if self.dataloader_unlabeled is None:
+            return Batch(labeled, target)
+        return Batch(labeled, target, self._moved(next(self.dataloader_unlabeled)["data"]))
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            yield self._join(next(self.dataloader_train))
+
+    # Training
+
+    def run_training(self) -> None:
+        """nnU-Net's; no worker and no signal handler outlives it, however it ends.
+
+        Raises:
+            SystemExit: with `EXIT_INTERRUPTED` after a signal, once the state is saved.
+        """
+        with exit_when_asked("nothing was trained or saved yet; run the same command again"):
+            self.stop_request = StopRequest()
+            try:
+                super().run_training()
+                if self.ranks.any(self.stop_request.received is not None, self.device):
+                    self.print_to_log_file(f"Stopped before the final validation; {VALIDATE_AGAIN}.")
+                    raise SystemExit(EXIT_INTERRUPTED)
+            except RuntimeError:
+                # Where workers are not forked the signal kills them, and the next batch does not come. On several ranks
+                # there is no agreement left at that point; they continue from the last checkpoint.
+                if self.stop_request.received is None or self.is_ddp:
+                    raise
+                self._save_and_stop()
+            finally:
+                self.stop_request.restore()
+                self.stop_loaders()
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's, then the method's."""
+        super().on_train_epoch_start()
+        self.method.on_epoch_start()
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is over."""
+        return self.stepper.step / (self.num_epochs * self.num_iterations_per_epoch)
+
+    def train_step(self, batch: dict) -> dict:
+        """One step, the same for all methods: terms, backward, step, what follows it."""
+        progress = self.progress
+        joined = self._join(batch)
+        self.method.before_step(progress)
+        with self.method.context.autocast():
+            terms, metrics = self.method.terms(joined, progress)
+        values, finite, stop = self.stepper(terms, metrics)
+        if finite:
+            values |= self.method.after_step()
+        self.curves.add(values | self.method.schedule(progress))
+        if stop:
+            self._save_and_stop()
+        return {"loss": np.float32(values["loss"])}
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Close the epoch's curves."""
+        super().on_train_epoch_end(train_outputs)
+        extra = {"skipped_steps": float(self.stepper.skipped_steps), **self.method.on_epoch_done()}
+        epoch = self.curves.close_epoch(self.current_epoch, extra)
+        for logger in self.logger.loggers:
+            for name, value in epoch.items():
+                logger.log(f"vqseg/{name}", value, self.current_epoch)
+        self.print_to_log_file(self.curves.summary_line(epoch))
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's bookkeeping, then our plots."""
+        super().on_epoch_end()
+        if self.local_rank != 0:
+            return
+        last = self.current_epoch == self.num_epochs
+        with self.warn_where_disk_fails("progress_vqseg.png or preview.png"):
+            self.curves.plot(join(self.output_folder, "progress_vqseg.png"))
+            if last or self.current_epoch % self.save_every == 0:
+                self._draw_preview()
+
+    def _draw_preview(self) -> None:
+        if self._preview is not None:
+            regions = self.label_manager.regions_class_order if self.label_manager.has_regions else None
+            draw_preview(join(self.output_folder, "preview.png"), self._preview, self.method, regions, self.device)
+
+    def on_train_end(self) -> None:
+        """Final checkpoint, then stop the loaders' workers."""
+        super().on_train_end()
+        self.stop_loaders()
+
+    def stop_loaders(self) -> None:
+        """Stop the workers of all three loaders; nnU-Net stops those of its own two, and only where all went well."""
+        for loader in (self.dataloader_train, self.dataloader_val, self.dataloader_unlabeled):
+            if isinstance(loader, NonDetMultiThreadedAugmenter):
+                loader._finish()
+
+    def _save_and_stop(self) -> None:
+        self._end_swap()
+        latest = join(self.output_folder, "checkpoint_latest.pth")
+        saved = self.save_unfinished_epoch(latest)
+        if self.is_ddp:
+            dist.barrier()  # a rank that leaves earlier would take the one that saves with it
+        if self.local_rank == 0:
+            state = f"saved {latest}" if saved else "nothing was saved, older checkpoints are untouched"
+            self.print_to_log_file(
+                f"Stopped in epoch {self.current_epoch}: {state}. To continue, run the same command with --c."
+            )
+        raise SystemExit(EXIT_INTERRUPTED)
+
+    def _what_next(self) -> str:
+        names = ("checkpoint_latest.pth", "checkpoint_best.pth")
+        good = next((name for name in names if isfile(join(self.output_folder, name))), None)
+        return f"continue from {good} with --c" if good else "start anew"
+
+    # Validation
+
+    @property
+    def is_swapped(self) -> bool:
+        """Whether the network has the predictor's weights at the moment."""
+        return self._swap is not None
+
+    def _begin_swap(self) -> None:
+        network, predictor = unwrap(self.network), self.method.predictor()
+        if all(module is not predictor for module in network.modules()):
+            self._swap = WeightSwap(network, predictor)
+
+    def _end_swap(self) -> None:
+        if self._swap is not None:
+            self._swap.undo()
+            self._swap = None
+
+    def on_validation_epoch_start(self) -> None:
+        """The online pseudo Dice is the predictor's."""
+        self._begin_swap()
+        super().on_validation_epoch_start()
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's, then a look at whether to stop."""
+        outputs = super().validation_step(batch)
+        received = self.stop_request is not None and self.stop_request.received is not None
+        if self.ranks.any(received, self.device):
+            self._save_and_stop()
+        return outputs
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Give the network its own weights back."""
+        try:
+            super().on_validation_epoch_end(val_outputs)
+        finally:
+            self._end_swap()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's final validation with the predictor's weights, which are also those that are saved.
+
+        Raises:
+            SystemExit: with `EXIT_INTERRUPTED` after a signal.
+        """
+        with exit_when_asked(VALIDATE_AGAIN):
+            self._begin_swap()
+            try:
+                super().perform_actual_validation(save_probabilities)
+            finally:
+                self._end_swap()
+
+    # Checkpoints and log
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Save at the end of an epoch; training goes on where that fails, unless it is the final checkpoint.
+
+        Raises:
+            OSError: `checkpoint_final.pth` could not be written, not even later.
+        """
+        self.checkpoints.save(filename, epochs_done=self.current_epoch + 1)
+
+    def save_unfinished_epoch(self, filename: str) -> bool:
+        """Save in the middle of an epoch, which will be repeated with the weights of now; returns whether it worked."""
+        return self.checkpoints.save(filename, epochs_done=self.current_epoch)
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict) -> None:
+        """Continue from, or validate, a checkpoint that this trainer wrote.
+
+        Raises:
+            CheckpointError: it cannot be read, or another trainer or plan wrote it.
+        """
+        if not self.was_initialized:
+            self.only_validates = not self.logger.resume
+            self.initialize()
+        self.checkpoints.load(filename_or_checkpoint)
+
+    def runtime(self) -> dict[str, Any]:
+        """What a report tells about how the training ran."""
+        return {
+            "device": str(self.device),
+            "labeled_cases": self.labeled_cases,
+            **peak_memory(self.device),
+            "package": self.package,
+            "steps": self.stepper.step,
+            "labeled_batch_size": self.labeled_batch_size,
+            "unlabeled_batch_size": self.unlabeled_batch_size,
+            "images_a_step": [
+                self.labeled_batch_size,
+                *[self.unlabeled_batch_size] * self.method.unlabeled_views,
+            ],
+            "processes": self.ranks.world_size,
+            "seed": self.config.seed,
+        }
+
+    def print_to_log_file(self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """nnU-Net's, with escapes for what the locale cannot write."""
+        super().print_to_log_file(
+            *map(printable, args), also_print_to_console=also_print_to_console, add_timestamp=add_timestamp
+        )
+
+    def _plot_or_warn(self) -> None:
+        """`progress.png` may fail, and leaves nothing in memory."""
+        plot: Callable[[str], None] = self.logger.plot_progress_png
+
+        def plot_or_warn(output_folder: str) -> None:
+            with self.warn_where_disk_fails("progress.png"):
+                plot(output_folder)
+            gc.collect()  # Matplotlib's figure of 60 MB is in cycles
+
+        self.logger.plot_progress_png = plot_or_warn
+
+    @contextmanager
+    def warn_where_disk_fails(self, what: str) -> Iterator[None]:
+        """A warning instead of an `OSError` while something is written that training can do without."""
+        try:
+            yield
+        except OSError as error:
+            self.print_to_log_file(f"WARNING: {what} could not be written ({error}); training goes on.")
+
+
+def network_plan(
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    channels: int,
+    heads: int,
+    deep_supervision: bool,
+) -> NetworkPlan:
+    """What nnU-Net's plan says about the network."""
+    return NetworkPlan(
+        configuration_manager.patch_size,
+        configuration_manager.pool_op_kernel_sizes,
+        channels,
+        lambda: nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, channels, heads, deep_supervision
+        ),
+    )
+
+
+def require_2d(plans: dict, configuration: str) -> None:
+    """Refuse what these methods do not support, before anything is written.
+
+    Raises:
+        NotImplementedError: a configuration whose patch is not 2D, or one of a cascade.
+    """
+    resolved = PlansManager(plans).get_configuration(configuration)
+    if len(resolved.patch_size) != 2:
+        raise NotImplementedError(
+            f"VQ-Seg trains 2D configurations only, '{configuration}' has a {len(resolved.patch_size)}D patch; use 2d."
+        )
+    if resolved.previous_stage_name is not None:
+        raise NotImplementedError(f"VQ-Seg does not train cascades, '{configuration}' is one; use 2d.")

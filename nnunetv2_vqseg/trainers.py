@@ -1,0 +1,131 @@
+"""The trainers a user names with `-tr`: a method, and what is set for it.
+
+`nnUNetTrainerX_5epochs` and the like, for any trainer X and any number, are made when they are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
+from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
+from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
+
+_WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
+_WITHOUT_VQ: dict[str, Any] = {"quantize": False, "reconstruct": False, "foundation_policy": "off"}
+_EPOCHS = re.compile(r"(nnUNetTrainer\w+?)_(\d+)epochs?")
+
+
+class nnUNetTrainerVQSeg(MethodTrainer):
+    """VQ-Seg (NeurIPS 2025) on nnU-Net's 2D plan, preprocessing and augmentation."""
+
+    method_class = VQSeg
+
+
+class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
+    """The paper's settings to the letter (4.2), on the planned U-Net.
+
+    Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights.
+    """
+
+    preset = PAPER
+    fixed: ClassVar = {key: value for key, value in PAPER.items() if key not in FREE_IN_PAPER}
+
+
+class nnUNetTrainerVQSegPFARequired(nnUNetTrainerVQSeg):
+    """Table 2, last row: QPM, DB and PFA; stops at the start where the foundation model's weights cannot be had."""
+
+    fixed: ClassVar = {**_WITH_QPM, "reconstruct": True, "foundation_policy": "required"}
+
+
+class nnUNetTrainerVQSegBase(nnUNetTrainerVQSeg):
+    """Table 2, row 1: quantised U-Net with EMA teacher and a strong view, no feature perturbation.
+
+    The decoder reads q(z), as in the paper: where it reads z itself, a quantiser without QPM changes nothing.
+    """
+
+    fixed: ClassVar = {
+        "use_unlabeled": True,
+        "quantize": True,
+        "decoder_input": "quantized",
+        "strong_view": True,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+class nnUNetTrainerVQSegQPM(nnUNetTrainerVQSeg):
+    """Table 2, row 2: QPM."""
+
+    fixed: ClassVar = {**_WITH_QPM, "reconstruct": False, "foundation_policy": "off"}
+
+
+class nnUNetTrainerVQSegQPMDB(nnUNetTrainerVQSeg):
+    """Table 2, row 3: QPM and the dual branch."""
+
+    fixed: ClassVar = {**_WITH_QPM, "reconstruct": True, "foundation_policy": "off"}
+
+
+class nnUNetTrainerVQSegQPMPFA(nnUNetTrainerVQSeg):
+    """Table 2, row 4: QPM and PFA; needs the foundation model's weights."""
+
+    fixed: ClassVar = {**_WITH_QPM, "reconstruct": False, "foundation_policy": "required"}
+
+
+class nnUNetTrainerMeanTeacher(MethodTrainer):
+    """EMA teacher and a strong view with CutMix, without any vector quantisation."""
+
+    method_class = MeanTeacher
+    fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "strong_view": True, "perturbation": "none"}
+
+
+class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
+    """Mean teacher in whose student feature dropout perturbs the strong view (Fig. 1's alternative to QPM)."""
+
+    method_class = MeanTeacherDropout
+    fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "perturbation": "dropout"}
+
+
+class nnUNetTrainerSupervised(MethodTrainer):
+    """nnU-Net as it is, but for the number of steps and the seed, which it takes from the plan's `vqseg` block."""
+
+    method_class = Supervised
+
+
+class nnUNetTrainerSupervisedEMA(MethodTrainer):
+    """nnU-Net on the labelled cases alone; the EMA of the weights is what is saved and scored."""
+
+    method_class = SupervisedEMA
+
+
+class nnUNetTrainerSupervisedVQ(nnUNetTrainerVQSeg):
+    """Labelled cases alone with the quantiser in the path: what quantisation itself costs."""
+
+    fixed: ClassVar = {
+        "quantize": True,
+        "decoder_input": "quantized",
+        "use_unlabeled": False,
+        "strong_view": False,
+        "perturbation": "none",
+        "reconstruct": False,
+        "foundation_policy": "off",
+    }
+
+
+__all__ = sorted(name for name in globals() if name.startswith("nnUNetTrainer"))
+
+
+def __getattr__(name: str) -> type[MethodTrainer]:
+    found = _EPOCHS.fullmatch(name)
+    if found is None or found[1] not in __all__ or int(found[2]) < 1:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base = globals()[found[1]]
+    content = {
+        "fixed": {**base.fixed, "num_epochs": int(found[2])},
+        "__module__": __name__,
+        "__doc__": f"`{base.__name__}` for {int(found[2])} epochs.",
+    }
+    return globals().setdefault(name, type(name, (base,), content))
