@@ -121,15 +121,15 @@ def load_prepared_identifiers(
         settings = preprocessing_settings(plans_manager, configuration_manager)
     for case in sorted(wanted):
         if not manifest.is_complete(case):
-            raise DatasetError(
-                f"The preprocessed unlabelled case {case} is missing or incomplete in {folder} and the raw images are "
-                f"not there; set nnUNet_raw or copy the folder again."
-            )
-        if settings is not None and manifest.cases[case].get("settings") != settings:
-            raise DatasetError(
-                f"The preprocessed unlabelled case {case} in {folder} was made for another plan and the raw images are "
-                f"not there; set nnUNet_raw or copy the folder again."
-            )
+            problem = f"is missing or incomplete in {folder}"
+        elif settings is not None and manifest.cases[case].get("settings") != settings:
+            problem = f"in {folder} was made for another plan"
+        else:
+            continue
+        raise DatasetError(
+            f"The preprocessed unlabelled case {case} {problem} and the raw images are not there; set nnUNet_raw or "
+            f"copy the folder again."
+        )
     return sorted(wanted)
 
 

@@ -100,14 +100,7 @@ def _save(target: Path, data: np.ndarray, seg: np.ndarray, properties: dict, pat
     blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
     nnUNetDatasetBlosc2.save_case(
-        data,
-        seg,
-        properties,
-        str(target),
-        chunks=chunks,
-        blocks=blocks,
-        chunks_seg=chunks_seg,
-        blocks_seg=blocks_seg,
+        data, seg, properties, str(target), chunks=chunks, blocks=blocks, chunks_seg=chunks_seg, blocks_seg=blocks_seg
     )
 
 

@@ -15,7 +15,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_vqseg.core.errors import PlansError, explained_disk_errors
 from nnunetv2_vqseg.core.folders import VARIABLES, find_dataset, folder_or_none
 from nnunetv2_vqseg.data.checks.dataset import CheckedDataset, check_dataset
-from nnunetv2_vqseg.data.checks.images import check_images
 from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.preprocess_case import check_spacing
 from nnunetv2_vqseg.planning import nnunet_steps
@@ -57,19 +56,12 @@ def plan_and_preprocess_dataset(
         PlansError: a plan that cannot be made.
     """
     name = find_dataset(dataset_id, *filter(None, map(folder_or_none, VARIABLES)))
-    dataset = check_dataset(name, num_processes_fingerprint, show_progress, again=clean or verify_dataset_integrity)
+    read_again = clean or verify_dataset_integrity
+    dataset = check_dataset(name, num_processes_fingerprint, show_progress, read_again)
 
     print("Fingerprint extraction...")
     if verify_dataset_integrity:
         nnunet_steps.verify(dataset, num_processes_fingerprint)
-        for warning in check_images(
-            dataset.roles.unlabeled.files,
-            dataset.dataset_json,
-            dataset.reader,
-            num_processes_fingerprint,
-            show_progress,
-        ):
-            print(f"WARNING: {warning}")
     nnunet_steps.extract_fingerprint(
         dataset, fingerprint_extractor_class, num_processes_fingerprint, clean, verbose, show_progress
     )
@@ -80,14 +72,14 @@ def plan_and_preprocess_dataset(
     )
     planner_for_vqseg: Any = vqseg_planner(planner_class)
     planner = planner_for_vqseg(
-        dataset_id,
+        name,
         preprocessor_name=preprocessor_name,
         overwrite_target_spacing=[*map(float, overwrite_target_spacing)] if overwrite_target_spacing else None,
         suppress_transpose=False,
         plans_name=plans_name or PLANS_NAME,
         num_processes=num_processes_fingerprint,
         show_progress=show_progress,
-        clean=clean,
+        clean=read_again,
         fingerprint_extractor_class=fingerprint_extractor_class,
         **({} if gpu_memory_target_in_gb is None else memory),
     )

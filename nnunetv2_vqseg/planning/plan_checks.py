@@ -23,111 +23,63 @@ from nnunetv2_vqseg.core.errors import ConfigError, PlansError, reason_of
 from nnunetv2_vqseg.planning.plans import plans_name
 
 AGAIN = "or plan again with nnUNetv2_vqseg_plan_and_preprocess"
-
-
-def _name(text: Any) -> None:
-    Path(text)
-    if not text:
-        raise ValueError("it is empty")
-
-
-def _transpose(axes: Any) -> None:
-    np.empty((1, 1, 1)).transpose([*axes])
-
-
-def _make_patch(size: Any) -> None:
-    dimensions = torch.empty(tuple(size), device="meta").ndim
-    if dimensions not in (2, 3):
-        raise ValueError(f"it has {dimensions} numbers, a patch has two")
-
-
-def _switch(*values: Any) -> None:
-    if not all(isinstance(value, bool) for value in values):
-        raise TypeError("neither true nor false")
-
-
 Use = Callable[[Any], Any]
-PLAN_USES: dict[str, Use] = {
-    "dataset_name": _name,
-    "plans_name": _name,
-    "transpose_forward": _transpose,
-    "transpose_backward": _transpose,
-}
-CONFIGURATION_USES: dict[str, Use] = {
-    "data_identifier": _name,
-    "batch_size": lambda number: torch.empty((number,), device="meta"),
-    "patch_size": _make_patch,
-    "spacing": lambda steps: [math.log(step) for step in steps],
-    "use_mask_for_norm": lambda values: _switch(*values),
-    "batch_dice": _switch,
-}
 
 
-def check_plans(plans: Any, configuration: str) -> None:
+def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
     """Refuse a plan that lacks what training reads, or has something else in its place, by the name of the key.
+
+    What it names must exist in the installed nnU-Net and work with the plan's arguments, on a tiny image.
 
     Args:
         plans: content of a plans file; not changed.
         configuration: name in `plans["configurations"]`.
-
-    Raises:
-        PlansError: it does.
-    """
-    name = plans_name(plans)
-    try:
-        resolved = PlansManager(copy.deepcopy(plans)).get_configuration(configuration).configuration
-    except Exception as error:  # plans of nnU-Net before 2.4 are translated there, as far as they are complete
-        raise PlansError(
-            f"{name} was written by another version of nnU-Net or is incomplete: '{configuration}' cannot be read "
-            f"({type(error).__name__}: {reason_of(error)}); correct it {AGAIN}."
-        ) from error
-    for key, use in PLAN_USES.items():
-        _attempt(name, plans, "", key, use)
-    for key, use in CONFIGURATION_USES.items():
-        _attempt(name, resolved, f"{configuration}.", key, use)
-
-
-def try_plans(plans: dict[str, Any], configuration: str, num_channels: int) -> None:
-    """What a plan names must exist in the installed nnU-Net and work with the plan's arguments, on a tiny image.
-
-    Args:
-        plans: as it passed `check_plans`.
         num_channels: channels of the dataset.
 
     Raises:
         PlansError: it does not, or its lists do not have one entry for each channel or axis.
     """
-    name, manager = plans_name(plans), PlansManager(copy.deepcopy(plans))
-    resolved, prefix = manager.get_configuration(configuration), f"{configuration}."
+    name = plans_name(plans)
+    try:
+        manager = PlansManager(copy.deepcopy(plans))
+        resolved = manager.get_configuration(configuration)
+    except Exception as error:  # plans of nnU-Net before 2.4 are translated there, as far as they are complete
+        raise PlansError(
+            f"{name} was written by another version of nnU-Net or is incomplete: '{configuration}' cannot be read "
+            f"({type(error).__name__}: {reason_of(error)}); correct it {AGAIN}."
+        ) from error
     image, mask = np.ones((num_channels, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int16)
     grid: Any = ((2, 3, 3), (1.0, 1.0, 1.0), (1.0, 4 / 3, 4 / 3))
-    for key, wanted in (
-        ("normalization_schemes", num_channels),
-        ("use_mask_for_norm", num_channels),
-        ("spacing", len(resolved.patch_size)),
-    ):
-        if _attempt(name, resolved.configuration, prefix, key, len) != wanted:
-            raise PlansError(
-                f"{name}: {prefix}{key} has {len(resolved.configuration[key])} entries instead of {wanted}; correct it "
-                f"{AGAIN}."
-            )
-    named: dict[str, Use] = {
+    in_plan: dict[str, Use] = {
+        "dataset_name": _name,
+        "plans_name": _name,
+        "transpose_forward": _transpose,
+        "transpose_backward": _transpose,
         "image_reader_writer": lambda _: manager.image_reader_writer_class.read_images,
         "label_manager": lambda _: issubclass(manager.label_manager_class, LabelManager),
     }
-    for key, use in named.items():
+    for key, use in in_plan.items():
         _attempt(name, {"label_manager": None, **plans}, "", key, use)
-    functions: dict[str, Use] = {
-        "preprocessor_name": lambda _: resolved.preprocessor_class.run_case,
-        "normalization_schemes": lambda _: DefaultPreprocessor()._normalize(
-            image, mask, resolved, manager.foreground_intensity_properties_per_channel
+    in_configuration: dict[str, Use] = {
+        "data_identifier": _name,
+        "batch_size": lambda number: torch.empty((number,), device="meta"),
+        "batch_dice": _switches,
+        "patch_size": _patch,
+        "spacing": lambda steps: _entries([math.log(step) for step in steps], len(resolved.patch_size)),
+        "use_mask_for_norm": lambda values: _entries(_switches(*values), num_channels),
+        "normalization_schemes": lambda names: (
+            _entries(names, num_channels)
+            and DefaultPreprocessor()._normalize(
+                image, mask, resolved, manager.foreground_intensity_properties_per_channel
+            )
         ),
+        "preprocessor_name": lambda _: resolved.preprocessor_class.run_case,
         "resampling_fn_data": lambda _: resolved.resampling_fn_data(image, *grid),
         "resampling_fn_seg": lambda _: resolved.resampling_fn_seg(mask, *grid),
         "resampling_fn_probabilities": lambda _: resolved.resampling_fn_probabilities(image, *grid),
     }
-    for key, use in functions.items():
-        _attempt(name, resolved.configuration, prefix, key, use)
+    for key, use in in_configuration.items():
+        _attempt(name, resolved.configuration, f"{configuration}.", key, use)
 
 
 def check_network(
@@ -171,3 +123,31 @@ def _attempt(name: str, content: Mapping[str, Any], prefix: str, key: str, use: 
             f"{name}: {prefix}{key} = {reprlib.repr(content[key])} does not work with this version of nnU-Net "
             f"({type(error).__name__}: {reason_of(error)}); correct it or its arguments, {AGAIN}."
         ) from error
+
+
+def _name(text: Any) -> None:
+    Path(text)
+    if not text:
+        raise ValueError("it is empty")
+
+
+def _transpose(axes: Any) -> None:
+    np.empty((1, 1, 1)).transpose([*axes])
+
+
+def _patch(size: Any) -> None:
+    dimensions = torch.empty(tuple(size), device="meta").ndim
+    if dimensions not in (2, 3):
+        raise ValueError(f"it has {dimensions} numbers, a patch has two")
+
+
+def _switches(*values: Any) -> tuple[bool, ...]:
+    if not all(isinstance(value, bool) for value in values):
+        raise TypeError("neither true nor false")
+    return values
+
+
+def _entries(values: Any, wanted: int) -> Any:
+    if len(values) != wanted:
+        raise ValueError(f"it has {len(values)} entries instead of {wanted}")
+    return values

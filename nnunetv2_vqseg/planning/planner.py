@@ -86,12 +86,7 @@ class VQSegPlannerMixin(ExperimentPlanner):
         if clean:
             cache.unlink(missing_ok=True)
         geometry = read_geometry(
-            self.roles.unlabeled,
-            self.dataset_json,
-            self.determine_reader_writer(),
-            cache,
-            num_processes,
-            show_progress,
+            self.roles.unlabeled, self.dataset_json, self.determine_reader_writer(), cache, num_processes, show_progress
         )
         self.dataset_fingerprint = {
             **self.dataset_fingerprint,

@@ -14,13 +14,16 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
     nnUNetPlannerResEncM,
     nnUNetPlannerResEncXL,
 )
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from skimage import io
-from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
+from tiny_raw_dataset import add_case, make_dataset, phantom, write_dataset_json, write_volume
 
 from nnunetv2_vqseg.core.errors import DatasetError, PlansError
+from nnunetv2_vqseg.data.cases import UnlabeledCases
 from nnunetv2_vqseg.planning import planner as planner_module
+from nnunetv2_vqseg.planning.geometry import read_geometry
 from nnunetv2_vqseg.planning.planner import FIXED_GB, IMAGES_PER_LABELED_IMAGE, vqseg_planner
 
 NAME = "Dataset901_Tiny"
@@ -263,6 +266,24 @@ def test_a_broken_unlabelled_image_is_named_while_planning(home: Path, monkeypat
     monkeypatch.setitem(names, "read_case", lambda case, *rest: read.append(case) or original(case, *rest))
     plan()
     assert read == ["V"], "the others were read"
+
+
+def test_all_broken_cases_are_named_at_once(tmp_path: Path):
+    files = {case: [str(tmp_path / f"{case}_0000.nii.gz")] for case in "NUZ"}
+    images = (phantom(1)[0] * np.nan, phantom(1)[0], np.zeros((8, 8, 2), np.float32))
+    for (file,), image in zip(files.values(), images, strict=True):
+        write_volume(Path(file), image)
+    cases = UnlabeledCases(files, dict.fromkeys(files, "imagesUl"))
+    description = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
+    arguments = (description, SimpleITKIO, tmp_path / "record.json", 0, False)
+    with pytest.raises(DatasetError) as error:
+        read_geometry(cases, *arguments)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert files["N"][0] in lines[0]
+    assert files["Z"][0] in lines[1]
+    whole = UnlabeledCases({"U": files["U"]}, {"U": "imagesUl"})
+    assert read_geometry(whole, *arguments)["U"]["shape"] == [3, 32, 32]
 
 
 def test_natural_images(home: Path):

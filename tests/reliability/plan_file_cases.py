@@ -107,7 +107,7 @@ PLAN_FILES = [
             ("patch_size of one number", in_2d(patch_size=[32]), "2d.patch_size = [32] does not work"),
             ("spacing in quotes", in_2d(spacing=["1.5", "1.5"]), "2d.spacing = ['1.5', '1.5'] does not work"),
             ("spacing of 0", in_2d(spacing=[0, 1.5]), "2d.spacing = [0, 1.5] does not work"),
-            ("spacing of three numbers", in_2d(spacing=[10, 1.5, 1.5]), "2d.spacing has 3 entries instead of 2"),
+            ("spacing of three numbers", in_2d(spacing=[10, 1.5, 1.5]), "has 3 entries instead of 2"),
             (
                 "normalization_schemes as a text",
                 in_2d(normalization_schemes="ZScoreNormalization"),

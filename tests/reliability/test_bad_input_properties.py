@@ -32,7 +32,7 @@ from nnunetv2_vqseg.data.checks.images import read_case
 from nnunetv2_vqseg.data.manifest import Manifest, manifest_file
 from nnunetv2_vqseg.data.splits_file import check_fold_entry, load_fold_entry
 from nnunetv2_vqseg.methods.vqseg import VQSegConfig
-from nnunetv2_vqseg.report.volumes import read_labels
+from nnunetv2_vqseg.report.volumes import read_volume
 
 # torch's launcher, which wants the real standard error.
 pytestmark = pytest.mark.filterwarnings("ignore:Unable to enable fault handler")
@@ -91,7 +91,7 @@ def read_anyhow(content: bytes, ending: str) -> None:
         file = folder / f"U_0000{ending}"
         file.write_bytes(content)
         only(DatasetError, lambda: read_case("U", [str(file)], DATASET_JSON, READERS[ending]), str(file))
-        only(UserError, lambda: read_labels(file, READERS[ending]), str(file))
+        only(UserError, lambda: read_volume(file, READERS[ending]), str(file))
 
 
 @FIXED

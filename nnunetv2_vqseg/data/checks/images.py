@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
-from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.nifti import check_nifti, spacing_message
 
@@ -34,37 +33,6 @@ class CaseImage(NamedTuple):
     warnings: list[str]
 
 
-def check_images(
-    files: Mapping[str, Sequence[str]],
-    dataset_json: dict,
-    reader_writer_class: type,
-    num_processes: int,
-    show_progress: bool = True,
-) -> list[str]:
-    """Read every unlabelled image once and refuse the broken ones, all of them in one message.
-
-    Args:
-        files: channel files of each case.
-        num_processes: 0 or 1 stays in this process.
-
-    Returns:
-        Sentences about what is odd but allowed.
-
-    Raises:
-        DatasetError: one line per file that is unreadable, truncated, empty, constant, holds NaN or Inf, has the wrong
-            number of channels or dimensions, or whose geometry differs between channels.
-    """
-    warnings: list[str] = []
-    jobs = {case: (names, dataset_json, reader_writer_class) for case, names in files.items()}
-    about = "Checking unlabelled images"
-    for_each_case(_warnings_of, jobs, num_processes, about, show_progress, lambda _, found: warnings.extend(found))
-    return warnings
-
-
-def _warnings_of(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: type) -> list[str]:
-    return read_case(case, files, dataset_json, reader_writer_class).warnings
-
-
 def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: Any) -> CaseImage:
     """Read all channels of one case and check them.
 
@@ -72,7 +40,8 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
     that is wrong.
 
     Raises:
-        DatasetError: as `check_images`, about this case.
+        DatasetError: a file is unreadable, truncated, empty, constant, holds NaN or Inf, has another grid than the
+            first, or the channels are not as many as dataset.json declares.
     """
     images, grids = [], []
     for file in files:

@@ -40,7 +40,7 @@ def check_labeled_cases(
         num_processes: 0 or 1 stays in this process.
 
     Raises:
-        DatasetError: one line per case whose image cannot be used (see `check_images`), or whose label is missing,
+        DatasetError: one line per case whose image cannot be used (see `read_case`), or whose label is missing,
             unreadable, on another grid than the image, or holds values that dataset.json does not declare; or no case
             has any foreground.
     """

@@ -206,7 +206,7 @@ import os, sys
 sys.path[:0] = [{tests!r}, {data!r}]
 from pathlib import Path
 import nnunetv2_vqseg.data.preprocess_case as worker
-from test_preprocessing import Tiny
+from test_preprocess import Tiny
 
 calls = 0
 replace = Path.replace

@@ -18,8 +18,7 @@ from skimage import io
 from tiny_raw_dataset import phantom, write_volume
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.data.cases import UnlabeledCases
-from nnunetv2_vqseg.data.checks.images import check_images, read_case
+from nnunetv2_vqseg.data.checks.images import read_case
 
 ONE_CHANNEL = {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
 TWO_CHANNELS = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".nii.gz"}
@@ -201,20 +200,3 @@ def test_natural_images(tmp_path: Path):
     assert "3 channels" in refused(file, dataset_json=ONE_CHANNEL, reader=NaturalImage2DIO)
     truncate(0.6)(file)
     refused(file, dataset_json=rgb, reader=NaturalImage2DIO)
-
-
-def test_all_broken_cases_are_named_at_once(tmp_path: Path, good: Path):
-    broken = []
-    for case, image in (("N", phantom(1)[0] * np.nan), ("Z", np.zeros((8, 8, 2), np.float32))):
-        broken.append(tmp_path / f"{case}_0000.nii.gz")
-        write_volume(broken[-1], image)
-    files = {"N": [str(broken[0])], "U": [str(good)], "Z": [str(broken[1])]}
-    cases = UnlabeledCases(files, dict.fromkeys(files, "imagesUl"))
-    with pytest.raises(DatasetError) as error:
-        check_images(cases.files, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False)
-    lines = str(error.value).splitlines()
-    assert len(lines) == 2
-    assert str(broken[0]) in lines[0]
-    assert str(broken[1]) in lines[1]
-    whole = UnlabeledCases({"U": [str(good)]}, {"U": "imagesUl"})
-    assert check_images(whole.files, ONE_CHANNEL, SimpleITKIO, num_processes=0, show_progress=False) == []
