@@ -66,7 +66,7 @@ def build_unlabeled_loader(
     `target` holds no label: 0 everywhere, before `RemoveLabelTansform` -1 outside the image.
 
     Args:
-        folder: `preprocessing.unlabeled_folder(...)`.
+        folder: `preprocess.unlabeled_folder(...)`.
         initial_patch_size: what is cut out before the spatial transform crops it to `patch_size`.
         num_processes: workers; 0 draws in this process.
         pin_memory: for a CUDA device.

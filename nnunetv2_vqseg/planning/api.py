@@ -43,7 +43,6 @@ def plan_and_preprocess_dataset(
     """Fingerprint, plan and preprocess one dataset, labelled and unlabelled cases.
 
     Args:
-        planner_class: any of nnU-Net's.
         gpu_memory_target_in_gb: for a VQ-Seg training, unlabelled images included; None: the planner's own.
         plans_name: None: `nnUNetVQSegPlans`.
 
@@ -51,8 +50,7 @@ def plan_and_preprocess_dataset(
         The plan's name, for `-p`.
 
     Raises:
-        DatasetError: images, labels, names, splits or a dataset.json that cannot be used, or a file that cannot be read
-            or written.
+        DatasetError: as `check_dataset`, or an unlabelled image that cannot be used.
         PlansError: a plan that cannot be made.
     """
     name = find_dataset(dataset_id, *filter(None, map(folder_or_none, VARIABLES)))
@@ -75,7 +73,6 @@ def plan_and_preprocess_dataset(
         name,
         preprocessor_name=preprocessor_name,
         overwrite_target_spacing=[*map(float, overwrite_target_spacing)] if overwrite_target_spacing else None,
-        suppress_transpose=False,
         plans_name=plans_name or PLANS_NAME,
         num_processes=num_processes_fingerprint,
         show_progress=show_progress,
@@ -85,7 +82,6 @@ def plan_and_preprocess_dataset(
     )
     planner.plan_experiment()
     if preprocess:
-        print("Preprocessing...")
         _preprocess(dataset, planner.plans_identifier, num_processes, verbose, show_progress)
     return planner.plans_identifier
 
@@ -107,6 +103,7 @@ def find_class(name: str) -> Any:
 def _preprocess(
     dataset: CheckedDataset, plans_identifier: str, num_processes: int, verbose: bool, show_progress: bool
 ) -> None:
+    print("Preprocessing...")
     plans_manager = PlansManager(str(dataset.preprocessed / f"{plans_identifier}.json"))
     configuration_manager = plans_manager.get_configuration(CONFIGURATION)
     for case, found in dataset.labeled.items():

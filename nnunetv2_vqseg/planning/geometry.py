@@ -28,11 +28,7 @@ def read_geometry(
     num_processes: int,
     show_progress: bool = True,
 ) -> dict[str, Geometry]:
-    """Read every unlabelled image once; what is in the record and unchanged is not read again.
-
-    Args:
-        record: a JSON file of our own; nnU-Net's `dataset_fingerprint.json` must stay what stock nnU-Net makes.
-        num_processes: 0 or 1 stays in this process.
+    """Read every unlabelled image once; what is in the record (a JSON file of ours) and unchanged is not read again.
 
     Raises:
         DatasetError: one line per image that cannot be used.

@@ -17,11 +17,7 @@ IGNORE = "ignore"
 
 
 def load_dataset_json(file: Path) -> dict[str, Any]:
-    """The content of a dataset.json.
-
-    Raises:
-        DatasetError: it cannot be read, or as `check_dataset_json`.
-    """
+    """The content of a dataset.json; raises `DatasetError` if it cannot be read, or as `check_dataset_json`."""
     content = read_json(file, "restore it or correct it, nnU-Net needs one for each dataset")
     check_dataset_json(content, file)
     return content
