@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.core.config import Config
+from nnunetv2_vqseg.methods.base import known_keys
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 PLANS = "nnUNetVQSegPlans"
@@ -118,12 +119,12 @@ class Training:
         return (self.fold / "validation" / "summary.json").is_file()
 
     @property
-    def config(self) -> VQSegConfig:
+    def config(self) -> Config:
         """What the training would be made with today: its trainer's configuration and its own settings."""
-        from nnunetv2_vqseg.training import variants  # nnU-Net wants its folders named before it is imported
+        from nnunetv2_vqseg import trainers  # nnU-Net wants its folders named before it is imported
 
-        trainer = getattr(variants, self.run.trainer)
-        return getattr(trainer, "default_config", VQSegConfig.default)().override(self.block)
+        default = getattr(trainers, self.run.trainer).default_config()
+        return default.override(self.block, elsewhere=known_keys())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from experiment_files import ExperimentError, Training
-from nnunetv2_vqseg.training.signals import EXIT_INTERRUPTED
 
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.data.readers import find_reader
@@ -26,6 +25,7 @@ from nnunetv2_vqseg.report.prediction import predict_missing
 from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
 from nnunetv2_vqseg.report.trained_models import TrainedModel
 from nnunetv2_vqseg.report.training_records import read_training_record
+from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 CaseScores = Mapping[str, Any]  # case -> scores
 

@@ -12,8 +12,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import demo  # noqa: E402
-from nnunetv2_vqseg.config import VQSegConfig  # noqa: E402
 
+from nnunetv2_vqseg.methods.vqseg import VQSegConfig  # noqa: E402
 from nnunetv2_vqseg.report.training_records import TrainingRecord  # noqa: E402
 
 

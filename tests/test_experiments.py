@@ -8,8 +8,7 @@ import re
 import pytest
 from experiment_world import ROOT, files
 
-from nnunetv2_vqseg.config import VQSegConfig
-from nnunetv2_vqseg.training import variants
+from nnunetv2_vqseg import trainers
 
 EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
 Training, read_experiment = files.Training, files.read_experiment
@@ -24,9 +23,7 @@ def test_every_run_is_accepted_by_its_trainer(name: str, profile: str) -> None:
     runs = [run for run in experiment.runs if run.not_measured is None]
     assert runs or (name, profile) in {("budget", "gpu"), ("budget", "gpu-short")}
     for run in runs:
-        trainer = getattr(variants, run.trainer)
-        config = getattr(trainer, "default_config", VQSegConfig.default)()
-        config.override(Training(run, 0).block, getattr(trainer, "locked", frozenset()))
+        config = getattr(trainers, run.trainer).configured(Training(run, 0).block)
         assert set(run.seeds) <= set(run.known_seeds)
         if run.line is not None:
             assert experiment.figure["lines"][run.line] in config.as_dict()
