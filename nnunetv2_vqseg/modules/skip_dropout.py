@@ -23,4 +23,4 @@ def skip_dropout(skips: Sequence[Tensor], rates: Sequence[float]) -> list[Tensor
     """
     if len(rates) != len(skips) or not all(0.0 <= rate <= 1.0 for rate in rates):
         raise ValueError(f"expected one rate in [0, 1] for each of {len(skips)} stages, got {list(rates)}")
-    return [F.dropout(skip, rate) if rate else skip for skip, rate in zip(skips, rates, strict=True)]
+    return [F.dropout(skip, rate) for skip, rate in zip(skips, rates, strict=True)]
