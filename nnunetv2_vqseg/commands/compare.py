@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_vqseg.commands.scoring_options import add_scoring_arguments
+from nnunetv2_vqseg.commands.evaluate import add_scoring_arguments
 from nnunetv2_vqseg.core.errors import UserError, explained_disk_errors
 from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 
@@ -18,62 +18,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         with explained_disk_errors():
-            Comparison(
-                args.d,
-                args.tr,
-                args.o,
-                configuration=args.c,
-                plans=args.p,
-                folds=args.f,
-                labels=args.labels,
-                split=args.split,
-                device=args.device,
-                checkpoint=args.chk,
-                units=args.units,
-                empty_convention=args.empty_convention,
-                patient_regex=args.patient_regex,
-                postprocess=args.postprocessing,
-                num_processes=args.np,
-            ).run()
+            Comparison(**vars(args)).run()
     except UserError as error:
         raise SystemExit(f"Error: {error}") from error
-    print(f"Report: {args.o / 'report' / 'index.html'}")
+    print(f"Report: {args.output / 'report' / 'index.html'}")
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Its destinations are the fields of `Comparison`."""
     parser = argparse.ArgumentParser(
         description="Predicts with trained models what is not predicted yet, scores them on the same cases and writes "
         "a report with tables, figures and paired tests. The first trainer is the baseline."
     )
-    parser.add_argument("-d", required=True, help="dataset name or id")
-    parser.add_argument("-c", default="2d", help="configuration where -tr gives none. Default: 2d")
+    parser.add_argument("-d", dest="dataset", required=True, help="dataset name or id")
+    parser.add_argument(
+        "-c", dest="configuration", default="2d", help="configuration where -tr gives none. Default: 2d"
+    )
     parser.add_argument(
         "-p",
+        dest="plans",
         nargs="+",
         default=["nnUNetPlans"],
         help="plans where -tr gives none, and/or TRAINER:PLANS for some. Default: nnUNetPlans",
     )
-    parser.add_argument("-f", nargs="+", default=["0"], help="folds, repetitions of the training. Default: 0")
+    parser.add_argument(
+        "-f", dest="folds", nargs="+", default=["0"], help="folds, repetitions of the training. Default: 0"
+    )
     parser.add_argument(
         "-tr",
+        dest="trainers",
         nargs="+",
         required=True,
         metavar="[NAME=]TRAINER[:PLANS[:CONFIGURATION,...]]",
         help="trainers, baseline first. Several configurations are repetitions of one method (seeds), averaged for "
         "each patient; NAME is what tables and figures show",
     )
-    parser.add_argument("-o", type=Path, required=True, help="folder for predictions/ and report/")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for predictions/ and report/")
     parser.add_argument(
         "--split", choices=("test", "val"), default="test", help="test: imagesTs; val: each fold's validation"
     )
     parser.add_argument("--labels", nargs="+", help="names of the methods, one per trainer, instead of NAME=")
     parser.add_argument(
         "--postprocessing",
+        dest="postprocess",
         action="store_true",
         help="score after nnU-Net's postprocessing (largest components), which it chooses for each training on the "
         "validation cases of its fold; these are predicted for that",
     )
-    parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint. Default: checkpoint_final.pth")
+    parser.add_argument(
+        "-chk", dest="checkpoint", default="checkpoint_final.pth", help="checkpoint. Default: checkpoint_final.pth"
+    )
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     parser.add_argument(
         "--patient-regex",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.commands.scoring_options import add_scoring_arguments
 from nnunetv2_vqseg.core.errors import EvaluationError, UserError, explained_disk_errors
 from nnunetv2_vqseg.core.folders import raw_folder
 from nnunetv2_vqseg.core.json import read_json, write_json
@@ -35,12 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset_json = read_json(file, "point -d or --dataset-json to a nnU-Net dataset", dict)
         with explained_disk_errors():
             result = evaluate_folder(
-                args.ref, args.pred, dataset_json, args.units, args.empty_convention, args.np, args.chill
+                args.ref, args.pred, dataset_json, args.units, args.empty_convention, args.num_processes, args.chill
             )
             write_json(result, args.o)
     except UserError as error:
         raise SystemExit(f"Error: {error}") from error
     _print_summary(result)
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `nnUNetv2_vqseg_evaluate` and `nnUNetv2_vqseg_compare` share."""
+    parser.add_argument(
+        "--units", choices=("voxel", "mm"), default="voxel", help="unit of HD95 and ASD. Default: voxel"
+    )
+    parser.add_argument(
+        "--empty-convention",
+        choices=("protocol", "literature"),
+        default="protocol",
+        help="protocol: an empty prediction has no surface distance and is counted; literature: its HD95 and ASD "
+        "are 0, one of several variants in published code, which rewards failure. Default: protocol",
+    )
+    parser.add_argument(
+        "-np",
+        dest="num_processes",
+        type=int,
+        default=min(int(os.environ.get("nnUNet_def_n_proc", 8)), os.cpu_count() or 1),
+        help="number of processes; 0 or 1 works in this one. Default: nnUNet_def_n_proc or 8, at most one per core",
+    )
 
 
 def _print_summary(result: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections import defaultdict
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +10,7 @@ from typing import Any, Literal
 from nnunetv2_vqseg.core.errors import EvaluationError, some
 from nnunetv2_vqseg.core.folders import matching_datasets, nnunet_folder, preprocessed_folder
 from nnunetv2_vqseg.core.json import read_json
+from nnunetv2_vqseg.data.cases import channel_files, training_cases
 
 Split = Literal["test", "val"]
 SPLITS: tuple[Split, ...] = ("test", "val")
@@ -73,8 +72,9 @@ def test_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Case]:
         EvaluationError: if labelsTs is empty or a case has no image.
     """
     ending = file_ending(dataset_json)
-    references, images = label_files(raw / "labelsTs", ending), _channels(raw / "imagesTs", ending)
-    return {case: Case(_of_case(images, case, raw / "imagesTs", ending), file) for case, file in references.items()}
+    references, images = label_files(raw / "labelsTs", ending), channel_files(raw / "imagesTs", ending)
+    _require_images(references, images, raw / "imagesTs", ending)
+    return {case: Case(tuple(map(Path, images[case])), file) for case, file in references.items()}
 
 
 def validation_cases(
@@ -97,35 +97,18 @@ def validation_cases(
     cases = splits[int(fold)].get("val", [])
     if not cases:
         raise EvaluationError(f'Fold {fold} of {file} has no "val" cases; add some or {instead}.')
-    ending = file_ending(dataset_json)
-    listed = dataset_json.get("dataset", {})  # nnU-Net's other way to name the files of the training cases
-    found, folder = {}, raw / "imagesTr"
-    channels = _channels(folder, ending)
-    for case in cases:
-        if case in listed:
-            images = tuple(raw / os.path.expandvars(image) for image in listed[case]["images"])
-            reference = raw / os.path.expandvars(listed[case]["label"])
-        else:
-            images, reference = _of_case(channels, case, folder, ending), raw / "labelsTr" / f"{case}{ending}"
-        if not reference.is_file():
+    known = training_cases(raw, dataset_json)
+    _require_images(cases, known, raw / "imagesTr", file_ending(dataset_json))
+    found = {case: Case(tuple(map(Path, known[case]["images"])), Path(known[case]["label"])) for case in cases}
+    for case, files in found.items():
+        if not files.reference.is_file():
             raise EvaluationError(
-                f"{reference} does not exist, but {file} has {case} in fold {fold}; restore the file."
+                f"{files.reference} does not exist, but {file} has {case} in fold {fold}; restore the file."
             )
-        found[case] = Case(images, reference)
     return found
 
 
-def _channels(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """The channels of each case in a folder of images, in order."""
-    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
-    found = defaultdict(list)
-    for file in sorted(folder.glob("*")):
-        if match := pattern.fullmatch(file.name):
-            found[match[1]].append(file)
-    return found
-
-
-def _of_case(channels: dict[str, list[Path]], case: str, folder: Path, ending: str) -> tuple[Path, ...]:
-    if case not in channels:
-        raise EvaluationError(f"{folder} holds no {case}_0000{ending}, the image of a reference; put it there.")
-    return tuple(channels[case])
+def _require_images(cases: Iterable[str], known: Container[str], folder: Path, ending: str) -> None:
+    for case in cases:
+        if case not in known:
+            raise EvaluationError(f"{folder} holds no {case}_0000{ending}, the image of a reference; put it there.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,15 @@ from nnunetv2_vqseg.report.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRIC
 from nnunetv2_vqseg.report.notices import notices
 from nnunetv2_vqseg.report.overlays import overlays_of_method
 from nnunetv2_vqseg.report.page import ReportPictures, render
-from nnunetv2_vqseg.report.pictures import Picture, distinct
-from nnunetv2_vqseg.report.postprocessing import describe
-from nnunetv2_vqseg.report.scored_training import Scoring
+from nnunetv2_vqseg.report.pictures import distinct
+from nnunetv2_vqseg.report.scored_training import ScoredTraining, Scoring, describe_method
 from nnunetv2_vqseg.report.scoring import ScoreSettings, Units
 from nnunetv2_vqseg.report.statistics import (
     DEFAULT_PATIENT_REGEX,
-    analyse_method,
     analyse_pairs,
     patient_key,
-    summarize,
 )
 from nnunetv2_vqseg.report.trained_models import TrainedModel, find_models
-from nnunetv2_vqseg.report.training_records import TrainingRecord, describe_training, read_training_record
 
 MAX_BOXED_CLASSES = 12
 """Box plots are drawn for this many classes; the tables have all."""
@@ -44,15 +40,6 @@ SPREAD_DEFINITION = (
     "Standard deviation (n - 1) over patients, whose frames and trainings are averaged first; what is called SD is "
     "over trainings."
 )
-
-
-@dataclass
-class Findings:
-    """What a comparison finds out, by method: its part of the summary, the trainings' records and the overlays."""
-
-    analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
-    records: dict[str, dict[str, TrainingRecord]] = field(default_factory=dict)
-    overlays: dict[str, list[Picture]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,13 +95,12 @@ class Comparison:
         """
         name, patient = dataset_name(self.dataset), patient_key(self.patient_regex)
         methods = parse_methods(self.trainers, self.plans, self.labels, self.configuration)
-        trainings = find_models(name, methods, list(map(str, self.folds)), self.checkpoint)
-        scoring = self._scoring(name, next(iter(trainings[methods[0]].values())))
+        found = find_models(name, methods, list(map(str, self.folds)), self.checkpoint)
+        scoring = self._scoring(name, next(iter(found[methods[0]].values())))
         patients = {case: patient(case) for cases in scoring.cases.values() for case in cases}
-        findings = Findings()
-        for method, models in trainings.items():
-            self._add_method(findings, method, models, scoring)
+        done = {m.name: {key: scoring.score(model) for key, model in found[m].items()} for m in methods}
         names, classes = [method.name for method in methods], scoring.settings.classes
+        analyses = {method.name: describe_method(method, done[method.name], classes, patient) for method in methods}
         versus = names[0] if len(names) == 1 else f"{', '.join(names[1:])} against {names[0]}"
         summary = {
             "title": self.title or f"{name}: {versus}",
@@ -130,14 +116,14 @@ class Comparison:
             "n_patients": len(set(patients.values())),
             "classes": classes.names,
             "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-            "methods": findings.analyses,
-            "paired": analyse_pairs(findings.analyses, classes.keys),
+            "methods": analyses,
+            "paired": analyse_pairs(analyses, classes.keys),
             "notes": list(self.notes),
             "versions": versions(),
             "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[self.empty_convention], "±": SPREAD_DEFINITION},
         }
         summary |= {"notices": notices(summary), "command": self._command(name, methods)}
-        write_report(summary, findings, self.output / "report")
+        write_report(summary, done, scoring.settings, self.output / "report")
         return summary
 
     def _scoring(self, name: str, baseline: TrainedModel) -> Scoring:
@@ -158,44 +144,11 @@ class Comparison:
             split=self.split,
             output=self.output,
             cases=cases,
-            validation_cases=judges or None,
+            validation_cases=judges,
             settings=ScoreSettings(classes, reader, self.units, self.empty_convention),
             ending=file_ending(dataset_json),
             device=_checked_device(self.device),
             num_processes=self.num_processes,
-        )
-
-    def _add_method(
-        self, findings: Findings, method: Method, models: Mapping[str, TrainedModel], scoring: Scoring
-    ) -> None:
-        """Score all trainings of a method."""
-        classes, patient = scoring.settings.classes, patient_key(self.patient_regex)
-        done = {repetition: scoring.score(model) for repetition, model in models.items()}
-        scores = {repetition: scored.scores for repetition, scored in done.items()}
-        records = {repetition: read_training_record(model.checkpoint) for repetition, model in models.items()}
-        training = describe_training(method, models, records)
-        analysis = analyse_method(scores, classes.keys, patient) | {
-            "training": training,
-            "prediction": {repetition: scored.record for repetition, scored in done.items()},
-        }
-        chosen = {key: scored.postprocessing for key, scored in done.items() if scored.postprocessing is not None}
-        if chosen:
-            as_predicted = {repetition: scored.as_predicted for repetition, scored in done.items()}
-            analysis["postprocessing"] = {
-                "steps": {key: describe(one.steps, classes) for key, one in chosen.items()},
-                "lacking": {key: [classes.names[label] for label in one.lacking] for key, one in chosen.items()},
-                "as_predicted": summarize(as_predicted, classes.keys, patient),
-            }
-        titles = {repetition: told["title"] for repetition, told in training["folds"].items()}
-        files = {
-            repetition: {case: (scoring.cases[model.fold][case], file) for case, file in predictions.items()}
-            for repetition, model in models.items()
-            for predictions in [done[repetition].predictions]
-        }
-        findings.analyses[method.name] = analysis
-        findings.records[method.name] = records
-        findings.overlays[method.name] = overlays_of_method(
-            method.name, titles, files, scores, classes, scoring.settings.reader
         )
 
     def _command(self, name: str, methods: Sequence[Method]) -> str:
@@ -207,17 +160,26 @@ class Comparison:
         return shlex.join([*words, "-o", str(self.output)])
 
 
-def write_report(summary: Mapping[str, Any], findings: Findings, folder: Path) -> None:
-    """Write index.html, summary.json, tables/ and figures/ into `folder`, and remove figures of an earlier report."""
+def write_report(
+    summary: Mapping[str, Any],
+    done: Mapping[str, Mapping[str, ScoredTraining]],
+    settings: ScoreSettings,
+    folder: Path,
+) -> None:
+    """Write index.html, summary.json, tables/ and figures/ into `folder`, and remove figures of an earlier report.
+
+    Args:
+        done: the trainings of each method, by repetition.
+    """
     made = [make(summary) for make in tables.ON_PAGE]
     boxed, others = list(summary["classes"])[:MAX_BOXED_CLASSES], list(summary["methods"])[1:]
-    vqseg_curves = {method: charts.vqseg_plots(method, records) for method, records in findings.records.items()}
+    records = {method: {key: one.training for key, one in scored.items()} for method, scored in done.items()}
     pictures = ReportPictures(
         boxes={metric: [charts.box_plot(summary, key, metric) for key in boxed] for metric in METRICS},
         differences={metric: [charts.difference_plot(summary, m, metric) for m in others] for metric in METRICS},
-        overlays=findings.overlays,
-        curves=charts.curve_plots(findings.records),
-        vqseg_curves={method: plots for method, plots in vqseg_curves.items() if plots},
+        overlays={method: overlays_of_method(summary, method, scored, settings) for method, scored in done.items()},
+        curves=charts.curve_plots(records),
+        vqseg_curves={m: plots for m, folds in records.items() if (plots := charts.vqseg_plots(m, folds))},
     )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     named = dict(zip(distinct([item.name for item in pictures.all()]), pictures.all(), strict=True))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nnunetv2_vqseg.report.case_files import Case
 from nnunetv2_vqseg.report.classes import EvaluationClasses
 from nnunetv2_vqseg.report.formatting import number, slug
 from nnunetv2_vqseg.report.pictures import CLASS_COLOURS, Picture, colour, picture, report_style
+from nnunetv2_vqseg.report.scored_training import ScoredTraining
+from nnunetv2_vqseg.report.scoring import ScoreSettings
 from nnunetv2_vqseg.report.statistics import MEAN, Scores, protocol_mean
-from nnunetv2_vqseg.report.volumes import Reader, Volume, read_image, read_labels
+from nnunetv2_vqseg.report.volumes import Volume, read_volume
 
 MINIMUM_SIDE = 48
 """Smallest side in pixels of the part of a slice that is shown."""
@@ -93,34 +94,24 @@ def overlay(
 
 
 def overlays_of_method(
-    method: str,
-    titles: Mapping[str, str],
-    files: Mapping[str, Mapping[str, tuple[Case, Path]]],
-    scores: Scores,
-    classes: EvaluationClasses,
-    reader: Reader,
+    summary: Mapping[str, Any], method: str, done: Mapping[str, ScoredTraining], settings: ScoreSettings
 ) -> list[Picture]:
     """`overlay` for the picked cases of one method, best first.
 
     Args:
-        titles: what a repetition is called.
-        files: of each repetition and case, the case's own and the prediction.
-        scores: of the same.
+        done: its trainings by repetition.
     """
-    pictures = []
+    pictures, classes = [], settings.classes
+    scores = {repetition: one.scores for repetition, one in done.items()}
     for level, (repetition, case, dice) in pick_cases(scores, classes.keys).items():
-        known, prediction = files[repetition][case]
-        which = f" ({titles[repetition]})" if len(scores) > 1 else ""
-        pictures.append(
-            overlay(
-                f"{level.capitalize()} case of {method}: {case}{which}, Dice {number(dice, 3)}",
-                f"overlay_{slug(method)}_{level}",
-                read_image(known.images[0], reader),
-                read_labels(known.reference, reader),
-                read_labels(prediction, reader),
-                classes,
-            )
+        scored, told = done[repetition], summary["methods"][method]["training"]["folds"][repetition]
+        which = f" ({told['title']})" if len(done) > 1 else ""
+        title = f"{level.capitalize()} case of {method}: {case}{which}, Dice {number(dice, 3)}"
+        image = read_volume(scored.cases[case].images[0], settings.reader, labels=False)
+        reference, prediction = (
+            read_volume(file, settings.reader) for file in (scored.cases[case].reference, scored.predictions[case])
         )
+        pictures.append(overlay(title, f"overlay_{slug(method)}_{level}", image, reference, prediction, classes))
     return pictures
 
 

@@ -6,8 +6,9 @@ is killed. Here is its rule alone, on nnU-Net's own functions; a test compares b
 
 from __future__ import annotations
 
+import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from nnunetv2_vqseg.core.pools import Workers, workers
 from nnunetv2_vqseg.report.classes import EvaluationClasses
 from nnunetv2_vqseg.report.prediction import UNFINISHED
 from nnunetv2_vqseg.report.scoring import FEWER_PROCESSES, ScoreSettings, read_pair, results
+from nnunetv2_vqseg.report.statistics import mean_of, without_nan
 from nnunetv2_vqseg.report.trained_models import TrainedModel
 from nnunetv2_vqseg.report.volumes import Reader
 
@@ -74,12 +76,15 @@ def choose(
     folder.mkdir(parents=True, exist_ok=True)
     asked = {str(file): file.stat().st_mtime_ns for files in pairs.values() for file in files}
     with exclusive(folder, print, f"choosing the postprocessing in {folder}"):
-        kept = _kept(read_object(folder / RECORD_FILE), asked)
-        if kept is not None and (folder / PICKLE).is_file():
-            return kept
+        record = read_object(folder / RECORD_FILE)
+        kept = record.get("chosen") if record.get("asked") == asked and (folder / PICKLE).is_file() else None
+        if isinstance(kept, dict) and set(kept) == {"steps", "lacking"}:
+            return Postprocessing(**kept)
         with workers(min(num_processes, len(pairs)), FEWER_PROCESSES) as work:
             chosen = _choose(model, pairs, settings, work, about)
-        _write_pickle(chosen, folder / PICKLE)
+        # as nnU-Net's own commands write and read them
+        steps = [_keep_largest()] * len(chosen.steps), [{"labels_or_regions": step} for step in chosen.steps]
+        replace_bytes(folder / PICKLE, pickle.dumps(steps))
         write_json({"asked": asked, "chosen": asdict(chosen)}, folder / RECORD_FILE)
     return chosen
 
@@ -131,24 +136,6 @@ def describe(steps: Sequence[Labels], classes: EvaluationClasses) -> str:
     return f"largest component of {', then of '.join(told)}" if told else NO_STEPS
 
 
-def _kept(record: Mapping[str, Any], asked: Mapping[str, int]) -> Postprocessing | None:
-    """The choice in a record, if it was made from these very files."""
-    chosen = record.get("chosen")
-    if record.get("asked") != asked or not isinstance(chosen, dict) or set(chosen) != {"steps", "lacking"}:
-        return None
-    return Postprocessing(**chosen)
-
-
-def _write_pickle(chosen: Postprocessing, file: Path) -> None:
-    """The steps as nnU-Net's own commands write and read them."""
-    import pickle
-
-    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
-
-    functions = [remove_all_but_largest_component_from_segmentation] * len(chosen.steps)
-    replace_bytes(file, pickle.dumps((functions, [{"labels_or_regions": step} for step in chosen.steps])))
-
-
 def _choose(
     model: TrainedModel,
     pairs: Mapping[str, tuple[Path, Path]],
@@ -163,7 +150,7 @@ def _choose(
     def dice_after(steps: list[Labels]) -> list[float]:
         arguments = {case: (*files, settings, classes, steps) for case, files in pairs.items()}
         of_cases = np.array(list(results(work, _dice_of_case, arguments, about).values()))
-        return [float(np.mean(dice[~np.isnan(dice)])) if np.any(dice >= 0) else float("nan") for dice in of_cases.T]
+        return [mean_of(without_nan(dice)) for dice in of_cases.T]
 
     steps: list[Labels] = []
     before = dice_after(steps)
@@ -203,11 +190,16 @@ def _write_postprocessed(source: Path, target: Path, reader: Reader, steps: Sequ
 
 
 def _after(voxels: np.ndarray, steps: Sequence[Labels]) -> np.ndarray:
+    keep_largest = _keep_largest()
+    for step in steps:
+        voxels = keep_largest(voxels, step)
+    return voxels
+
+
+def _keep_largest() -> Callable[[np.ndarray, Labels], np.ndarray]:
     from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
-    for step in steps:
-        voxels = remove_all_but_largest_component_from_segmentation(voxels, step)
-    return voxels
+    return remove_all_but_largest_component_from_segmentation
 
 
 def _plans(model: TrainedModel) -> PlansManager:

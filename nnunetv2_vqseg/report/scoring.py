@@ -17,7 +17,7 @@ from nnunetv2_vqseg.report.case_files import file_ending, label_files
 from nnunetv2_vqseg.report.classes import EvaluationClasses, classes_from_dataset_json
 from nnunetv2_vqseg.report.metrics import DEFINITIONS, EMPTY_DEFINITIONS, METRICS, EmptyConvention, score_labels
 from nnunetv2_vqseg.report.statistics import MEAN, FoldScores, count_empty, protocol_mean, spread
-from nnunetv2_vqseg.report.volumes import Reader, Volume, check_same_grid, read_labels
+from nnunetv2_vqseg.report.volumes import Reader, Volume, check_same_grid, read_volume
 
 Units = Literal["voxel", "mm"]
 FEWER_PROCESSES = "with -np"
@@ -41,7 +41,7 @@ def read_pair(reference: Path, prediction: Path, settings: ScoreSettings) -> tup
         UserError: if a file cannot be read or has labels that dataset.json does not declare, or if the two do not lie
             on the same grid.
     """
-    truth, guess = read_labels(reference, settings.reader), read_labels(prediction, settings.reader)
+    truth, guess = read_volume(reference, settings.reader), read_volume(prediction, settings.reader)
     check_same_grid(guess, truth)
     for labels in (truth, guess):
         check_label_values(labels.file, labels.voxels, settings.classes.values)

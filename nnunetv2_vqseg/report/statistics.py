@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -66,35 +67,32 @@ def protocol_mean(cases: FoldScores, classes: Iterable[str]) -> dict[str, dict[s
     (HD95 where every prediction is empty) makes `MEAN` NaN: leaving it out would reward the failure.
     """
     means = {
-        key: {metric: _mean(_known(scores[key][metric] for scores in cases.values())) for metric in METRICS}
+        key: {metric: mean_of(without_nan(scores[key][metric] for scores in cases.values())) for metric in METRICS}
         for key in classes
     }
     present = _present_classes(cases, means)
-    means[MEAN] = {metric: _mean([means[key][metric] for key in present]) for metric in METRICS}
+    means[MEAN] = {metric: mean_of([means[key][metric] for key in present]) for metric in METRICS}
     return means
 
 
 def spread(values: Iterable[float]) -> float:
     """Standard deviation (n - 1) of the values that are not NaN; NaN for fewer than two."""
-    known = _known(values)
+    known = without_nan(values)
     return float(np.std(known, ddof=1)) if len(known) > 1 else NAN
 
 
 def patient_values(
-    folds: Scores, classes: Iterable[str], patient: Callable[[str], str]
+    folds: Scores, classes: Sequence[str], patient: Callable[[str], str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`[class_key or MEAN][metric][patient]`, frames and folds averaged over those that have a value.
 
     `MEAN` of a patient follows the rule of `protocol_mean`: NaN if a class the patient has gives no value.
     """
-    by_patient: dict[str, list[CaseScores]] = {}
-    for cases in folds.values():
+    by_patient: dict[str, dict[str, CaseScores]] = defaultdict(dict)
+    for fold, cases in folds.items():
         for case, scores in cases.items():
-            by_patient.setdefault(patient(case), []).append(scores)
-    means = {
-        name: protocol_mean({str(index): scores for index, scores in enumerate(group)}, classes)
-        for name, group in sorted(by_patient.items())
-    }
+            by_patient[patient(case)][f"{fold} {case}"] = scores
+    means = {name: protocol_mean(group, classes) for name, group in sorted(by_patient.items())}
     return {
         key: {metric: {name: mean[key][metric] for name, mean in means.items()} for metric in METRICS}
         for key in [*classes, MEAN]
@@ -102,21 +100,20 @@ def patient_values(
 
 
 def summarize(
-    folds: Scores, classes: Iterable[str], patient: Callable[[str], str]
+    folds: Scores, classes: Sequence[str], patient: Callable[[str], str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`[class_key or MEAN][metric]` to mean, standard deviations over patients and over folds, and n of patients.
 
     The mean of a class is over the folds whose cases have it.
     """
-    classes = list(classes)
     per_fold = [(protocol_mean(cases, classes), [MEAN, *_present_classes(cases, classes)]) for cases in folds.values()]
     patients = patient_values(folds, classes, patient)
 
     def about(key: str, metric: str) -> dict[str, float]:
         values = [mean[key][metric] for mean, present in per_fold if key in present]
-        known = _known(patients[key][metric].values())
+        known = without_nan(patients[key][metric].values())
         return {
-            "mean": _mean(values),
+            "mean": mean_of(values),
             "sd_patients": spread(known),
             "sd_folds": spread(values),
             "n_patients": len(known),
@@ -125,21 +122,20 @@ def summarize(
     return {key: {metric: about(key, metric) for metric in METRICS} for key in [*classes, MEAN]}
 
 
-def count_empty(folds: Scores, classes: Iterable[str]) -> dict[str, dict[str, int]]:
+def count_empty(folds: Scores, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """`[class_key or MEAN]` to the number of cases with empty prediction, reference, or both; `MEAN` sums."""
-    counts = {
-        key: {"empty_prediction": 0, "empty_reference": 0, "both_empty": 0, "n_cases": 0} for key in [*classes, MEAN]
-    }
-    for cases in folds.values():
-        for scores in cases.values():
-            for key in classes:
-                predicted, referenced = scores[key]["n_pred"] > 0, scores[key]["n_ref"] > 0
-                for row in (counts[key], counts[MEAN]):
-                    row["n_cases"] += 1
-                    row["empty_prediction"] += referenced and not predicted
-                    row["empty_reference"] += predicted and not referenced
-                    row["both_empty"] += not predicted and not referenced
-    return counts
+
+    def count(keys: Iterable[str]) -> dict[str, int]:
+        of_cases = [scores for cases in folds.values() for scores in cases.values()]
+        sizes = [(scores[key]["n_pred"], scores[key]["n_ref"]) for scores in of_cases for key in keys]
+        return {
+            "empty_prediction": sum(not predicted and referenced > 0 for predicted, referenced in sizes),
+            "empty_reference": sum(predicted > 0 and not referenced for predicted, referenced in sizes),
+            "both_empty": sum(not predicted and not referenced for predicted, referenced in sizes),
+            "n_cases": len(sizes),
+        }
+
+    return {key: count([key]) for key in classes} | {MEAN: count(classes)}
 
 
 def analyse_method(folds: Scores, classes: Sequence[str], patient: Callable[[str], str]) -> dict[str, Any]:
@@ -178,9 +174,9 @@ def paired_test(baseline: Mapping[str, float], other: Mapping[str, float]) -> di
         n, mean difference with its 95 % confidence interval (Student's t), two-sided p-values of the paired t-test and
         of Wilcoxon's signed-rank test. Not corrected for the number of comparisons.
     """
-    differences = np.array(_known(other[patient] - baseline[patient] for patient in baseline if patient in other))
+    differences = np.array(without_nan(other[patient] - baseline[patient] for patient in baseline if patient in other))
     n = len(differences)
-    result = {"n": n, "difference": _mean(differences), "ci_low": NAN, "ci_high": NAN, "p_t": NAN, "p_wilcoxon": NAN}
+    result = {"n": n, "difference": mean_of(differences), "ci_low": NAN, "ci_high": NAN, "p_t": NAN, "p_wilcoxon": NAN}
     if n < 2:
         return result
     if not differences.any():
@@ -226,9 +222,11 @@ def _present_classes(cases: FoldScores, classes: Iterable[str]) -> list[str]:
     return [key for key in classes if any(scores[key]["n_pred"] or scores[key]["n_ref"] for scores in cases.values())]
 
 
-def _known(values: Iterable[float]) -> list[float]:
+def without_nan(values: Iterable[float]) -> list[float]:
+    """Those that are not NaN."""
     return [value for value in values if not np.isnan(value)]
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def mean_of(values: Sequence[float] | np.ndarray) -> float:
+    """NaN where there are none."""
     return float(np.mean(values)) if len(values) else NAN

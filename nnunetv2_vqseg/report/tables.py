@@ -20,31 +20,14 @@ _EMPTY = "Counts of empty masks are over volumes, classes and trainings."
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Mean over classes of every method."""
-    rows, records = _metric_rows(summary, MEAN)
-    return Table(
-        "summary",
-        f"Mean over classes ± standard deviation over patients; the best mean of each column in bold. {_EMPTY}",
-        ["Method", *_metric_header(summary), *EMPTY_COLUMNS.values()],
-        rows,
-        records,
-    )
+    caption = f"Mean over classes ± standard deviation over patients; the best mean of each column in bold. {_EMPTY}"
+    return _scores(summary, "summary", caption, {MEAN: ""})
 
 
 def class_table(summary: Mapping[str, Any]) -> Table:
     """The same for each class."""
-    rows, records = [], []
-    for key, name in summary["classes"].items():
-        class_rows, class_records = _metric_rows(summary, key)
-        rows += [[Cell(name), *row] for row in class_rows]
-        records += [{"class": name, "label": key, **record} for record in class_records]
-    return Table(
-        "classes",
-        f"Mean ± standard deviation over patients for each class; the best mean of each class in bold. {_EMPTY}",
-        ["Class", "Method", *_metric_header(summary), *EMPTY_COLUMNS.values()],
-        rows,
-        records,
-        grouped=True,
-    )
+    caption = f"Mean ± standard deviation over patients for each class; the best mean of each class in bold. {_EMPTY}"
+    return _scores(summary, "classes", caption, summary["classes"])
 
 
 def repetition_table(summary: Mapping[str, Any]) -> Table:
@@ -176,25 +159,27 @@ ON_PAGE = (summary_table, class_table, repetition_table, paired_table, training_
 """The tables that people read."""
 
 
-def _metric_rows(summary: Mapping[str, Any], key: str) -> tuple[list[list[Cell]], list[dict[str, Any]]]:
-    """One row per method for a class or the mean."""
-    methods = summary["methods"]
-    best = {m: _best([method["summary"][key][m]["mean"] for method in methods.values()], m) for m in METRICS}
+def _scores(summary: Mapping[str, Any], name: str, caption: str, classes: Mapping[str, str]) -> Table:
+    """A row per class and method, where `classes` has keys and titles; the mean is no class."""
+    methods, grouped = summary["methods"], MEAN not in classes
     rows, records = [], []
-    for name, method in methods.items():
-        note = method["training"]["note"] if key == MEAN else ""
-        cells, record = [Cell(name, note=note)], {"method": name, "note": note}
-        for metric in METRICS:
-            values = method["summary"][key][metric]
-            text, deviation = score(values["mean"], metric), score(values["sd_patients"], metric)
-            shown = text if NOTHING in (deviation, text) else f"{text} ± {deviation}"
-            cells.append(Cell(shown, bold=text == best[metric] != NOTHING))
-            record |= {f"{metric}_{part}": values[part] for part in ("mean", "sd_patients", "sd_folds", "n_patients")}
-        empty = method["empty"][key]
-        cells += [Cell(f"{empty[count]} of {empty['n_cases']}") for count in EMPTY_COLUMNS]
-        rows.append(cells)
-        records.append(record | empty)
-    return rows, records
+    for key, title in classes.items():
+        best = {m: _best([method["summary"][key][m]["mean"] for method in methods.values()], m) for m in METRICS}
+        for method_name, method in methods.items():
+            note = "" if grouped else method["training"]["note"]
+            cells = [*([Cell(title)] if grouped else []), Cell(method_name, note=note)]
+            record = {**({"class": title, "label": key} if grouped else {}), "method": method_name, "note": note}
+            for metric in METRICS:
+                values = method["summary"][key][metric]
+                text, deviation = score(values["mean"], metric), score(values["sd_patients"], metric)
+                shown = text if NOTHING in (deviation, text) else f"{text} ± {deviation}"
+                cells.append(Cell(shown, bold=text == best[metric] != NOTHING))
+                record |= {f"{metric}_{part}": value for part, value in values.items()}
+            empty = method["empty"][key]
+            rows.append([*cells, *(Cell(f"{empty[count]} of {empty['n_cases']}") for count in EMPTY_COLUMNS)])
+            records.append(record | empty)
+    header = [*(["Class"] if grouped else []), "Method", *_metric_header(summary), *EMPTY_COLUMNS.values()]
+    return Table(name, caption, header, rows, records, grouped)
 
 
 def _best(values: Sequence[float], metric: str) -> str:

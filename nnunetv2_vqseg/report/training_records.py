@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.core.unpickling import numbers_of_numpy
-from nnunetv2_vqseg.report.methods import Method
-from nnunetv2_vqseg.report.trained_models import TrainedModel
 
 RUNTIME_FILE = "runtime.json"
 """Beside the checkpoints of `nnUNetTrainerSupervised`: what nnU-Net's own checkpoints do not hold."""
@@ -71,6 +68,8 @@ class TrainingRecord:
 
 def read_training_record(checkpoint: Path) -> TrainingRecord:
     """What the checkpoint and nnU-Net's debug.json beside it tell; never runs code from the checkpoint."""
+    import torch
+
     debug = read_object(checkpoint.with_name("debug.json"))
     known: dict[str, Any] = {
         "iterations_per_epoch": _as_int(debug.get("num_iterations_per_epoch")),
@@ -78,8 +77,9 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
         "torch_version": debug.get("torch_version"),
         "device": debug.get("gpu_name") or debug.get("device"),
     }
-    try:
-        content = _load_safely(checkpoint)
+    try:  # mapped from disk, with numbers of numpy beside what torch trusts
+        with torch.serialization.safe_globals(numbers_of_numpy()):
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises its own kinds for what it will not unpickle
         return TrainingRecord(unreadable=f"{type(error).__name__} while reading {checkpoint.name}", **known)
     logging = content.get("logging") or {}
@@ -102,55 +102,6 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     )
 
 
-def describe_training(
-    method: Method, models: Mapping[str, TrainedModel], records: Mapping[str, TrainingRecord]
-) -> dict[str, Any]:
-    """How a method was trained: per repetition, what its `TrainingRecord` tells but for the curves."""
-    return {
-        "trainer": method.trainer,
-        "plans": method.plans,
-        "configurations": list(method.configurations),
-        "note": _note([record.without_alignment for record in records.values()]),
-        "folds": {
-            repetition: {
-                "title": _title(repetition, models[repetition].fold, record),
-                "configuration": models[repetition].configuration,
-                "fold": models[repetition].fold,
-                "epochs": record.epochs,
-                "iterations_per_epoch": record.iterations_per_epoch,
-                "steps": record.steps,
-                "batch_size": record.batch_size,
-                "images_a_step": record.images_a_step,
-                "seconds_per_epoch": statistics.median(record.epoch_seconds) if record.epoch_seconds else None,
-                "seconds": sum(record.epoch_seconds) if record.epoch_seconds else None,
-                "device": record.device,
-                "torch": record.torch_version,
-                "foundation_model": record.foundation_model,
-                "runtime": record.runtime,
-                "unreadable": record.unreadable,
-            }
-            for repetition, record in records.items()
-        },
-    }
-
-
-def _note(reasons: Sequence[str | None]) -> str:
-    """What a table adds to a method's name where PFA belongs to it and did not take part; else nothing."""
-    told = [reason for reason in reasons if reason is not None]
-    if not told:
-        return ""
-    share = "" if len(told) == len(reasons) else f" in {len(told)} of {len(reasons)} trainings"
-    return f"trained without PFA{share}: {'; '.join(sorted(set(told)))}"
-
-
-def _title(repetition: str, fold: str, record: TrainingRecord) -> str:
-    """'fold 0', or the configuration with the seed that tells it from the others, as far as that is recorded."""
-    if repetition == fold:
-        return f"fold {fold}"
-    seed = record.runtime.get("seed")
-    return repetition if seed is None else f"{repetition}, seed {seed}"
-
-
 def _batch_size(debug: Mapping[str, Any], model: Path) -> int | None:
     """Images a step of nnU-Net's trainers; on several GPUs debug.json has one's share, the plan has all."""
     configurations = read_object(model / "plans.json").get("configurations", {})
@@ -161,14 +112,6 @@ def _batch_size(debug: Mapping[str, Any], model: Path) -> int | None:
             return int(entry["batch_size"])
         name = entry.get("inherits_from")
     return _as_int(known)
-
-
-def _load_safely(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint with weights mapped from disk, allowing numbers of numpy beside what torch trusts."""
-    import torch
-
-    with torch.serialization.safe_globals(numbers_of_numpy()):
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _without_alignment(extra: Mapping[str, Any]) -> str | None:

@@ -36,18 +36,26 @@ class Volume:
     corners: np.ndarray | None
 
 
-def read_labels(file: Path, reader: Reader) -> Volume:
-    """A label map.
+def read_volume(file: Path, reader: Reader, labels: bool = True) -> Volume:
+    """A label map, or one channel of an image.
 
     Raises:
-        UserError: if the file cannot be read or has several channels.
+        UserError: if the file cannot be read, or if it is a label map and has several channels.
     """
-    return _read(file, reader, labels=True)
-
-
-def read_image(file: Path, reader: Reader) -> Volume:
-    """One channel of an image; raises as `read_labels`."""
-    return _read(file, reader, labels=False)
+    if not file.is_file():
+        raise EvaluationError(f"{file} does not exist; put it there or leave its case out.")
+    check_file(file, REMEDY)
+    try:
+        # the readers print what they think of several channels' geometry
+        with contextlib.redirect_stdout(io.StringIO()):
+            voxels, properties = reader().read_seg(str(file)) if labels else reader().read_images((str(file),))
+    except Exception as error:  # each format's library raises its own kind
+        raise EvaluationError(f"{file} cannot be read ({reason_of(error)}); it may be incomplete: {REMEDY}.") from error
+    if labels and voxels.shape[0] != 1:
+        raise EvaluationError(f"{file} has {voxels.shape[0]} channels, but a label map has one; write it with one.")
+    return Volume(
+        file, voxels[0], tuple(float(s) for s in properties["spacing"]), _corners(voxels[0].shape, properties)
+    )
 
 
 def check_same_grid(prediction: Volume, reference: Volume) -> None:
@@ -70,23 +78,6 @@ def check_same_grid(prediction: Volume, reference: Volume) -> None:
             f"{prediction.file} and {reference.file} do not lie on the same grid: {difference}; predict from the image "
             "that belongs to this reference, or resample one of them."
         )
-
-
-def _read(file: Path, reader: Reader, labels: bool) -> Volume:
-    if not file.is_file():
-        raise EvaluationError(f"{file} does not exist; put it there or leave its case out.")
-    check_file(file, REMEDY)
-    try:
-        # the readers print what they think of several channels' geometry
-        with contextlib.redirect_stdout(io.StringIO()):
-            voxels, properties = reader().read_seg(str(file)) if labels else reader().read_images((str(file),))
-    except Exception as error:  # each format's library raises its own kind
-        raise EvaluationError(f"{file} cannot be read ({reason_of(error)}); it may be incomplete: {REMEDY}.") from error
-    if labels and voxels.shape[0] != 1:
-        raise EvaluationError(f"{file} has {voxels.shape[0]} channels, but a label map has one; write it with one.")
-    return Volume(
-        file, voxels[0], tuple(float(s) for s in properties["spacing"]), _corners(voxels[0].shape, properties)
-    )
 
 
 def _corners(shape: tuple[int, ...], properties: dict[str, Any]) -> np.ndarray | None:

@@ -187,12 +187,12 @@ def test_without_it_nothing_is_said_of_it(second_heart, without_pixels, monkeypa
     assert not (second_heart / "out/postprocessing").exists()
 
 
-def test_overlays_show_what_was_scored(second_heart, without_report, monkeypatch):
+def test_overlays_show_what_was_scored(second_heart, monkeypatch):
     shown = {}
-    monkeypatch.setattr(compare, "overlays_of_method", lambda name, titles, files, *more: shown.update({name: files}))
+    monkeypatch.setattr(compare, "write_report", lambda summary, done, *more: shown.update(done))
     Comparison(901, TRAINERS, second_heart / "out", device="cpu", postprocess=True).run()
-    assert shown["nnU-Net"]["0"]["patient003_frame01"][1].parent == folder_of(second_heart, "test")
-    assert "predictions" in shown["VQSeg"]["0"]["patient003_frame01"][1].parts
+    assert shown["nnU-Net"]["0"].predictions["patient003_frame01"].parent == folder_of(second_heart, "test")
+    assert "predictions" in shown["VQSeg"]["0"].predictions["patient003_frame01"].parts
 
 
 def test_validation_cases_that_choose_and_are_scored_are_told(second_heart, predictor, without_report):
