@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
+from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
 from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
@@ -87,6 +89,18 @@ class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
 
     method_class = MeanTeacherDropout
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "perturbation": "dropout"}
+
+
+class nnUNetTrainerCPS(MethodTrainer):
+    """Cross pseudo supervision: two networks learn each other's labels."""
+
+    method_class = CPS
+
+
+class nnUNetTrainerUAMT(MethodTrainer):
+    """Uncertainty-aware mean teacher: consistency where the teacher is certain."""
+
+    method_class = UAMT
 
 
 class nnUNetTrainerSupervised(MethodTrainer):

@@ -82,8 +82,9 @@ class UnlabeledConfig(CommonConfig):
     unlabeled_batch_size: Annotated[
         int | None,
         Range(1, 4096),
-        "unlabelled images a step, all GPUs together; null: half the labelled ones (4.2: 4)",
+        "unlabelled images a step, all GPUs together; null: `unlabeled_per_labeled` times the labelled ones (4.2: 4)",
     ] = None
+    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 0.5
     labeled_as_unlabeled: Annotated[
         bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     ] = False

@@ -23,7 +23,7 @@ from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.core.config import locked_message
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError, explained_disk_errors
 from nnunetv2_vqseg.core.versions import package
-from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, number_of_channels
+from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.preprocessed import check_split, preprocessed_cases, require_enough_cases
 from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
 from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
@@ -100,9 +100,7 @@ class MethodTrainer(nnUNetTrainer):
         block = resolve_vqseg_block(plans, configuration)
         self.config = self.configured(block)
         if not self.method_class.is_stock:
-            check_dataset_json(dataset_json, "dataset.json")
-            check_plans(plans, configuration, number_of_channels(dataset_json))
-            require_2d(plans, configuration)
+            check_plans(plans, configuration, dataset_json)
         # Whole, because nnU-Net's inherits_from would drop a parent's keys, and with the architecture, so that a model
         # predicts the same when the defaults of a later version differ.
         architecture = {key: value for key, value in self.config.as_dict().items() if key in self.config.architecture}
@@ -177,7 +175,7 @@ class MethodTrainer(nnUNetTrainer):
         if not isinstance(self.config, UnlabeledConfig) or not getattr(self.config, "use_unlabeled", True):
             return labeled, 0
         fixed = self.config.unlabeled_batch_size
-        unlabeled = fixed or max(1, round(labeled / 2))
+        unlabeled = fixed or max(1, round(labeled * self.config.unlabeled_per_labeled))
         return labeled, self.ranks.even_batch(unlabeled, fixed is None, "unlabelled", "unlabeled_batch_size")
 
     def initialize(self) -> None:
@@ -650,18 +648,3 @@ def network_plan(
             plans_manager, configuration_manager, channels, heads, deep_supervision
         ),
     )
-
-
-def require_2d(plans: dict, configuration: str) -> None:
-    """Refuse what these methods do not support, before anything is written.
-
-    Raises:
-        NotImplementedError: a configuration whose patch is not 2D, or one of a cascade.
-    """
-    resolved = PlansManager(plans).get_configuration(configuration)
-    if len(resolved.patch_size) != 2:
-        raise NotImplementedError(
-            f"VQ-Seg trains 2D configurations only, '{configuration}' has a {len(resolved.patch_size)}D patch; use 2d."
-        )
-    if resolved.previous_stage_name is not None:
-        raise NotImplementedError(f"VQ-Seg does not train cascades, '{configuration}' is one; use 2d.")

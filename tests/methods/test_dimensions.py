@@ -10,8 +10,10 @@ from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
 from nnunetv2_vqseg.methods.base import Batch, Method
+from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
+from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 
 LABELED, UNLABELED = 2, 2
@@ -32,6 +34,8 @@ METHODS = {
     "supervised, EMA": Case(SupervisedEMA, {}, {"supervised"}),
     "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
+    "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
+    "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
     "VQ-Seg, literal QPM": Case(
         VQSeg,

@@ -1,0 +1,91 @@
+"""Cross pseudo supervision (Chen et al., CVPR 2021, https://arxiv.org/abs/2106.01226).
+
+Two networks of one architecture with weights of their own; each learns the other's hard labels. Original code:
+https://github.com/charlesCXK/TorchSemiSeg; its form for ACDC, from which the constants are: SSL4MIS,
+train_cross_pseudo_supervision_2D.py.
+
+What differs: nnU-Net's Dice and cross entropy with deep supervision on labelled images instead of half of each at full
+resolution; one optimiser, nnU-Net's, for both networks; no CutMix (an option of the original).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_vqseg.core.config import Range
+from nnunetv2_vqseg.methods.base import Batch, Context, Method, Metrics, Terms, UnlabeledConfig, finest, split
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, pseudo_labels
+from nnunetv2_vqseg.networks.backbone import Logits
+from nnunetv2_vqseg.networks.pair import Pair
+
+
+@dataclass(frozen=True)
+class CPSConfig(UnlabeledConfig):
+    """Hyper-parameters of cross pseudo supervision."""
+
+    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
+    lambda_u: Annotated[float, Range(0, 1000), "weight of each network's loss against the other's labels"] = 0.1
+    ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
+    pseudo_loss: Annotated[Literal["ce", "ce_dice"], "loss against the other network's labels"] = "ce"
+
+
+class CPS(Method[CPSConfig]):
+    """Each of two networks learns the other's labels; the first one is saved and predicts."""
+
+    Config = CPSConfig
+    panels: ClassVar = {"pseudo-labels": ("ramp", "agreement")}
+
+    def __init__(self, config: CPSConfig, context: Context) -> None:
+        super().__init__(config, context)
+        dice = config.pseudo_loss == "ce_dice"
+        self.pseudo = PseudoLabelLoss(use_dice=dice, threshold=0.0, regions=context.regions, ddp=context.ddp)
+
+    def training_network(self) -> nn.Module:
+        """Two planned U-Nets, the second with fresh weights of its own."""
+        plan = self.context.plan
+        return Pair(self.network(plan, self.config), self.network(plan, self.config))
+
+    @property
+    def pair(self) -> Pair:
+        """Both networks, without DDP's and torch.compile's wrappers."""
+        pair = unwrap(self.student)
+        assert isinstance(pair, Pair)
+        return pair
+
+    def predictor(self) -> nn.Module:
+        """The first network."""
+        return self.pair.first
+
+    def pretrained(self) -> list[nn.Module]:
+        """The first network alone: two equal ones would agree for ever."""
+        return [self.pair.first]
+
+    @property
+    def unlabeled_views(self) -> int:
+        """Each network sees every image once."""
+        return 2
+
+    def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
+        """Both networks' supervised loss, and each one's against the other's labels."""
+        assert batch.unlabeled is not None
+        sizes = (len(batch.labeled), len(batch.unlabeled))
+        first, second = (split(logits, *sizes) for logits in self.student(torch.cat((batch.labeled, batch.unlabeled))))
+        own, other = finest(first[1]), finest(second[1])
+        own_labels, other_labels = (pseudo_labels(logits, self.context.regions) for logits in (own, other))
+        weight = self.config.unlabeled_weight(progress)
+        return {
+            "supervised": (1.0, self.supervised(first[0], batch.target)),
+            "supervised_second": (1.0, self.supervised(second[0], batch.target)),
+            "pseudo": (weight, self.pseudo(own, *other_labels)),
+            "pseudo_second": (weight, self.pseudo(other, *own_labels)),
+        }, {"agreement": (own_labels[0] == other_labels[0]).float().mean()}
+
+    @torch.no_grad()
+    def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
+        """Both networks' segmentations."""
+        return {}, {"first": self.pair.first(images), "second": self.pair.second(images)}

@@ -1,0 +1,94 @@
+"""Every method trains, goes on where it was stopped, predicts and trains on two processes, inside nnU-Net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+METHODS: dict[str, dict[str, Any]] = {
+    "nnUNetTrainerCPS": {},
+    "nnUNetTrainerUAMT": {"passes": 2},
+}
+
+
+def assert_same(first: Any, second: Any, where: str = "") -> None:
+    """Of nested dictionaries, lists, tensors and values, bit for bit."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key, value in first.items():
+            assert_same(value, second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for number, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{where}[{number}]")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second or first != first, where
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_that_was_stopped_equals_one_in_one_go_and_predicts(make_trainer, home, monkeypatch, name):
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from test_trainer import stop_after
+
+    # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
+    monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
+    settings = METHODS[name] | {"num_epochs": 4, "save_every": 2}
+    whole = make_trainer(name, **settings)
+    whole.run_training()
+    folder = Path(whole.output_folder)
+    (folder / "checkpoint_final.pth").rename(folder / "whole.pth")
+    first = make_trainer(name, **settings)
+    first.on_train_start()
+    stop_after(first, epochs=2)
+    resumed = make_trainer(name, continue_training=True, **settings)
+    resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+
+    mine, theirs = (torch.load(folder / file, weights_only=True) for file in ("whole.pth", "checkpoint_final.pth"))
+    assert mine["vqseg"]["step"] == 12
+    for saved in (mine, theirs):
+        for key in ("logging", "init_args", "_best_ema"):  # times of day, and a number that was read as another kind
+            saved.pop(key)
+        for key in ("runtime", "foundation_model"):
+            saved["vqseg"].pop(key, None)
+        for key, values in list(saved["vqseg"]["curves"].items()):  # NaN is not NaN
+            saved["vqseg"]["curves"][key] = torch.tensor(values).nan_to_num(-1.0)
+    assert_same(mine, theirs)
+    changed = {
+        key for key, value in mine["network_weights"].items() if value.dtype.is_floating_point and value.std() > 0
+    }
+    assert changed
+
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder.parent), (0,), "checkpoint_final.pth")
+    predictor.network.load_state_dict(predictor.list_of_parameters[0], strict=True)
+    image = torch.randn(1, 1, 32, 32)
+    resumed.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        expected = resumed.method.predictor().eval()(image)
+        torch.testing.assert_close(predictor.network.eval()(image), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_are_equal_on_two_processes_after_different_images(home, results, tmp_path, name):
+    from real_training import finish, kill_all, start_ranks, steps_of_a_method, write_plan
+
+    arguments = write_plan(home, "MethodPlans", **METHODS[name])
+    arguments[arguments.index("-tr") + 1] = name
+    try:
+        processes = start_ranks(steps_of_a_method, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
+        assert finish(processes, seconds=300) == [0, 0], (tmp_path / "log.0").read_text(encoding="utf-8")[-3000:]
+    finally:
+        kill_all()
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert not set(first.pop("seen")) & set(second.pop("seen")), "the processes must have had different images"
+    assert_same(first, second)
