@@ -249,7 +249,7 @@ def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides, 
     the width at every other.
     """
     steps = [tuple(map(int, stride)) for stride in strides[: network.stage + 1] if prod(stride) > 1][::-1]
-    return ImageDecoder(network.width, num_channels, steps, base_features)
+    return ImageDecoder(network.width, num_channels, steps, base_features, ndim=len(strides[0]))
 
 
 def _relative_error(embedded: Tensor, z: Tensor) -> Tensor:
