@@ -70,7 +70,10 @@ def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
         axes.set_title(name)
         if metric in OVERLAPS:
             axes.set_xlim(right=1.0)
-        medians = ", ".join(f"{method} {score(_median(values), metric)}" for method, values in samples.items())
+        medians = ", ".join(
+            f"{method} {score(np.median(values) if len(values) else np.nan, metric)}"
+            for method, values in samples.items()
+        )
         lost = {
             method: sum(
                 math.isnan(scores[key][metric]) for cases in content["cases"].values() for scores in cases.values()
@@ -218,10 +221,6 @@ def _token_note(curves: Mapping[str, Lines], known: Mapping[str, Lines]) -> str:
     if not counts:
         return ""
     return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
-
-
-def _median(values: np.ndarray) -> float:
-    return float(np.median(values)) if len(values) else float("nan")
 
 
 def _readable(name: str) -> str:

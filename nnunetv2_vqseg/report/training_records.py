@@ -11,7 +11,7 @@ from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.core.unpickling import numbers_of_numpy
 
 RUNTIME_FILE = "runtime.json"
-"""Beside the checkpoints of `nnUNetTrainerSupervised`: what nnU-Net's own checkpoints do not hold."""
+"""Beside checkpoints that are nnU-Net's own: what those do not hold."""
 
 NNUNET_CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 

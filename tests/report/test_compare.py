@@ -698,3 +698,8 @@ def test_images_a_step_are_not_guessed_where_the_checkpoint_is_gone(world):
     record = read_training_record(checkpoint)
     assert record.batch_size is not None
     assert record.images_a_step is None
+
+
+def test_images_a_step_that_a_checkpoint_names_need_no_configuration():
+    record = TrainingRecord(runtime={"labeled_batch_size": 8, "images_a_step": [8, 4, 4, 4]}, config={"method": "new"})
+    assert record.images_a_step == [8, 4, 4, 4]
