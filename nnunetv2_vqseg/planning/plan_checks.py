@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunetv2_vqseg.core.errors import ConfigError, PlansError, reason_of
+from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, number_of_channels
 from nnunetv2_vqseg.planning.plans import plans_name
 
 AGAIN = "or plan again with nnUNetv2_vqseg_plan_and_preprocess"
 Use = Callable[[Any], Any]
 
 
-def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
+def check_plans(plans: Any, configuration: str, dataset_json: dict[str, Any]) -> None:
     """Refuse a plan that lacks what training reads, or has something else in its place, by the name of the key.
 
     What it names must exist in the installed nnU-Net and work with the plan's arguments, on a tiny image.
@@ -34,10 +35,12 @@ def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
     Args:
         plans: content of a plans file; not changed.
         configuration: name in `plans["configurations"]`.
-        num_channels: channels of the dataset.
+        dataset_json: of the dataset; checked before the keys that depend on it.
 
     Raises:
         PlansError: it does not, or its lists do not have one entry for each channel or axis.
+        NotImplementedError: a configuration whose patch is not 2D, or one of a cascade.
+        DatasetError: as `check_dataset_json`.
     """
     name = plans_name(plans)
     try:
@@ -48,6 +51,10 @@ def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
             f"{name} was written by another version of nnU-Net or is incomplete: '{configuration}' cannot be read "
             f"({type(error).__name__}: {reason_of(error)}); correct it {AGAIN}."
         ) from error
+    _attempt(name, resolved.configuration, f"{configuration}.", "patch_size", _make_patch)
+    _require_2d(configuration, resolved)
+    check_dataset_json(dataset_json, "dataset.json")
+    num_channels = number_of_channels(dataset_json)
     image, mask = np.ones((num_channels, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int16)
     grid: Any = ((2, 3, 3), (1.0, 1.0, 1.0), (1.0, 4 / 3, 4 / 3))
     in_plan: dict[str, Use] = {
@@ -64,8 +71,7 @@ def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
         "data_identifier": _name,
         "batch_size": lambda number: torch.empty((number,), device="meta"),
         "batch_dice": _switches,
-        "patch_size": _patch,
-        "spacing": lambda steps: _entries([math.log(step) for step in steps], len(resolved.patch_size)),
+        "spacing": lambda steps: _entries([math.log(step) for step in steps], 2),
         "use_mask_for_norm": lambda values: _entries(_switches(*values), num_channels),
         "normalization_schemes": lambda names: (
             _entries(names, num_channels)
@@ -80,6 +86,15 @@ def check_plans(plans: Any, configuration: str, num_channels: int) -> None:
     }
     for key, use in in_configuration.items():
         _attempt(name, resolved.configuration, f"{configuration}.", key, use)
+
+
+def _require_2d(configuration: str, resolved: ConfigurationManager) -> None:
+    if len(resolved.patch_size) != 2:
+        raise NotImplementedError(
+            f"VQ-Seg trains 2D configurations only, '{configuration}' has a {len(resolved.patch_size)}D patch; use 2d."
+        )
+    if resolved.previous_stage_name is not None:
+        raise NotImplementedError(f"VQ-Seg does not train cascades, '{configuration}' is one; use 2d.")
 
 
 def check_network(
@@ -135,7 +150,7 @@ def _transpose(axes: Any) -> None:
     np.empty((1, 1, 1)).transpose([*axes])
 
 
-def _patch(size: Any) -> None:
+def _make_patch(size: Any) -> None:
     dimensions = torch.empty(tuple(size), device="meta").ndim
     if dimensions not in (2, 3):
         raise ValueError(f"it has {dimensions} numbers, a patch has two")

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
-from nnunetv2_vqseg.data.checks.nifti import check_nifti, spacing_message
+from nnunetv2_vqseg.data.checks.nifti import check_finite, check_nifti, spacing_message
 
 
 class Grid(NamedTuple):
@@ -135,6 +135,4 @@ def _check_values(file: str, image: np.ndarray, spacing: Sequence[float]) -> Non
         raise DatasetError(spacing_message(file, spacing))
     if image.size == 0:
         raise DatasetError(f"{file} holds no voxel (shape {image.shape[1:]}); {REPLACE}.")
-    if not np.isfinite(image).all():
-        kind = "NaN" if np.isnan(image).any() else "Inf"
-        raise DatasetError(f"{file} holds {kind} values; replace them by numbers or remove the case.")
+    check_finite(file, image)

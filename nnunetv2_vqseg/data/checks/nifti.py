@@ -51,6 +51,13 @@ def spacing_message(file: str | Path, spacing: Sequence[float]) -> str:
     return f"{file} has a spacing of ({steps}) mm, which is not positive everywhere; correct its header."
 
 
+def check_finite(file: str | Path, values: np.ndarray) -> None:
+    """Raise `DatasetError` where there is NaN or Inf."""
+    if not np.isfinite(values).all():
+        kind = "NaN" if np.isnan(values).any() else "Inf"
+        raise DatasetError(f"{file} holds {kind} values; replace them by numbers or remove the case.")
+
+
 def _check_stream(path: Path, stream: IO[bytes], remedy: str) -> None:
     header = _parse_header(path, stream.read(HEADER_BYTES), remedy)
     dimensions = [int(extent) for extent in header["dim"][1 : int(header["dim"][0]) + 1]]
@@ -70,9 +77,8 @@ def _check_stream(path: Path, stream: IO[bytes], remedy: str) -> None:
     while missing and (block := stream.read(min(missing, CHUNK_BYTES))):
         missing -= len(block)
         values = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype)
-        if dtype.kind == "f" and not np.isfinite(values).all():
-            kind = "NaN" if np.isnan(values).any() else "Inf"
-            raise DatasetError(f"{path} holds {kind} values; replace them by numbers or remove the case.")
+        if dtype.kind == "f":
+            check_finite(path, values)
     if missing:
         raise DatasetError(f"{path} is truncated: {total - missing} of {total} bytes are there; {remedy}.")
     while stream.read(CHUNK_BYTES):  # up to the checksum at the end of a compressed file
