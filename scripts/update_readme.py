@@ -4,41 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
-from nnunetv2_vqseg.methods.base import CommonConfig
+from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig
+from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
+from nnunetv2_vqseg.methods.supervised import SupervisedEMA
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
+from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- hyper-parameters: begin (python scripts/update_readme.py) -->\n"
 END = "<!-- hyper-parameters: end -->"
 
-TABLES: dict[str, type[Config]] = {
-    "All methods": CommonConfig,
-    "Methods with unlabelled images, and their teacher": TeacherConfig,
+SHARED: dict[str, type[Config]] = {
+    "All methods": BudgetConfig,
+    "All but stock nnU-Net (`nnUNetTrainerSupervised`)": CommonConfig,
+    "All that learn from unlabelled images": UnlabeledConfig,
+    "Mean teachers and VQ-Seg": TeacherConfig,
+}
+METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
+    "Cross pseudo supervision (CPS)": CPS.Config,
+    "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
+    "Supervised, with an EMA of the weights": SupervisedEMA.Config,
 }
-"""By title; a key stands in the first table that has it."""
-SHARED = (CommonConfig, TeacherConfig)
 
 
 def tables() -> Iterator[str]:
-    """Each method's own keys; of those that stand in another method's table the names."""
-    shown: set[str] = set()
-    shared = {key for config in SHARED for key in config.declared()}
-    for title, config in TABLES.items():
+    """A key stands in the first table that has it, and again where a method has another default."""
+    shown: dict[str, Any] = {}
+    for title, config in {**SHARED, **METHODS}.items():
         keys = config.declared()
-        own = [key for name, key in keys.items() if name not in shown]
-        elsewhere = [f"`{name}`" for name in keys if name in shown - shared]
+        own = [key for name, key in keys.items() if name not in shown or shown[name] != key.default]
+        of_all = {name for other in SHARED.values() if issubclass(config, other) for name in other.declared()}
+        others = [f"`{name}`" for name, key in keys.items() if key not in own and name not in of_all]
         yield f"### {title}"
         if own:
-            yield markdown_table(own, PAPER)
-        if elsewhere:
-            yield f"From the tables above: {', '.join(elsewhere)}."
-        shown |= keys.keys()
+            yield markdown_table(own, PAPER if issubclass(VQSeg.Config, config) else None)
+        if others:
+            yield f"From the tables above: {', '.join(others)}."
+        shown = {name: key.default for name, key in keys.items()} | shown
 
 
 def with_table(text: str) -> str:

@@ -36,6 +36,7 @@ METHODS = {
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
+    "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
     "VQ-Seg, literal QPM": Case(
         VQSeg,
@@ -62,7 +63,7 @@ def supervised_loss(outputs: Any, target: Any) -> Tensor:
 
 def started(case: Case, ndim: int) -> tuple[Method[Any], Batch]:
     """The method at its first step, and a batch."""
-    plan = plan_of(unet(ndim=ndim), ndim)
+    plan = plan_of(None, ndim)._replace(build=lambda: unet(ndim=ndim))
     method = case.method(case.method.Config(**case.keys), context(plan))
     method.begin(method.training_network().train(), supervised_loss)
     patch = tuple(plan.patch_size)
