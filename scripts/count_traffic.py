@@ -24,8 +24,8 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2_vqseg.training import trainer as trainer_module
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+from nnunetv2_vqseg.methods import vqseg
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 STEPS = 2  # DDP puts gradients into its buckets after the first
 LABELED, UNLABELED = 2, 1  # images; what is sent does not depend on them
@@ -58,17 +58,17 @@ def main() -> None:
         print(f"| {operation} | `{caller}` | {calls} | {size * calls:,} |")
 
 
-def build(args: argparse.Namespace, folder: str) -> nnUNetTrainerVQSeg:
+def build(args: argparse.Namespace, folder: str) -> MethodTrainer:
     """The trainer, initialised, with an untrained foundation model: only the size of its features counts."""
-    load = functools.partial(trainer_module.load_foundation_model, random_weights=True)
-    trainer_module.load_foundation_model = load  # type: ignore[assignment]
+    load = functools.partial(vqseg.load_foundation_model, random_weights=True)
+    vqseg.load_foundation_model = load  # type: ignore[assignment]
     trainer = get_trainer_from_args(args.d, args.c, 0, args.tr, args.p, device=torch.device("cpu"))
     trainer.log_file = str(Path(folder) / "log.txt")
     trainer.initialize()
     return trainer
 
 
-def count(trainer: nnUNetTrainerVQSeg) -> Traffic:
+def count(trainer: MethodTrainer) -> Traffic:
     """The last of some steps; (collective, function that calls it, bytes) -> number of calls."""
     traffic: Traffic = Counter()
 

@@ -20,12 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
-        stock, ours = bench.trainer(workbench.STOCK), bench.trainer("nnUNetTrainerVQSeg")
-        with workbench.silence():
-            ours._prepare_unlabeled()
-            for trainer in (stock, ours):
-                trainer.initialize()
-                trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+        stock, ours = bench.started_trainer(workbench.STOCK), bench.started_trainer("nnUNetTrainerVQSeg")
         workers = os.environ.get("nnUNet_n_proc_DA", "nnU-Net's default")
         sources: dict[str, tuple[int, Callable[[], Any]]] = {
             "nnU-Net": (stock.batch_size, lambda: next(stock.dataloader_train)),

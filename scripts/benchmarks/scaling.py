@@ -13,11 +13,13 @@ from torch import nn
 
 from benchmarks.measure import compare, exponent, peak_memory
 from benchmarks.output import Row, print_table
-from nnunetv2_vqseg.config import VQSegConfig
+from nnunetv2_vqseg.methods.base import Context
+from nnunetv2_vqseg.methods.vqseg import VQSeg, VQSegConfig
 from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
 from nnunetv2_vqseg.modules.vq.lookup import nearest_codes
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
-from nnunetv2_vqseg.network import BatchLayout, build_image_decoder, build_vqseg_net
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.networks.vq import BatchLayout, VQSegNet
 
 CODE_DIM = 16
 CODES, TOKENS = (1024, 4096, 16384, 65536), (512, 2048, 8192, 32768)
@@ -136,9 +138,10 @@ def _student(batch: int, patch: int, features: int, device: torch.device) -> Cal
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
     )
-    config = VQSegConfig.default().override({"foundation_policy": "off"})
-    network = build_vqseg_net(unet, config, (patch, patch), strides)
-    network.attach_heads(build_image_decoder(network, 1, strides), None)
+    config = VQSegConfig(foundation_policy="off", reconstruct=True)
+    plan = NetworkPlan((patch, patch), strides, 1, lambda: unet)
+    network = VQSeg(config, Context(plan, device, log=lambda text: None)).training_network()
+    assert isinstance(network, VQSegNet)
     network.to(device).train()
     assert network.perturbation is not None
     assert network.quantizer is not None

@@ -13,7 +13,7 @@ import torch
 from in_process import started_training, train_epochs, training_parser
 from sklearn.manifold import TSNE
 
-from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
+from nnunetv2_vqseg.methods.vqseg import VQSeg
 
 
 def draw(snapshots: Sequence[dict[str, Any]], file: Path, seed: int) -> None:
@@ -49,20 +49,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     snapshots: list[dict[str, Any]] = []
     with started_training(args) as trainer:
-        quantizer = trainer.vqseg_network.quantizer
+        quantizer = trainer.method.net.quantizer if isinstance(trainer.method, VQSeg) else None
         if quantizer is None:
             parser.error(f"{args.tr} has no codebook; choose a trainer with one.")
-        trainer.usage = CodebookUsage(quantizer.num_codes, trainer.device)
+        usage = trainer.method.usage
 
         def look() -> None:
-            assert trainer.usage is not None
             if trainer.current_epoch + 1 in args.epochs:
                 with torch.no_grad():
                     codes = quantizer.codes().float().cpu()
-                used = (trainer.usage.counts > 0).cpu()
-                tokens = trainer.usage.num_tokens
+                used = (usage.counts > 0).cpu()
+                tokens = usage.num_tokens
                 snapshots.append({"epoch": trainer.current_epoch + 1, "codes": codes, "used": used, "tokens": tokens})
-            trainer.usage.reset()
+            usage.reset()
 
         train_epochs(trainer, max(args.epochs), look)
     draw(snapshots, args.o, args.seed)

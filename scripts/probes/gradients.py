@@ -21,36 +21,39 @@ from typing import Any
 import numpy as np
 import torch
 from in_process import started_training, train_epochs, training_parser
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.json import write_json
-from nnunetv2_vqseg.network import VQSegNet
-from nnunetv2_vqseg.training.checkpoint import random_states, restore_random_states
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.trainer.checkpoint_files import random_states, restore_random_states
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 
 class GradientProbe:
-    """Looks at the terms of a trainer's objective before they are summed."""
+    """Looks at the terms of a trainer's method before they are summed."""
 
-    def __init__(self, trainer: nnUNetTrainerVQSeg, every: int) -> None:
+    def __init__(self, trainer: MethodTrainer, every: int) -> None:
         self.trainer, self.every = trainer, every
         self.rows: list[dict[str, Any]] = []
         self._z: Tensor | None = None
-        network = trainer.vqseg_network
-        network.encoder.stages[network.stage].register_forward_hook(self._keep)
-        self._parameters = [p for stage in network.encoder.stages[: network.stage + 1] for p in stage.parameters()]
-        self._terms = trainer.objective.terms
-        trainer.objective.terms = self._observe  # type: ignore[method-assign]
+        network: Any = unwrap(trainer.method.student)
+        stages = network.encoder.stages[: getattr(network, "stage", len(network.encoder.stages) - 1) + 1]
+        stages[-1].register_forward_hook(self._keep)
+        self._parameters = [p for stage in stages for p in stage.parameters()]
+        self._terms = trainer.method.terms
+        trainer.method.terms = self._observe  # type: ignore[method-assign]
 
     def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
             self._z = output
 
-    def _observe(self, *args: Any, **kwargs: Any) -> dict[str, tuple[float, Tensor]]:
-        terms = self._terms(*args, **kwargs)
-        if self.trainer.step % self.every == 0:
-            self.rows.append({"step": self.trainer.step, "terms": self._measure(terms)})
-        return terms
+    def _observe(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
+        terms, metrics = self._terms(batch, progress)
+        step = self.trainer.stepper.step
+        if step % self.every == 0:
+            self.rows.append({"step": step, "terms": self._measure(terms)})
+        return terms, metrics
 
     def _measure(self, terms: Mapping[str, tuple[float, Tensor]]) -> dict[str, dict[str, float]]:
         norms, directions = {}, {}
@@ -81,10 +84,10 @@ class GradientProbe:
 
 
 @torch.no_grad()
-def teacher_codes(trainer: nnUNetTrainerVQSeg, images: Tensor) -> Tensor | None:
+def teacher_codes(trainer: MethodTrainer, images: Tensor) -> Tensor | None:
     """Codes (B, h, w) that the teacher gives fixed images."""
-    teacher = trainer.teacher_network
-    if teacher.quantizer is None:
+    teacher: Any = trainer.method.predictor()
+    if getattr(teacher, "quantizer", None) is None:
         return None
     return teacher.quantizer(teacher.stage_features(images)).indices
 
@@ -92,7 +95,7 @@ def teacher_codes(trainer: nnUNetTrainerVQSeg, images: Tensor) -> Tensor | None:
 class ValidationPatches:
     """Patches of validation cases, as nnU-Net's loader draws them, on which networks are compared."""
 
-    def __init__(self, trainer: nnUNetTrainerVQSeg, batches: int = 8) -> None:
+    def __init__(self, trainer: MethodTrainer, batches: int = 8) -> None:
         self.device = trainer.device
         self.classes = trainer.label_manager.foreground_labels
         drawn = [next(trainer.dataloader_val) for _ in range(batches)]
@@ -100,7 +103,7 @@ class ValidationPatches:
         self.targets = [batch["target"][0][:, 0] for batch in drawn]  # finest first, under deep supervision
 
     @torch.no_grad()
-    def dice(self, network: VQSegNet) -> float:
+    def dice(self, network: nn.Module) -> float:
         was_training = network.training
         network.eval()
         hits, sizes = np.zeros(len(self.classes)), np.zeros(len(self.classes))
@@ -132,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def at_end() -> None:
             codes.append(teacher_codes(trainer, images))
-            networks = {"teacher": trainer.teacher_network, "student": trainer.vqseg_network}
+            networks = {"teacher": trainer.method.predictor(), "student": unwrap(trainer.method.student)}
             dice.append({name: patches.dice(network) for name, network in networks.items()})
 
         train_epochs(trainer, args.epochs, at_end)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunetv2_vqseg.training.trainer import nnUNetTrainerVQSeg
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 
 def training_parser(description: str) -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def started_training(args: argparse.Namespace) -> Iterator[nnUNetTrainerVQSeg]:
+def started_training(args: argparse.Namespace) -> Iterator[MethodTrainer]:
     """The trainer after `on_train_start`; what it writes goes to a temporary folder."""
     if args.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
@@ -43,7 +43,7 @@ def started_training(args: argparse.Namespace) -> Iterator[nnUNetTrainerVQSeg]:
             trainer.stop_loaders()
 
 
-def train_epochs(trainer: nnUNetTrainerVQSeg, epochs: int, at_end: Callable[[], None]) -> None:
+def train_epochs(trainer: MethodTrainer, epochs: int, at_end: Callable[[], None]) -> None:
     """Training steps of some epochs, without validation and checkpoints; `at_end` is called after each epoch."""
     for _ in range(epochs):
         trainer.on_train_epoch_start()

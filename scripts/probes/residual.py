@@ -107,9 +107,9 @@ def train(args: Any, books: int) -> dict[str, Any]:
     """Validation Dice of one training, and what its last epoch's tokens were quantised to."""
     quantizer = functools.partial(ResidualQuantizer, books=books)
     started = time.monotonic()
-    with patch("nnunetv2_vqseg.network.VectorQuantizer", quantizer), started_training(args) as trainer:
+    with patch("nnunetv2_vqseg.networks.vq.VectorQuantizer", quantizer), started_training(args) as trainer:
         trainer.disable_checkpointing = True
-        own: ResidualQuantizer = trainer.vqseg_network.quantizer
+        own: ResidualQuantizer = trainer.method.net.quantizer
         row: dict[str, Any] = {"books": books, "codes": own.num_codes}
 
         def at_end() -> None:

@@ -17,7 +17,7 @@ from trained_model import load_model, model_parser
 
 from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
-from nnunetv2_vqseg.network import VQSegNet
+from nnunetv2_vqseg.networks.vq import VQSegNet
 
 
 class Perturbed(nn.Module):
