@@ -145,7 +145,7 @@ def test_plain_steps_are_those_of_a_training(tmp_path, monkeypatch, prepared) ->
         monkeypatch.setattr(step, name, None)
     monkeypatch.chdir(tmp_path)
     benchmark.main(["step", *QUICK, *prepared, "--variants", "VQ-Seg", "--plain-steps", "3"])
-    assert [trainer.step for trainer in trained] == [3]
+    assert [trainer.stepper.step for trainer in trained] == [3]
     assert list(tmp_path.iterdir()) == [], "results of an earlier measurement stay"
 
 
