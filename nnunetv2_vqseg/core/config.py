@@ -121,8 +121,8 @@ class Config:
 def locked_message(key: str, own: Any, value: Any) -> str:
     """Why a key that defines a trainer cannot be set."""
     return (
-        f"vqseg.{key} is what defines this trainer ({key} = {own!r}) and cannot be set to {value!r} in the plan; remove "
-        f"it there or use another trainer."
+        f"vqseg.{key} is what defines this trainer ({key} = {own!r}) and cannot be set to {value!r} in the plan; "
+        f"remove it there or use another trainer."
     )
 
 
