@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# Lint, types and all tests, in an environment of its own. Arguments go to pytest, e.g. scripts/test.sh -m 'not slow'
+# Lint, types and tests, in an environment of its own.
+#   scripts/test.sh                  all but the nightly ones
+#   scripts/test.sh --all            the nightly ones too
+#   scripts/test.sh -m 'not slow'    arguments go to pytest
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$VQSEG_ROOT"
 install_package '[dev]'
 ruff format --check .
 ruff check .
 mypy
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-exec python -m pytest -m "${VQSEG_MARKERS:-not soak and not gpu}" "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+if [ "${1:-}" = --all ]; then
+    shift
+else
+    set -- -m 'not nightly' "$@" # of several -m the last counts
+fi
+exec python -m pytest -n 2 --dist loadgroup "$@"

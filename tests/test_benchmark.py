@@ -101,17 +101,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]
     ("command", "options", "rows"),
     [
         ("modules", "--tokens 64 --codes 256 --widths 8 --epsilons 0.7", {"modules": None}),
-        ("predict", None, {"predict": None}),
+        pytest.param("predict", None, {"predict": None}, marks=pytest.mark.nightly),
         ("loading", None, {"loading": None}),
-        (
+        pytest.param(
             "step",
             "--train-first 2",
             {"totals": list(step.VARIANTS), "parts": list(step.VARIANTS), "tables": ["VQ-Seg", "VQ-Seg + DINOv2"]},
+            marks=pytest.mark.nightly,
         ),
-        (
+        pytest.param(
             "scaling",
             "--codes 256 512 --tokens 64 128 --batches 4 8 --patches 32 64 --features 4",
             {"points": None, "exponents": None},
+            marks=pytest.mark.nightly,
         ),
     ],
 )

@@ -58,7 +58,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-@pytest.mark.parametrize(("editable", "nnunet_editable"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("editable", "nnunet_editable"),
+    [
+        (False, False),
+        pytest.param(False, True, marks=pytest.mark.nightly),
+        pytest.param(True, False, marks=pytest.mark.nightly),
+    ],
+)
 def test_trainers_are_found_once_installed_and_nothing_is_left_once_not(
     wheel: Path, tmp_path: Path, editable: bool, nnunet_editable: bool
 ):

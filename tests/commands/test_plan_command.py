@@ -18,7 +18,7 @@ NAME = "Dataset901_Tiny"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_samples: None) -> Path:
     for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(folder, str(tmp_path / folder))

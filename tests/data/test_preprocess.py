@@ -227,7 +227,7 @@ tiny.prepare()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", [1, 2, 3, 5])
+@pytest.mark.parametrize("calls", [2, *(pytest.param(calls, marks=pytest.mark.nightly) for calls in (1, 3, 5))])
 def test_a_killed_run_leaves_nothing_that_is_trusted(tiny: Tiny, calls: int):
     """Killed before the n-th of the nine moves into place, also while it replaces an outdated case."""
 

@@ -31,7 +31,7 @@ INTENSITIES = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_samples: None) -> Path:
     for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (tmp_path / folder).mkdir()
         monkeypatch.setenv(folder, str(tmp_path / folder))

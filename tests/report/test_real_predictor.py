@@ -11,7 +11,7 @@ from comparison_world import DATASET, TRAINERS
 
 from nnunetv2_vqseg.report.compare import Comparison
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_samples")]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

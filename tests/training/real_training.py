@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from importlib.metadata import entry_points
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from nnunetv2_vqseg.commands import train as train_command
 from nnunetv2_vqseg.commands.rendezvous import join_process_group
 from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.methods import vqseg
+from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.trainer import cases, checkpoint_files, ranks
 from nnunetv2_vqseg.trainer.curves import EpochCurves
 from nnunetv2_vqseg.trainer.step import Stepper
@@ -40,6 +42,15 @@ from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 DATASET = "Dataset901_Phantom"
 Target = Callable[..., None]
 _started: list[ForkServerProcess] = []
+
+
+def console_script(name: str, *arguments: str) -> None:
+    """A command of this environment, with forks in place of the processes that it spawns, each to import nnU-Net."""
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: get_context("fork" if method == "spawn" else method)
+    (script,) = entry_points(group="console_scripts", name=name)
+    sys.argv = [name, *arguments]
+    script.load()()
 
 
 def nnunet_train(*arguments: str) -> None:
@@ -118,6 +129,22 @@ def twenty_steps(folder: str, *arguments: str) -> None:
     dist.destroy_process_group()
 
 
+def steps_of_a_method(folder: str, *arguments: str) -> None:
+    """Five steps of any method's trainer on several ranks; what each saw and became goes to `folder/<rank>.pt`."""
+    trainer = _distributed_trainer(arguments)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    seen = []
+    for _ in range(5):
+        batch = next(trainer.dataloader_train)
+        seen.append(float(batch["data"].sum()))
+        trainer.train_step(batch)
+    content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **trainer.method.state()}
+    torch.save(content, Path(folder) / f"{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def prepare(what_rank_0_does: str, *arguments: str) -> None:
     """The start of a training whose first rank is slow, fails or dies while it preprocesses."""
     trainer = _distributed_trainer(arguments)
@@ -147,18 +174,26 @@ def _distributed_trainer(arguments: Sequence[str]) -> MethodTrainer:
 
 
 def start(
-    target: Target, *arguments: Any, log: Path, environment: Mapping[str, str] | None = None
+    target: Target,
+    *arguments: Any,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    shortened: bool = True,
 ) -> ForkServerProcess:
     """`target(*arguments)` in a new process that writes to `log`.
 
+    `shortened` is without what `shorten` leaves out.
     `environment` may hold, beside what trainings read, KILL_IN_WRITE=n, to die in the middle of writing the n-th
     checkpoint.
     """
-    os.environ["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
-    multiprocessing.set_forkserver_preload(["real_training"])
+    import quick_nnunet  # of the tests, which torchrun does not find
+
+    quick_nnunet.preload()
     context = multiprocessing.get_context("forkserver")
     settings = {name: value for name, value in os.environ.items() if name.lower().startswith(("nnunet_", "omp_"))}
-    process = context.Process(target=_run, args=(target, arguments, str(log), settings | dict(environment or {})))
+    process = context.Process(
+        target=_run, args=(target, arguments, str(log), settings | dict(environment or {}), shortened)
+    )
     process.start()
     _started.append(process)
     return process
@@ -220,13 +255,14 @@ def fold_folder(home: Path, plan: str) -> Path:
     return home / "results" / DATASET / f"nnUNetTrainerVQSeg__{plan}__2d" / "fold_0"
 
 
-def _run(target: Target, arguments: Sequence[Any], log: str, environment: Mapping[str, str]) -> None:
+def _run(target: Target, arguments: Sequence[Any], log: str, environment: Mapping[str, str], shortened: bool) -> None:
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     multiprocessing.set_start_method("fork", force=True)  # what Linux does, for the loaders' workers
-    shorten()
+    if shortened:
+        shorten()
     target(*arguments)
 
 

@@ -30,7 +30,7 @@ EXIT_REFUSED = 2
 Ranks = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What `run_rank` computed in each of 2 or 4 processes."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -204,7 +204,8 @@ def torchrun(*options: str, arguments: list[str], log: Path, prefix: tuple[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])  # rank 0 serves the store and writes the checkpoints
+# Rank 0 serves the store and writes the checkpoints.
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(
     home, results, tmp_path: Path, rank: int
 ) -> None:
@@ -228,7 +229,7 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.nightly)])
 def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
     home, results, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -275,28 +276,26 @@ def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Pat
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
 def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, results, tmp_path: Path) -> None:
-    from real_training import DATASET, write_plan
+    from real_training import DATASET, distributed_train, finish, start_ranks, write_plan
 
     arguments = write_plan(home, "StockPlans", num_epochs=1)
     file = home / "preprocessed" / DATASET / "StockPlans.json"
     plans = json.loads(file.read_text(encoding="utf-8"))
     plans["configurations"]["2d"]["batch_size"] = 3
     file.write_text(json.dumps(plans), encoding="utf-8")
-    options = ("--standalone", "--nproc-per-node", "2")
     for trainer in ("nnUNetTrainerSupervised", "nnUNetTrainer"):
         arguments[arguments.index("-tr") + 1] = trainer
-        process = torchrun(*options, arguments=arguments, log=tmp_path / trainer)
-        ended = process.wait(300)
-        said = (tmp_path / trainer).read_text(encoding="utf-8")
+        ended = finish(start_ranks(distributed_train, *arguments, world=2, log=tmp_path / trainer))
+        said = (tmp_path / f"{trainer}.0").read_text(encoding="utf-8")
         folder = home / "results" / DATASET / f"{trainer}__StockPlans__2d" / "fold_0"
         if trainer == "nnUNetTrainer":
-            assert ended != 0
+            assert 0 not in ended
             assert (
                 "ERROR: nnUNetTrainer trains on the GPUs of one machine only; use -tr nnUNetTrainerSupervised" in said
             )
             assert not folder.exists()
         else:
-            assert ended == 0, said[-3000:]
+            assert ended == [0, 0], said[-3000:]
             record = read_training_record(folder / "checkpoint_final.pth")
             assert record.images_a_step == [4], "3 become 2 on each"
             assert record.runtime["processes"] == 2

@@ -19,7 +19,10 @@ trainer.print_to_log_file("F\\u00e4lle", 7)
 """
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainerVQSeg", "nnUNetTrainerSupervised"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainerVQSeg", pytest.param("nnUNetTrainerSupervised", marks=pytest.mark.nightly)]
+)
 def test_an_umlaut_stops_no_training(tmp_path: Path, trainer: str) -> None:
     log = tmp_path / "log.txt"
     command = [sys.executable, "-c", WRITE_A_LINE.format(trainer=trainer), str(log)]

@@ -67,7 +67,7 @@ def assert_complete(folder: Path, epochs: int, steps: int | None = None) -> None
         assert saved["vqseg"]["step"] == steps
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(19, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(19, marks=pytest.mark.nightly)])
 def test_training_killed_at_random_moments_is_continued_to_its_end(home, results, tmp_path, kills: int) -> None:
     from real_training import finish, fold_folder, nnunet_train, start, write_plan
 
@@ -138,10 +138,10 @@ def children(pid: int) -> list[int]:
     ("number", "workers"),
     [
         (signal.SIGTERM, 1),
-        (signal.SIGUSR1, 1),
+        pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.nightly),
         (signal.SIGTERM, 0),
         # A child of -num_gpus gets it when its parent dies; the trainings of these tests are children too.
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.nightly),
     ],
 )
 def test_signal_saves_and_stops_and_the_training_can_be_continued(
@@ -320,7 +320,7 @@ def small_disk(home: Path, results: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "reason", ["No space left on device", pytest.param("Read-only file system", marks=pytest.mark.soak)]
+    "reason", ["No space left on device", pytest.param("Read-only file system", marks=pytest.mark.nightly)]
 )
 def test_training_survives_a_file_system_that_takes_nothing(
     small_disk: Path, make_trainer, monkeypatch, capsys, reason: str
@@ -431,11 +431,9 @@ def test_continuing_prefers_the_checkpoint_written_last(make_trainer) -> None:
     assert epoch_from("best", continue_training=True) == 1, "so does --val_best"
 
 
-def test_continuing_prefers_the_furthest_checkpoint_of_one_training(make_trainer) -> None:
+def test_continuing_prefers_the_furthest_checkpoint_of_one_training(make_trainer, trained) -> None:
     """Copying a folder may make its best checkpoint the newest file."""
-    trainer = make_trainer(num_epochs=2)
-    trainer.run_training()
-    folder = Path(trainer.output_folder)
+    folder = trained
     content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     content["current_epoch"] = 1
     content["logging"] = {name: values[:1] for name, values in content["logging"].items()}

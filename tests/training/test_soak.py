@@ -41,7 +41,7 @@ class Soak(NamedTuple):
         pytest.param(
             {"num_epochs": 200, "iterations_per_epoch": 50, "val_iterations_per_epoch": 10, "save_every": 10},
             id="200 epochs",
-            marks=pytest.mark.soak,
+            marks=pytest.mark.nightly,
         ),
     ],
 )

@@ -17,6 +17,7 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.plots
 def test_trains_saves_the_teacher_and_predicts_what_validation_scored(make_trainer, home):
     """The whole path: train, final validation, nnUNetv2_predict from the model folder."""
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -145,11 +146,9 @@ def stop_after(trainer, epochs: int) -> None:
         trainer.on_epoch_end()
 
 
-def test_best_checkpoint_can_be_continued_too(make_trainer):
-    trainer = make_trainer()
-    trainer.run_training()
+def test_best_checkpoint_can_be_continued_too(make_trainer, trained):
     resumed = make_trainer(continue_training=True)
-    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_best.pth")
+    resumed.load_checkpoint(str(trained / "checkpoint_best.pth"))
     assert 1 <= resumed.current_epoch <= 2
     resumed.on_train_start()
     resumed.on_train_epoch_start()
