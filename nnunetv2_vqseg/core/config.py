@@ -52,6 +52,8 @@ class Config:
 
     architecture: ClassVar[frozenset[str]] = frozenset()
     """Keys that decide what prediction computes."""
+    retired: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, with what to do instead."""
 
     def __post_init__(self) -> None:
         for key in self.declared().values():
@@ -85,6 +87,8 @@ class Config:
                 own[key] = value
                 if key in locked and value != getattr(self, key):
                     raise ConfigError(locked_message(key, getattr(self, key), value))
+            elif key in self.retired:
+                raise ConfigError(f"vqseg.{key} = {value!r} is no longer a key: {self.retired[key]}.")
             elif key not in elsewhere:
                 close = difflib.get_close_matches(key, [*self.declared(), *elsewhere], n=1)
                 hint = f" (did you mean '{close[0]}'?)" if close else ""

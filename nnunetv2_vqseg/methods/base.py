@@ -7,7 +7,7 @@ data, devices, processes, the optimiser's step, checkpoints. See docs/how-to/add
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -27,7 +27,7 @@ Loss = Callable[[Logits, Tensor | list[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class BudgetConfig(Config):
-    """How long a training is."""
+    """How long a training is, and how many labelled images a step has."""
 
     num_epochs: Annotated[int, Range(1, 100_000), "epochs; 400 x 250 = 100,000 iterations (4.2)"] = 400
     iterations_per_epoch: Annotated[int, Range(1, 100_000), "training steps an epoch"] = 250
@@ -38,15 +38,6 @@ class BudgetConfig(Config):
         "seed of weights and perturbations, and with nnUNet_n_proc_DA=0 of the data's order; null: not seeded",
     ] = None
     save_every: Annotated[int, Range(1, 100_000), "epochs between two writes of checkpoint_latest.pth"] = 10
-
-    same_to_continue: ClassVar[frozenset[str]] = frozenset()
-    """Keys beside the architecture's that must not change when a training is continued."""
-
-
-@dataclass(frozen=True)
-class CommonConfig(BudgetConfig):
-    """What every method but stock nnU-Net's has: batch, optimiser, safety."""
-
     batch_size_range: Annotated[
         tuple[int, int], Range(1, 4096), "the plan's batch size is clamped into this range, in labelled images"
     ] = (8, 12)
@@ -55,6 +46,15 @@ class CommonConfig(BudgetConfig):
         Range(1, 4096),
         "labelled images a step, all GPUs together; null: the plan's batch size, clamped (4.2: 8)",
     ] = None
+
+    same_to_continue: ClassVar[frozenset[str]] = frozenset()
+    """Keys beside the architecture's that must not change when a training is continued."""
+
+
+@dataclass(frozen=True)
+class CommonConfig(BudgetConfig):
+    """What every method but stock nnU-Net's has: loss, optimiser, safety."""
+
     supervised_loss: Annotated[
         Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
     ] = "nnunet"
@@ -133,6 +133,7 @@ class Context:
     regions: labels are overlapping regions (sigmoid) instead of classes (softmax).
     ignore_label: value of pixels without a label; None where all have one.
     z_scored: images have a standard deviation of about 1.
+    masked: of each channel, whether its background was set to 0.
     ddp: there are several processes.
     only_validates: nothing will be trained.
     autocast: context manager for forward passes.
@@ -145,6 +146,7 @@ class Context:
     regions: bool = False
     ignore_label: int | None = None
     z_scored: bool = True
+    masked: Sequence[bool] = ()
     ddp: bool = False
     only_validates: bool = False
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -225,6 +227,11 @@ class Method(Generic[C]):
     def uses_unlabeled(self) -> bool:
         """Whether there is a second loader."""
         return isinstance(self.config, UnlabeledConfig)
+
+    @property
+    def mixes_unlabeled(self) -> bool:
+        """Whether unlabelled images of one process are mixed with each other, so that it needs two of them."""
+        return False
 
     @property
     def unlabeled_views(self) -> int:

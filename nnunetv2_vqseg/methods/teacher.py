@@ -129,6 +129,11 @@ class TeacherMethod(EMAMethod[E]):
             ddp=context.ddp,
         )
 
+    @property
+    def mixes_unlabeled(self) -> bool:
+        """By CutMix."""
+        return self.uses_unlabeled and self.config.cutmix_probability > 0
+
     @torch.no_grad()
     def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """The teacher's labels of a weak view (B, C, ...) and its confidence, and their curves."""
@@ -143,5 +148,12 @@ class TeacherMethod(EMAMethod[E]):
         """A strong view with a jitter and a CutMix of its own."""
         config = self.config
         return strong_view(
-            weak, labels, confidence, self.jitter, config.cutmix_probability, config.cutmix_area, config.cutmix_aspect
+            weak,
+            labels,
+            confidence,
+            self.jitter,
+            config.cutmix_probability,
+            config.cutmix_area,
+            config.cutmix_aspect,
+            self.context.masked,
         )

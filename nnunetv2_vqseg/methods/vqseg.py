@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.core.errors import ConfigError
+from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
 from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, finest, split
 from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
@@ -58,16 +58,16 @@ class VQSegConfig(VQArchitecture, TeacherConfig):
     foundation_policy: Annotated[
         Literal["auto", "required", "off"],
         "what to do about foundation model weights for the alignment PFA (3.5)",
-    ] = "auto"
+    ] = "off"
 
     # Quantiser (Eq. 2, 4.2)
     commitment: Annotated[float, Range(0, 100), "beta of the commitment loss"] = 0.25
-    weight_vq: Annotated[float, Range(0, 1000), "weight of the embedding and commitment loss"] = 1.0
+    weight_codebook: Annotated[
+        float, Range(0, 100_000), "weight of the embedding and commitment loss, a mean over a code's dimensions"
+    ] = 16.0
     weight_feature: Annotated[
-        float | None,
-        Range(0, 1000),
-        "weight of the loss that gives q(z) the scale of z where the decoder reads z; null: `weight_vq`",
-    ] = None
+        float, Range(0, 1000), "weight of the loss that gives q(z) the scale of z where the decoder reads z"
+    ] = 1.0
     weight_entropy: Annotated[float, Range(0, 1000), "weight of the entropy regulariser (4.2, reference [46])"] = 0.1
     entropy_tokens: Annotated[int, Range(2, 65_536), "tokens drawn a step for the entropy regulariser"] = 512
     entropy_temperature: Annotated[
@@ -79,12 +79,19 @@ class VQSegConfig(VQArchitecture, TeacherConfig):
     restart_after: Annotated[
         int, Range(0, 10_000_000), "steps without use after which a code is restarted; 0: never"
     ] = 500
+    codes_from_data: Annotated[bool, "start the codes from tokens of the untrained encoder"] = True
 
     # QPM (3.3, Eq. 3 to 6)
     qpm: Annotated[Literal["calibrated", "literal"], "neighbour distribution: fixed perplexity, or Eq. 4"] = (
         "calibrated"
     )
     epsilon: Annotated[float, Range(0, 1), "share of the tokens that QPM replaces (Eq. 4, Table 3)"] = 0.7
+    qpm_strength: Annotated[
+        float | None,
+        Range(0, 100),
+        "length of QPM's move of a token, in standard deviations of z as the decoder sees it; null: as long as the "
+        "difference of the codes is (Eq. 4)",
+    ] = 0.25
     qpm_perplexity: Annotated[float, Range(1, 4096), "effective neighbours a code can move to (calibrated)"] = 32.0
     qpm_neighbors: Annotated[int, Range(2, 65_536), "neighbours a code kept in the table (calibrated)"] = 128
     qpm_rebuild_every: Annotated[int, Range(1, 1_000_000), "steps between two rebuilds of that table"] = 50
@@ -118,6 +125,10 @@ class VQSegConfig(VQArchitecture, TeacherConfig):
     foundation_flat: Annotated[float, Range(0, 1), "patches are padding where their values span less than this"] = 0.01
 
     same_to_continue: ClassVar[frozenset[str]] = frozenset({"optimizer", "reconstruct"})
+    retired: ClassVar[Mapping[str, str]] = {
+        "weight_vq": "that loss was a sum over a code's dimensions and is a mean now; set weight_codebook to the old "
+        "value times code_dim (16 by default), and weight_feature to the old value"
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,6 +171,25 @@ class VQSegConfig(VQArchitecture, TeacherConfig):
         """Whether a view of x_u passes the student to be perturbed, by QPM or dropout, or to be reconstructed."""
         return self.use_unlabeled and (self.perturbation != "none" or self.reconstruct)
 
+    @property
+    def unlabeled_views(self) -> int:
+        """Views of each unlabelled image that pass the student in a step."""
+        return int(self.use_unlabeled and self.strong_view) + int(self.has_perturbed_stream)
+
+    @property
+    def images_a_label(self) -> float:
+        """Images with gradient in a step for each labelled one, for planning memory.
+
+        The image decoder keeps 0.15 (PlainConvUNet) or 0.10 (ResidualEncoderUNet) of the U-Net's activations of the
+        images it decodes (saved tensors at 256 x 256, 7 stages, tokens at stride 16).
+        """
+        share = self.unlabeled_per_labeled
+        if self.labeled_batch_size is not None and self.unlabeled_batch_size is not None:
+            share = self.unlabeled_batch_size / self.labeled_batch_size
+        share = share if self.use_unlabeled else 0.0
+        decoded = (1.0 + share * self.has_perturbed_stream) if self.reconstruct else 0.0
+        return 1.0 + share * self.unlabeled_views + 0.15 * decoded
+
     def in_use(self, key: str) -> bool:
         """Whether this key changes anything: not the weights and views of what this configuration does without."""
         needs = {
@@ -188,8 +218,12 @@ PAPER: dict[str, Any] = {
     "code_dim": None,
     "normalize_codes": False,
     "codebook_trains_features": True,
+    "weight_codebook": 1.0,
+    "codes_from_data": False,
     "restart_after": 0,
     "qpm": "literal",
+    "qpm_strength": None,
+    "foundation_policy": "auto",
     "supervised_loss": "ce",
     "pseudo_loss": "ce",
     "confidence_threshold": 0.0,
@@ -204,8 +238,8 @@ PAPER: dict[str, Any] = {
 }
 """The paper to the letter, as far as it says (4.2); the backbone stays the planned U-Net."""
 
-FREE_IN_PAPER = frozenset({"labeled_batch_size", "unlabeled_batch_size", "lambda_u", "lambda_a"})
-"""The batch, and what Table 3 varies: the rest of `PAPER` defines the paper's trainer."""
+FREE_IN_PAPER = frozenset({"labeled_batch_size", "unlabeled_batch_size", "lambda_u", "lambda_a", "foundation_policy"})
+"""The batch, what Table 3 varies, what to do without the foundation model: the rest defines the paper's trainer."""
 
 
 class Views(NamedTuple):
@@ -229,7 +263,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         **TeacherMethod.panels,
         "codebook": ("utilization",),
         "perplexity (codes)": ("perplexity",),
-        "QPM mean displacement": ("qpm_displacement",),
+        "QPM's step as the decoder sees it (std of z)": ("qpm_step",),
         "QPM effective neighbours": ("qpm_effective_neighbors",),
     }
 
@@ -249,7 +283,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
     @property
     def unlabeled_views(self) -> int:
         """Views of each unlabelled image that pass the student in a step."""
-        return int(self.config.use_unlabeled and self.config.strong_view) + int(self.config.has_perturbed_stream)
+        return self.config.unlabeled_views
 
     @property
     def net(self) -> VQSegNet:
@@ -285,6 +319,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
             network.perturbation = QuantizedPerturbation(
                 config.epsilon, config.qpm, config.qpm_perplexity, config.qpm_neighbors, config.qpm_rebuild_every
             )
+            network.strength = config.qpm_strength
         network.dropout_rate = config.dropout_rate if config.perturbation == "dropout" else 0.0
         image_decoder = adapter = None
         if config.reconstruct:
@@ -339,7 +374,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
     def start(self, batches: Iterator[Batch]) -> None:
         """Codes start from tokens of the untrained encoder, eagerly and once; then the teacher takes over."""
         quantizer = self.net.quantizer
-        if quantizer is not None:
+        if quantizer is not None and self.config.codes_from_data:
             self.net.eval()
             tokens: list[Tensor] = []
             while sum(map(len, tokens)) < self.config.num_codes and len(tokens) < 32:
@@ -372,7 +407,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         target = self.alignment_target(images[: layout.aligned])
         output = self._output = self.student(images, layout)
         terms = self.weighted(output, layout, batch, views, progress, target)
-        return terms, metrics | self._displacement(output)
+        return terms, metrics if output.step is None else metrics | {"qpm_step": output.step}
 
     @torch.no_grad()
     def views(self, weak: Tensor | None) -> tuple[Views, Metrics]:
@@ -429,23 +464,11 @@ class VQSeg(TeacherMethod[VQSegConfig]):
             value = patch_contrastive_loss(output.adapted, features, config.temperature, mask, ddp=self.context.ddp)
             terms["alignment"] = (config.lambda_a, value)
         if output.vq_loss is not None and output.entropy is not None:
-            terms["vq"] = (config.weight_vq, output.vq_loss)
+            terms["vq"] = (config.weight_codebook, output.vq_loss)
             terms["entropy"] = (config.weight_entropy, output.entropy)
         if output.feature_loss is not None:
-            weight = config.weight_vq if config.weight_feature is None else config.weight_feature
-            terms["feature"] = (weight, output.feature_loss)
+            terms["feature"] = (config.weight_feature, output.feature_loss)
         return terms
-
-    @torch.no_grad()
-    def _displacement(self, output: VQSegOutput) -> Metrics:
-        """How far QPM moved its tokens, in code space."""
-        quantizer = self.net.quantizer
-        if quantizer is None or output.indices is None or output.perturbed_indices is None:
-            return {}
-        before = output.indices[-len(output.perturbed_indices) :]
-        codes = quantizer.codes()
-        moved = codes[output.perturbed_indices.flatten()] - codes[before.flatten()]
-        return {"qpm_displacement": moved.norm(dim=1).mean()}
 
     @torch.no_grad()
     def after_step(self) -> dict[str, float]:
@@ -482,11 +505,18 @@ class VQSeg(TeacherMethod[VQSegConfig]):
             "foundation_model": self.foundation_status,
             "alignment": self.foundation is not None,
             "method_has_alignment": self.config.foundation_policy != "off",
+            "stage": self.net.stage,
         }
 
     def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Restore teacher and bookkeeping."""
         super().load_state(state, strict)
+        before = state.get("stage", self.net.stage)
+        if before != self.net.stage:
+            raise CheckpointError(
+                f"This training quantised stage {before}, and 'auto' takes stage {self.net.stage} of the plan as it is "
+                f"now; set vqseg.vq_stage = {before} in the plan to continue or validate it, or start anew without --c."
+            )
         if self.net.quantizer is not None:
             self.net.quantizer.load_bookkeeping_state(state["quantizer"])
 

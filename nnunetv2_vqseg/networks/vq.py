@@ -65,6 +65,7 @@ class VQSegOutput(NamedTuple):
     `adapted`: (aligned, C', H', W'), output of the feature adapter, which reads q(z) before QPM (3.5).
     `tokens`: (B * tokens, d), without gradient, for the codebook's bookkeeping.
     `indices`, `perturbed_indices`: (B, ...) codes before and (perturbed, ...) codes after QPM.
+    `step`: scalar, the length of QPM's move of a token as the decoder sees it, over z's standard deviation.
     `vq_loss`, `entropy`, `feature_loss`: scalars.
     """
 
@@ -74,6 +75,7 @@ class VQSegOutput(NamedTuple):
     indices: Tensor | None = None
     perturbed_indices: Tensor | None = None
     tokens: Tensor | None = None
+    step: Tensor | None = None
     vq_loss: Tensor | None = None
     entropy: Tensor | None = None
     feature_loss: Tensor | None = None
@@ -91,6 +93,7 @@ class VQSegNet(nn.Module):
         quantizer: None for a plain U-Net with the same interface.
         continuous: the decoder reads z, and QPM moves it by c_j - c_i; otherwise it reads q(z) (Eq. 7).
         perturbation: QPM; None leaves the perturbed stream as it is.
+        strength: length of QPM's move of a token in standard deviations of z; None: as long as c_j - c_i is.
         dropout_rate: channel dropout on the perturbed stream, Fig. 1's alternative to QPM; 0 for none.
     """
 
@@ -104,6 +107,7 @@ class VQSegNet(nn.Module):
         quantizer: VectorQuantizer | None = None,
         continuous: bool = False,
         perturbation: QuantizedPerturbation | None = None,
+        strength: float | None = None,
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -116,6 +120,7 @@ class VQSegNet(nn.Module):
         self.quantizer = quantizer
         self.continuous = continuous
         self.perturbation = perturbation
+        self.strength = strength
         self.dropout_rate = dropout_rate
         self.image_decoder: ImageDecoder | None = None
         self.adapter: PostVQFeatureAdapter | None = None
@@ -166,11 +171,13 @@ class VQSegNet(nn.Module):
         """Segmentation of x with every image perturbed as the unlabelled stream is; for previews."""
         maps = self.backbone.encode(self, x, self.stage)
         if self.quantizer is not None:
-            code = self.quantizer(maps[-1])
-            maps[-1] = maps[-1] if self.continuous else code.quantized
+            z = maps[-1]
+            code = self.quantizer(z)
+            maps[-1] = z if self.continuous else code.quantized
             if self.perturbation is not None:
                 after = self.perturbation(code.indices, code.codes)
-                maps[-1] = maps[-1] + self.quantizer.displacement(code.indices, after)
+                move = self.quantizer.displacement(code.indices, after)
+                maps[-1] = maps[-1] + scaled_move(move, code.indices != after, z, self.strength)[0].to(z.dtype)
         if self.dropout_rate:
             maps[-1] = channel_dropout(maps[-1], self.dropout_rate)
         return self._decode(maps)
@@ -184,13 +191,15 @@ class VQSegNet(nn.Module):
         clean = layout.labeled + layout.strong
         code = self.quantizer(z) if self.quantizer is not None else None
         read = z if code is None or self.continuous else code.quantized
-        quantized = perturbed_indices = None
+        quantized = perturbed_indices = step = None
         if code is not None:
             quantized = code.quantized
         if layout.perturbed and code is not None and self.quantizer is not None and self.perturbation is not None:
             before = code.indices[clean:]
             perturbed_indices = self.perturbation(before, code.codes)
-            move = self.quantizer.displacement(before, perturbed_indices).to(read.dtype)
+            move = self.quantizer.displacement(before, perturbed_indices)
+            move, step = scaled_move(move, before != perturbed_indices, z[clean:], self.strength)
+            move = move.to(read.dtype)
             read = torch.cat((read[:clean], read[clean:] + move))
             quantized = torch.cat((code.quantized[:clean], code.quantized[clean:] + move))
         elif layout.perturbed and self.dropout_rate:
@@ -211,6 +220,7 @@ class VQSegNet(nn.Module):
             indices=code.indices,
             perturbed_indices=perturbed_indices,
             tokens=code.tokens,
+            step=step,
             vq_loss=code.loss,
             entropy=code.entropy,
             feature_loss=_relative_error(code.embedded, z) if self.continuous else None,
@@ -250,6 +260,33 @@ def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides, 
     """
     steps = [tuple(map(int, stride)) for stride in strides[: network.stage + 1] if prod(stride) > 1][::-1]
     return ImageDecoder(network.width, num_channels, steps, base_features, ndim=len(strides[0]))
+
+
+def scaled_move(move: Tensor, moved: Tensor, z: Tensor, strength: float | None) -> tuple[Tensor, Tensor]:
+    """QPM's move with a chosen length, and that length.
+
+    The output projection's scale is free, and the losses make it small: only its direction is QPM's.
+
+    Args:
+        move: (B, C, ...) from P c_i to P c_j, zero where a token stays.
+        moved: (B, ...) bool, tokens that do not stay.
+        z: (B, C, ...) features that are moved.
+        strength: root mean square of the moved tokens' elements over z's standard deviation, both over the batches of
+            all processes; None leaves the move as it is.
+
+    Returns:
+        The move, without gradient where it has a chosen length, and its length in the same units.
+    """
+    with torch.no_grad():
+        values = z.detach().float()
+        sums = (values.mean(), values.square().mean(), move.detach().float().square().mean(), moved.float().mean())
+        mean, square, energy, share = mean_over_processes(torch.stack(sums))
+        spread = (square - mean**2).clamp_min(1e-12).sqrt()
+        length = (energy / share.clamp_min(1e-12)).sqrt() / spread
+        if strength is None:
+            return move, length
+        scaled = move.detach().float() * (strength / length.clamp_min(1e-12))
+        return scaled, length * (strength / length.clamp_min(1e-12))
 
 
 def _relative_error(embedded: Tensor, z: Tensor) -> Tensor:

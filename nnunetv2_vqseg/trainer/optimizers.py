@@ -10,6 +10,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
 
 
 class ScaledPolyLR(PolyLRScheduler):
@@ -25,7 +26,7 @@ class ScaledPolyLR(PolyLRScheduler):
 class FullResolutionCrossEntropy(nn.Module):
     """The paper's L_seg: cross entropy at full resolution; coarser outputs stay in the graph with weight zero (DDP).
 
-    Mean over the pixels that have a label, 0 where none has.
+    Mean over the pixels that have a label, in the batches of all processes; 0 where none has.
     """
 
     def __init__(self, ignore_label: int | None) -> None:
@@ -38,7 +39,9 @@ class FullResolutionCrossEntropy(nn.Module):
         outputs = outputs if isinstance(outputs, list) else [outputs]
         target = target[0] if isinstance(target, list) else target
         labels = target[:, 0]
-        number = labels.numel() if self.ignore_label is None else (labels != self.ignore_label).sum().clamp(min=1)
+        number: Tensor | int = labels.numel()
+        if self.ignore_label is not None:
+            number = mean_over_processes((labels != self.ignore_label).sum().float()).clamp(min=1e-6)
         return self.cross_entropy(outputs[0], labels) / number + 0 * sum(output.sum() for output in outputs[1:])
 
 

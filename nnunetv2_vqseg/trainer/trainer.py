@@ -165,12 +165,9 @@ class MethodTrainer(nnUNetTrainer):
 
     def _batch_sizes(self) -> tuple[int, int]:
         """Labelled and unlabelled images a step, all ranks together."""
-        planned = int(self.configuration_manager.batch_size)
-        if not isinstance(self.config, CommonConfig):
-            return self.ranks.even_batch(planned, True, "labelled", "labeled_batch_size"), 0
         fixed = self.config.labeled_batch_size
         low, high = self.config.batch_size_range
-        labeled = fixed or min(max(planned, low), high)
+        labeled = fixed or min(max(int(self.configuration_manager.batch_size), low), high)
         labeled = self.ranks.even_batch(labeled, fixed is None, "labelled", "labeled_batch_size")
         if not isinstance(self.config, UnlabeledConfig) or not getattr(self.config, "use_unlabeled", True):
             return labeled, 0
@@ -196,6 +193,7 @@ class MethodTrainer(nnUNetTrainer):
         managers = (self.plans_manager, self.configuration_manager)
         plan = network_plan(*managers, channels, heads, self.enable_deep_supervision)
         self.method = self.method_class(self.config, self._context(plan))
+        self._require_partners()
         self.build_network_architecture = lambda *_: self.method.training_network()  # type: ignore[method-assign]
         self.predicted_keys = self._check_network(channels, heads)
         preprocessed_cases(self.preprocessed_dataset_folder)
@@ -215,6 +213,16 @@ class MethodTrainer(nnUNetTrainer):
         )
         self._plot_or_warn()
 
+    def _require_partners(self) -> None:
+        """Mixing needs two unlabelled images on a process; with one it would do nothing and say nothing."""
+        images, world = self.unlabeled_batch_size, self.ranks.world_size
+        if self.method.mixes_unlabeled and images < 2 * world:
+            raise ConfigError(
+                f"With {images} unlabelled images a step on {world} process(es) CutMix has no partner for an image; "
+                f"set vqseg.unlabeled_batch_size in the plan to {2 * world} or more, use fewer processes, or set "
+                f"vqseg.cutmix_probability = 0 to train without CutMix."
+            )
+
     def _context(self, plan: NetworkPlan) -> Context:
         cuda = self.device.type == "cuda"
         return Context(
@@ -223,6 +231,7 @@ class MethodTrainer(nnUNetTrainer):
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
             z_scored=set(self.configuration_manager.normalization_schemes) <= Z_SCORES,
+            masked=tuple(self.configuration_manager.use_mask_for_norm),
             ddp=self.is_ddp,
             only_validates=self.only_validates,
             autocast=(lambda: autocast("cuda", enabled=True)) if cuda else dummy_context,

@@ -7,6 +7,7 @@ from tiny_networks import context, plan_of, unet
 from nnunetv2_vqseg.core.config import markdown_table
 from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg, VQSegConfig
+from nnunetv2_vqseg.planning.planner import IMAGES_A_LABEL
 from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
 
 
@@ -29,7 +30,13 @@ def test_paper_defines_its_trainer_but_for_the_batch_and_what_table_3_varies(key
     config = nnUNetTrainerVQSegPaper.configured({key: PAPER[key]})
     assert config == nnUNetTrainerVQSegPaper.default_config()
     others = {bool: not PAPER[key], str: "x", type(None): 4}
-    other = others[type(PAPER[key])] if type(PAPER[key]) in others else PAPER[key] + 1
+    other = (
+        "off"
+        if key == "foundation_policy"
+        else others[type(PAPER[key])]
+        if type(PAPER[key]) in others
+        else PAPER[key] + 1
+    )
     if key in FREE_IN_PAPER:
         assert getattr(nnUNetTrainerVQSegPaper.configured({key: other}), key) == other
     else:
@@ -108,7 +115,7 @@ def test_parts_that_need_the_quantiser_are_refused_without_it():
     with pytest.raises(ConfigError, match="reconstruct"):
         VQSegConfig(quantize=False, perturbation="none", reconstruct=True)
     with pytest.raises(ConfigError, match="foundation_policy"):
-        VQSegConfig(quantize=False, perturbation="none")
+        VQSegConfig(quantize=False, perturbation="none", foundation_policy="auto")
 
 
 def test_config_is_immutable_and_survives_json():
@@ -137,3 +144,33 @@ def test_the_weight_of_what_is_off_is_no_change():
     assert config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0}) == {}
     config = config.override({"reconstruct": True})
     assert list(config.changed_since(config.as_dict() | {"weight_reconstruction": 1.0})) == ["weight_reconstruction"]
+
+
+def test_the_default_trains_the_same_with_and_without_access_to_the_hub():
+    assert VQSegConfig().foundation_policy == "off"
+
+
+def test_a_key_whose_meaning_changed_says_what_to_set_instead():
+    with pytest.raises(
+        ConfigError, match=r"vqseg.weight_vq = 1.0 is no longer a key: .* set weight_codebook to the old"
+    ):
+        VQSegConfig().override({"weight_vq": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "images"),
+    [
+        ({}, 1.5),  # one view of half as many
+        ({"strong_view": True}, 2.0),
+        ({"strong_view": True, "reconstruct": True}, 2.0 + 0.15 * 1.5),
+        ({"labeled_batch_size": 4, "unlabeled_batch_size": 8}, 3.0),
+        ({"unlabeled_per_labeled": 1.0}, 2.0),
+        ({"use_unlabeled": False}, 1.0),
+    ],
+)
+def test_planning_counts_the_images_that_the_configuration_has(settings, images):
+    assert VQSegConfig().override(settings).images_a_label == pytest.approx(images)
+
+
+def test_planning_counts_for_the_default_what_the_default_has():
+    assert VQSegConfig().images_a_label == IMAGES_A_LABEL

@@ -13,9 +13,10 @@ from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 
 
 def eq_11_by_hand(adapted, target, temperature, mask):
-    """Eq. 11 one patch at a time: sums over j run over the kept patches of the same image."""
-    terms = []
+    """Eq. 11 one patch at a time, sums over j over the kept patches of the same image; then the mean over images."""
+    images = []
     for image in range(adapted.shape[0]):
+        terms = []
         places = [(y, x) for y in range(adapted.shape[2]) for x in range(adapted.shape[3]) if mask[image, y, x]]
         for y, x in places:
             similarities = {}
@@ -23,7 +24,9 @@ def eq_11_by_hand(adapted, target, temperature, mask):
                 a, b = adapted[image, :, y, x], target[image, :, v, u]
                 similarities[v, u] = math.exp(float(a @ b / (a.norm() * b.norm())) / temperature)
             terms.append(-math.log(similarities[y, x] / sum(similarities.values())))
-    return sum(terms) / len(terms)
+        if len(terms) > 1:  # a single patch has nothing to be told from
+            images.append(sum(terms) / len(terms))
+    return sum(images) / len(images)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -42,6 +45,17 @@ def test_volumes_are_compared_patch_by_patch_too():
     loss = patch_contrastive_loss(adapted, target, 0.3, mask)
     expected = eq_11_by_hand(adapted.flatten(2, 3), target.flatten(2, 3), 0.3, mask.flatten(1, 2))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_counts_once_however_many_patches_it_keeps_and_not_with_one():
+    adapted, target = torch.randn(3, 5, 4, 3), torch.randn(3, 5, 4, 3)
+    mask = torch.ones(3, 4, 3, dtype=torch.bool)
+    mask[1].flatten()[2:] = False
+    each = [patch_contrastive_loss(adapted[i : i + 1], target[i : i + 1], mask=mask[i : i + 1]) for i in range(3)]
+    assert patch_contrastive_loss(adapted, target, mask=mask).item() == pytest.approx(sum(each).item() / 3, rel=1e-5)
+    mask[1].flatten()[1:] = False  # one patch is left: its loss would be 0 and halve the others'
+    expected = (each[0] + each[2]).item() / 2
+    assert patch_contrastive_loss(adapted, target, mask=mask).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_golden_value_of_orthogonal_patches():

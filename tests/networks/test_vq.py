@@ -103,6 +103,70 @@ def test_qpm_touches_the_perturbed_images_only(decoder_input):
     assert (output.perturbed_indices != output.indices[4:]).all()
 
 
+def what_the_decoder_sees(network: VQSegNet, x: torch.Tensor) -> tuple[float, VQSegOutput]:
+    """Root mean square of the change of the moved tokens at the quantised stage, over z's standard deviation."""
+    read = []
+    resume = network.backbone.resume
+    network.backbone.resume = lambda net, maps, stage: read.append(maps[stage].detach()) or resume(net, maps, stage)
+    layout = BatchLayout(labeled=2, perturbed=4)
+    epsilon = network.perturbation.epsilon
+    output = network(x, layout)
+    network.perturbation.epsilon = 0.0
+    network(x, layout)
+    network.perturbation.epsilon = epsilon
+    network.backbone.resume = resume
+    change = (read[0] - read[1])[2:]
+    moved = (output.perturbed_indices != output.indices[2:])[:, None].expand_as(change)
+    assert (change[~moved] == 0).all()
+    return float(change[moved].square().mean().sqrt() / network.stage_features(x)[2:].std(correction=0)), output
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("book", ["spread", "clustered"])
+@pytest.mark.parametrize("decoder_input", ["quantized", "continuous"])
+def test_qpm_s_step_has_the_chosen_length_whatever_projection_and_book(decoder_input, book, scale):
+    for strength in (0.25, 2.0):
+        network = full_network(decoder_input=decoder_input, qpm_strength=strength).train()
+        with torch.no_grad():
+            if book == "clustered":
+                network.quantizer.codebook.copy_(1.0 + 0.05 * torch.randn_like(network.quantizer.codebook))
+            network.quantizer.project_out.weight.mul_(scale)
+        found, output = what_the_decoder_sees(network, torch.randn(6, 1, *PATCH))
+        assert found == pytest.approx(strength, rel=1e-3)
+        assert output.step.item() == pytest.approx(strength, rel=1e-3), "what the curve shows"
+
+
+def test_without_a_chosen_length_the_step_is_that_of_the_codes_and_the_curve_shows_it():
+    network = full_network(qpm_strength=None).train()
+    x = torch.randn(6, 1, *PATCH)
+    torch.manual_seed(1)
+    before, output = what_the_decoder_sees(network, x)
+    assert output.step.item() == pytest.approx(before, rel=1e-3)
+    with torch.no_grad():
+        network.quantizer.project_out.weight.mul_(0.1)
+    torch.manual_seed(1)
+    after, output = what_the_decoder_sees(network, x)
+    assert after == pytest.approx(0.1 * before, rel=1e-2)
+    assert output.step.item() == pytest.approx(after, rel=1e-3)
+
+
+def test_a_move_of_chosen_length_teaches_the_projection_nothing():
+    network = full_network(qpm_strength=1.0, epsilon=1.0).train()
+    output = network(torch.randn(2, 1, *PATCH), BatchLayout(labeled=0, perturbed=2))
+    sum(level.square().mean() for level in output.segmentation).backward()
+    weight = network.quantizer.project_out.weight
+    assert weight.grad is None or not weight.grad.any()
+
+
+def test_a_projection_to_nothing_moves_nothing():
+    network = full_network(qpm_strength=1.0, epsilon=1.0).train()
+    with torch.no_grad():
+        network.quantizer.project_out.weight.zero_()
+    output = network(torch.randn(2, 1, *PATCH), BatchLayout(labeled=0, perturbed=2))
+    assert output.step == 0
+    assert all(level.isfinite().all() for level in output.segmentation)
+
+
 @pytest.mark.parametrize(("layout", "aligned"), [((2, 2, 2), 4), ((2, 0, 2), 4), ((2, 2, 0), 4), ((2, 0, 0), 2)])
 def test_alignment_reads_the_codes_before_qpm_of_the_labeled_images_and_of_one_view(layout, aligned):
     network = full_network(epsilon=1.0).train()
@@ -238,7 +302,7 @@ def training_step(call: nn.Module, network: nn.Module, x: torch.Tensor, layout: 
     output = call(x, layout)
     network.zero_grad()
     terms = [*output.segmentation, output.reconstruction, output.adapted]
-    loss = sum(term.square().mean() for term in terms) + output.vq_loss + output.entropy + output.feature_loss
+    loss = sum(term.square().mean() for term in terms) + 16 * output.vq_loss + output.entropy + output.feature_loss
     loss.backward()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -20,7 +20,6 @@ from nnunetv2_vqseg.methods.vqseg import Views, VQSeg, VQSegConfig
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
-from nnunetv2_vqseg.modules.views.cutmix import CutMixPlan, sample_cutmix_plan
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.networks.vq import BatchLayout, VQSegNet, build_image_decoder
@@ -54,6 +53,7 @@ def config_of(case: str) -> VQSegConfig:
         "entropy_tokens": 65_536,
         "confidence_threshold": 0.6,
         "strong_view": True,
+        "cutmix_probability": 1.0,
     }
     return VQSegConfig().override(block | {"foundation_policy": "off"} | CASES[case])
 
@@ -99,7 +99,7 @@ def build(case: str, fixed: bool = True) -> VQSegNet:
 
 
 def whole_batch(world: int, seed: int) -> tuple[Batch, Views, tuple[Tensor, Tensor]]:
-    """Batch and views of all processes together, CutMix across their borders, and targets of the alignment."""
+    """Batch and views of all processes together, each process's views made by the method itself, and PFA's targets."""
     random = torch.Generator().manual_seed(seed)
     count = SHARE * world
 
@@ -112,14 +112,16 @@ def whole_batch(world: int, seed: int) -> tuple[Batch, Views, tuple[Tensor, Tens
 
     target = torch.randint(CLASSES, (count, 1, *PATCH), generator=random)
     weak, (labels, confidence) = images(), pseudo_labels(logits())
-    boxes = sample_cutmix_plan(count, PATCH, probability=1.0, generator=random).boxes
-    partners = torch.arange(count).roll(SHARE)
     features = torch.randn(2 * count, 5, 4, 4, generator=random)
     mask = torch.rand(2 * count, 4, 4, generator=random) < torch.linspace(0.1, 0.9, 2 * count).view(-1, 1, 1)
-    plan = CutMixPlan(boxes, partners)
-    strong = UnlabeledView(*(plan.apply(values) for values in (weak + 0.1, labels, confidence, weak)))
     batch = Batch(images(), [target, target[:, :, ::2, ::2]], weak)
-    return batch, Views(strong, UnlabeledView(weak, labels, confidence, weak)), (features, mask)
+    method = build_method("decoder reads z", ddp=False)
+    shares = [slice(SHARE * rank, SHARE * (rank + 1)) for rank in range(world)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        strong = [method.strong(weak[own], labels[own], confidence[own]) for own in shares]
+    mixed = UnlabeledView(*(torch.cat(parts) for parts in zip(*strong, strict=True)))
+    return batch, Views(mixed, UnlabeledView(weak, labels, confidence, weak)), (features, mask)
 
 
 def part(

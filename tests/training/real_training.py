@@ -245,7 +245,8 @@ def write_plan(home: Path, name: str, **block: Any) -> list[str]:
     folder = home / "preprocessed" / DATASET
     plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["plans_name"] = name
-    plans["configurations"]["2d"]["vqseg"].update(block)
+    # Two unlabelled images on each of two processes, which CutMix needs.
+    plans["configurations"]["2d"]["vqseg"].update({"unlabeled_batch_size": 4, **block})
     (folder / f"{name}.json").write_text(json.dumps(plans), encoding="utf-8")
     return ["901", "2d", "0", "-tr", "nnUNetTrainerVQSeg", "-p", name, "-device", "cpu"]
 

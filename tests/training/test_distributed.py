@@ -89,20 +89,20 @@ def test_ranks_of_a_training_draw_differently_and_agree_on_everything_else(home,
         "RanksPlans",
         labeled_batch_size=None,
         batch_size_range=[3, 3],
-        unlabeled_batch_size=2,
+        unlabeled_batch_size=4,
         iterations_per_epoch=30,
         restart_after=4,
     )
     processes = start_ranks(twenty_steps, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
     assert finish(processes) == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first["batch_sizes"] == second["batch_sizes"] == [2, 1], "3 labelled images become 2 on each"
+    assert first["batch_sizes"] == second["batch_sizes"] == [2, 2], "3 labelled images become 2 on each"
     assert not set(first["seen"]) & set(second["seen"])
     for network, state in first["state"].items():
         for name, value in state.items():
             assert torch.equal(second["state"][network][name], value), f"{network}: {name}"
     assert first["sums"] == second["sums"], "curves are means over ranks"
-    assert {"loss", "gradient_norm", "confidence", "qpm_displacement"} <= first["sums"].keys()
+    assert {"loss", "gradient_norm", "confidence", "qpm_step"} <= first["sums"].keys()
     for rank in (first, second):
         assert rank["bad_steps"] == 2, "NaN or Inf on one rank skips the step on all"
         assert rank["unchanged"]

@@ -55,14 +55,14 @@ def test_every_term_has_its_value_and_its_weight(progress):
     terms = terms_of(progress)
     expected = {
         "supervised": (1.0, 7.0),
-        # Cross entropy over all pixels of which half count, and 1 - Dice of the half: p = 0.5 against 1.
-        "pseudo_strong": (unlabeled, 0.5 * LN2 + 1 / 3),
+        # Cross entropy over all pixels of which half count, and half of 1 - Dice of that half: p = 0.5 against 1.
+        "pseudo_strong": (unlabeled, 0.5 * LN2 + 0.5 * 1 / 3),
         "pseudo_perturbed": (unlabeled, LN2 + 1 / 3),
         "reconstruction": (0.1, 0.5),  # |2 - 1.5|
         "reconstruction_unlabeled": (0.1 * unlabeled, 3.5),  # |5 - 1.5|, of the view before the jitter
         # Two patches with similarity 1 to their own and 0 to the other's features.
         "alignment": (0.5, math.log(1 + math.exp(-1 / 0.07))),
-        "vq": (1.0, 3.0),
+        "vq": (16.0, 3.0),
         "entropy": (0.1, -2.0),
         "feature": (1.0, 0.5),
     }
@@ -78,7 +78,8 @@ WEIGHTS = {
     "weight_perturbed": ("pseudo_perturbed",),
     "weight_reconstruction": ("reconstruction", "reconstruction_unlabeled"),
     "lambda_a": ("alignment",),
-    "weight_vq": ("vq", "feature"),
+    "weight_codebook": ("vq",),
+    "weight_feature": ("feature",),
     "weight_entropy": ("entropy",),
 }
 

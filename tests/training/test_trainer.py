@@ -520,3 +520,54 @@ def test_a_stage_that_the_plan_lacks_is_named_without_a_quantiser_too(make_train
     trainer = make_trainer("nnUNetTrainerMeanTeacherDropout", vq_stage=9)
     with pytest.raises(ConfigError, match=r"vqseg.vq_stage = 9 is not valid; this plan has stages 0 to"):
         trainer.initialize()
+
+
+def test_cutmix_without_a_partner_is_refused_and_can_be_switched_off(make_trainer):
+    trainer = make_trainer(unlabeled_batch_size=1)
+    with pytest.raises(ConfigError, match=r"With 1 unlabelled images a step on 1 process.* CutMix has no partner"):
+        trainer.initialize()
+    make_trainer(unlabeled_batch_size=1, cutmix_probability=0).initialize()
+    trainer = make_trainer(unlabeled_batch_size=2)
+    trainer.ranks.world_size = 2
+    with pytest.raises(ConfigError, match=r"set vqseg.unlabeled_batch_size in the plan to 4 or more"):
+        trainer.initialize()
+
+
+@pytest.mark.parametrize("block", [{"labeled_batch_size": None, "batch_size_range": [3, 3]}, {"labeled_batch_size": 4}])
+def test_stock_nnunet_for_comparisons_has_vq_seg_s_labelled_batch(make_trainer, block):
+    ours, stock = (make_trainer(name, **block) for name in ("nnUNetTrainerVQSeg", "nnUNetTrainerSupervised"))
+    assert ours.labeled_batch_size == stock.labeled_batch_size == stock.configuration_manager.batch_size
+    assert ours.labeled_batch_size == (3 if "batch_size_range" in block else 4)
+
+
+def test_a_plan_whose_auto_stage_has_moved_is_not_continued(make_trainer):
+    trainer = make_trainer(min_tokens=8)
+    trainer.initialize()
+    assert trainer.save_unfinished_epoch(f"{trainer.output_folder}/checkpoint_latest.pth")
+    moved = make_trainer(continue_training=True, min_tokens=8)
+    moved.configuration_manager.configuration["patch_size"] = [64, 64]  # stages 2 and 3 are equally wide
+    with pytest.raises(RuntimeError, match=r"quantised stage 2, and 'auto' takes stage 3 .* set vqseg.vq_stage = 2"):
+        moved.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+
+
+def test_channels_whose_background_is_masked_reach_the_strong_view(make_trainer):
+    trainer = make_trainer(cutmix_probability=0.0)
+    trainer.configuration_manager.configuration["use_mask_for_norm"] = [True]
+    trainer.initialize()
+    images = torch.randn(2, 1, 32, 32) + 5.0
+    images[..., 16:] = 0.0
+    labels, confidence = torch.zeros(2, 32, 32, dtype=torch.int64), torch.ones(2, 32, 32)
+    view = trainer.method.strong(images, labels, confidence)
+    assert (view.images[..., 16:] == 0).all()
+    assert not torch.equal(view.images, images)
+
+
+def test_cross_entropy_divides_by_the_labelled_pixels_of_all_processes(monkeypatch):
+    from nnunetv2_vqseg.trainer import optimizers
+
+    logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 1, 4, 4))
+    target[0, 0, 0] = 3  # 12 of 16 pixels have a label here, 4 on the other process
+    loss = optimizers.FullResolutionCrossEntropy(ignore_label=3)
+    alone = loss(logits, target)
+    monkeypatch.setattr(optimizers, "mean_over_processes", lambda number: (number + 4) / 2)
+    torch.testing.assert_close(loss(logits, target), alone * 12 / 8)

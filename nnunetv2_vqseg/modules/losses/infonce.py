@@ -22,11 +22,12 @@ def patch_contrastive_loss(
         target: (B, C', ...) features of the foundation model; receives none.
         temperature: tau > 0.
         mask: (B, ...) bool, True where a patch takes part, as a positive and as a negative; None keeps all.
-        ddp: divide by the kept patches of all processes, so that gradients averaged by DistributedDataParallel are
-            those of one process with the whole batch.
+        ddp: divide by the images of all processes that count, so that gradients averaged by DistributedDataParallel
+            are those of one process with the whole batch.
 
     Returns:
-        The mean over the kept patches of all images, a scalar; 0 with a gradient path (needed by DDP) if none is kept.
+        A scalar, the mean over images of the mean over an image's kept patches. Images with fewer than two of them do
+        not count: one patch has no negative. 0 with a gradient path (needed by DDP) if none counts.
 
     Raises:
         ValueError: shapes do not match, or `temperature` is not positive.
@@ -50,7 +51,10 @@ def patch_contrastive_loss(
         # Finite, because an image without a kept patch has rows of nothing else, and -inf - -inf is not a number.
         negatives = similarity.masked_fill(~kept[:, None, :], torch.finfo(similarity.dtype).min)
         per_patch = torch.where(kept, negatives.logsumexp(dim=2) - positive, 0.0)
-        count = kept.sum().float()
+        number = kept.sum(dim=1)
+        counts = number > 1
+        per_image = torch.where(counts, per_patch.sum(dim=1) / number.clamp(min=1), 0.0)
+        count = counts.sum().float()
         if ddp:
             count = mean_over_processes(count)
-        return per_patch.sum() / count.clamp(min=torch.finfo(count.dtype).tiny)
+        return per_image.sum() / count.clamp(min=torch.finfo(count.dtype).tiny)

@@ -42,8 +42,10 @@ class PseudoLabelLoss:
     """L_seg of Eq. 9 on the pixels the teacher is sure of, in float32.
 
     Cross entropy of the pixels with confidence >= threshold, divided by the number of *all* pixels (as FixMatch and
-    UniMatch), so that its weight grows with the kept share. Optionally plus 1 - soft Dice over the kept pixels, summed
-    over the batch, mean over foreground classes. Without a kept pixel both are 0, with a gradient path.
+    UniMatch), so that its weight grows with the kept share. Optionally plus the mean over foreground classes of
+    s_c (1 - soft Dice), both over the kept pixels of the whole batch, with s_c the kept share of the pixels that the
+    teacher calls c, 0 where it calls none so: Dice divides by what is kept, and alone would pull the harder the less
+    that is. Without a kept pixel both are 0, with a gradient path.
 
     Args:
         use_dice: add the Dice term.
@@ -102,8 +104,9 @@ class PseudoLabelLoss:
                 torch.where(kept & reference, probability, 0.0).sum(axes),
                 torch.where(kept, probability, 0.0).sum(axes),
                 (kept & reference).sum(axes).float(),
+                reference.sum(axes).float(),
             ]
-        )  # (3, foreground classes): intersection, prediction, reference
-        intersection, predicted, referenced = sum_over_processes(sums) if self.ddp else sums
+        )  # (4, foreground classes): intersection, prediction, kept reference, whole reference
+        intersection, predicted, referenced, labeled = sum_over_processes(sums) if self.ddp else sums
         dice = (2.0 * intersection + SMOOTH) / (predicted + referenced + SMOOTH)
-        return 1.0 - dice.mean()
+        return (referenced / labeled.clamp(min=1.0) * (1.0 - dice)).mean()

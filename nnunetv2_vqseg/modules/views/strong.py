@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,15 +33,21 @@ def strong_view(
     probability: float = 0.5,
     area: tuple[float, float] = AREA,
     aspect: tuple[float, float] = ASPECT,
+    masked: Sequence[bool] = (),
 ) -> UnlabeledView:
     """Intensity jitter, then CutMix inside the batch, with labels and confidence mixed in the same way.
 
     Args:
         images, labels, confidence: the weak view and the teacher's, shapes as in `UnlabeledView`.
-        probability, area, aspect: as for `sample_cutmix_boxes`.
+        probability, area, aspect: as for `sample_cutmix_plan`.
+        masked: of each channel, whether its background was set to 0 (nnU-Net's `use_mask_for_norm`) and stays so, as
+            nnU-Net masks after its own intensity transforms; none for ().
 
     Returns:
         New tensors; a batch of one is jittered only.
     """
     plan = sample_cutmix_plan(len(images), images.shape[2:], probability, area, aspect, device=images.device)
-    return UnlabeledView(plan.apply(jitter(images)), plan.apply(labels), plan.apply(confidence), plan.apply(images))
+    changed = jitter(images)
+    for channel in (number for number, is_masked in enumerate(masked) if is_masked):
+        changed[:, channel].masked_fill_(images[:, channel] == 0, 0.0)
+    return UnlabeledView(plan.apply(changed), plan.apply(labels), plan.apply(confidence), plan.apply(images))

@@ -124,10 +124,9 @@ class QuantizedPerturbation(nn.Module):
         if self.epsilon == 0.0:
             return indices.clone()
         flat = indices.flatten()
-        draw = torch.rand(flat.shape, device=flat.device)
-        moves = draw < self.epsilon
-        # Given that a token moves, its draw is uniform below epsilon: it serves a second time.
-        uniform = (draw / self.epsilon).clamp(max=_BELOW_ONE)
+        # Two draws: one has 24 bits, too few to say where to go among those below a small epsilon.
+        chance, uniform = torch.rand((2, len(flat)), device=flat.device)
+        moves, uniform = chance < self.epsilon, uniform.clamp(max=_BELOW_ONE)
         if self.mode == "literal":
             moved = self._move_literal(flat, codes.detach(), moves, uniform)
         else:

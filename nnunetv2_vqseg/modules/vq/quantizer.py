@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
     it reaches z unchanged. `mapping` learns from L_vq and the entropy term alone: a decoder that could move codes would
     make perturbations small instead of learning to bear them.
 
-    L_vq = |sg[t] - c|^2 + beta |t - sg[c]|^2, summed over d and averaged over tokens.
+    L_vq = |sg[t] - c|^2 + beta |t - sg[c]|^2, averaged over tokens and their d elements, as in VQGAN and SimVQ.
 
     Args:
         channels: C of the features.
@@ -143,8 +143,8 @@ class VectorQuantizer(nn.Module):
             indices = nearest_codes(tokens, codes)
             # Mapping the chosen rows again is cheaper than a gradient of the size of the book.
             chosen = self._mapped(self.codebook[indices])
-            loss = (own.detach() - chosen).square().sum(dim=1).mean()
-            loss = loss + self.beta * (own - chosen.detach()).square().sum(dim=1).mean()
+            loss = (own.detach() - chosen).square().mean()
+            loss = loss + self.beta * (own - chosen.detach()).square().mean()
             entropy = self._entropy(own, codes) if wants_entropy else loss.new_zeros(())
             # Value c exactly, gradient of the token.
             straight_through = chosen.detach() + (tokens - tokens.detach())

@@ -36,12 +36,13 @@ def cross_entropy_by_hand(logits, labels, confidence, threshold):
 
 
 def dice_by_hand(probability, reference, kept):
-    """Mean over classes of 1 - Dice, each over the kept pixels of the whole batch."""
+    """Mean over classes of 1 - Dice over the kept pixels of the whole batch, times their share of the class."""
     losses = []
     for c in range(probability.shape[1]):
         p, r = probability[:, c][kept[:, c]].tolist(), reference[:, c][kept[:, c]].tolist()
         overlap = sum(a * b for a, b in zip(p, r, strict=True))
-        losses.append(1 - (2 * overlap + SMOOTH) / (sum(p) + sum(r) + SMOOTH))
+        share = sum(r) / max(1.0, float(reference[:, c].sum()))
+        losses.append(share * (1 - (2 * overlap + SMOOTH) / (sum(p) + sum(r) + SMOOTH)))
     return sum(losses) / len(losses)
 
 
@@ -94,6 +95,33 @@ def test_regions_equal_a_loop():
     both = PseudoLabelLoss(use_dice=True, threshold=0.8, regions=True)(logits, labels, confidence)
     expected = dice_by_hand(logits.sigmoid(), labels.float(), kept)
     assert (both - entropy).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("use_dice", [False, True])
+@pytest.mark.parametrize("foreground", [0.5, 0.02])
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_gradient_never_grows_when_the_threshold_rises(regions, foreground, use_dice):
+    """Whatever is dropped first: at random, or the foreground, as where the teacher is sure of the background only."""
+    shape = (4, 4, 64, 64)
+    logits = torch.randn(shape)
+    labels = (torch.rand(shape if regions else (4, 64, 64)) < foreground) * torch.randint(1, 2 if regions else 4, ())
+    for confidence in (torch.rand(labels.shape), torch.where(labels > 0, 0.5, 1.0) * torch.rand(labels.shape)):
+        norms = []
+        for threshold in (0.0, 0.2, 0.45, 0.6, 0.9, 0.99, 0.999):
+            leaf = logits.clone().requires_grad_(True)
+            PseudoLabelLoss(use_dice, threshold, regions)(leaf, labels, confidence).backward()
+            norms.append(leaf.grad.norm().item())
+        assert norms[0] > 0
+        assert norms == sorted(norms, reverse=True), norms
+
+
+def test_where_only_background_is_sure_dice_says_nothing():
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    labels[0, :4] = 1
+    confidence = torch.where(labels == 0, 1.0, 0.5)
+    logits = torch.randn(1, 2, 8, 8)
+    with_dice = PseudoLabelLoss(use_dice=True, threshold=0.9)(logits, labels, confidence)
+    assert with_dice == PseudoLabelLoss(use_dice=False, threshold=0.9)(logits, labels, confidence)
 
 
 @pytest.mark.parametrize("regions", [False, True])

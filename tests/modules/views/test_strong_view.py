@@ -263,3 +263,14 @@ def test_relative_jitter_does_the_same_to_images_of_any_scale():
     )
     assert not torch.allclose(one, images, atol=0.1)
     torch.testing.assert_close(other / scale, one, rtol=1e-3, atol=1e-3)
+
+
+def test_a_masked_background_stays_0_and_an_unmasked_one_is_jittered():
+    """As nnU-Net masks after its own intensity transforms."""
+    images = torch.randn(4, 2, 16, 16) + 3.0
+    images[:, :, :, 8:] = 0.0
+    labels, confidence = torch.zeros(4, 16, 16, dtype=torch.int64), torch.ones(4, 16, 16)
+    view = strong_view(images, labels, confidence, IntensityJitter(), probability=0.0, masked=(True, False))
+    assert (view.images[:, 0, :, 8:] == 0).all()
+    assert (view.images[:, 1, :, 8:] != 0).any()
+    assert not torch.equal(view.images[:, 0, :, :8], images[:, 0, :, :8])

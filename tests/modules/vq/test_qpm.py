@@ -113,11 +113,26 @@ def test_extreme_draws_stay_within_the_other_codes(mode, num_codes: int, monkeyp
     codes = torch.randn(num_codes, 2)
     indices = torch.arange(num_codes)
     for epsilon in (0.3, 1.0):
-        for draw in (0.0, epsilon * (1 - 2**-24)):
-            monkeypatch.setattr(torch, "rand", lambda shape, device=None, draw=draw: torch.full(shape, draw))
+        for draw in (0.0, 1 - 2**-24):
+            draws = torch.tensor([[0.0], [draw]]).expand(2, num_codes)
+            monkeypatch.setattr(torch, "rand", lambda shape, device=None, draws=draws: draws.clone())
             moved = qpm(epsilon, mode)(indices, codes)
             assert ((moved >= 0) & (moved < num_codes)).all()
             assert (moved != indices).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_small_share_of_moves_goes_as_many_ways_as_a_large_one(mode) -> None:
+    """One draw of 24 bits for both questions would leave a handful of values below a small epsilon."""
+    codes = torch.randn(200, 2)
+    indices = torch.zeros(3_000_000, dtype=torch.int64)
+    perturbation = QuantizedPerturbation(1e-5, mode, 64.0, 150)
+    shares = []
+    for epsilon in (1e-5, 1.0):
+        perturbation.epsilon = epsilon
+        moved = perturbation(indices if epsilon < 1 else indices[:30], codes)
+        shares.append(len(moved[moved != 0].unique()))
+    assert 0.6 < shares[0] / shares[1] < 1.7, "about thirty moves each, to as many different codes"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -49,7 +49,7 @@ def plain_forward(quantizer: VectorQuantizer, z: Tensor) -> tuple[Tensor, ...]:
     squared = (t[:, None] - codes).square().sum(dim=2)
     indices = squared.argmin(dim=1)
     c = codes[indices]
-    loss = (t.detach() - c).square().sum(1).mean() + quantizer.beta * (t - c.detach()).square().sum(1).mean()
+    loss = (t.detach() - c).square().mean() + quantizer.beta * (t - c.detach()).square().mean()
     scale = 1.0 if quantizer.normalize else (squared.mean() / 2).detach()
     p = (-squared / (scale * quantizer.entropy_temperature)).softmax(dim=1)
     entropy = torch.special.entr(p).sum(dim=1).mean() - torch.special.entr(p.mean(dim=0)).sum()
