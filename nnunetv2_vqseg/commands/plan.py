@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # After the arguments, because nnU-Net takes seconds to import.
     from nnunetv2_vqseg.planning.api import find_class, plan_and_preprocess_dataset
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
 
     try:
         for dataset_id in args.d:
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 preprocess=not args.no_pp,
                 verbose=args.verbose,
                 show_progress=not args.no_pbar,
+                images_a_label=lambda block: nnUNetTrainerVQSeg.configured(block).images_a_label,
             )
     except UserError as error:
         sys.exit(str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,13 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_vqseg.core.errors import PlansError, explained_disk_errors
-from nnunetv2_vqseg.core.folders import VARIABLES, find_dataset, folder_or_none
+from nnunetv2_vqseg.core.folders import VARIABLES, find_dataset, folder_or_none, preprocessed_folder
 from nnunetv2_vqseg.data.checks.dataset import CheckedDataset, check_dataset
 from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.preprocess_case import check_spacing
 from nnunetv2_vqseg.planning import nnunet_steps
-from nnunetv2_vqseg.planning.planner import PLANS_NAME, vqseg_planner
+from nnunetv2_vqseg.planning.planner import IMAGES_A_LABEL, PLANS_NAME, vqseg_planner
+from nnunetv2_vqseg.planning.plans import load_plans, resolve_vqseg_block
 
 CONFIGURATION = "2d"
 
@@ -39,12 +40,15 @@ def plan_and_preprocess_dataset(
     preprocess: bool = True,
     verbose: bool = False,
     show_progress: bool = True,
+    images_a_label: Callable[[Mapping[str, Any]], float] = lambda block: IMAGES_A_LABEL,
 ) -> str:
     """Fingerprint, plan and preprocess one dataset, labelled and unlabelled cases.
 
     Args:
         gpu_memory_target_in_gb: for a VQ-Seg training, unlabelled images included; None: the planner's own.
         plans_name: None: `nnUNetVQSegPlans`.
+        images_a_label: from the `vqseg` block of a plan that is replaced to the images with gradient in a step for each
+            labelled one.
 
     Returns:
         The plan's name, for `-p`.
@@ -78,12 +82,19 @@ def plan_and_preprocess_dataset(
         show_progress=show_progress,
         clean=read_again,
         fingerprint_extractor_class=fingerprint_extractor_class,
+        images_a_label=images_a_label(_kept_block(name, plans_name or PLANS_NAME)),
         **({} if gpu_memory_target_in_gb is None else memory),
     )
     planner.plan_experiment()
     if preprocess:
         _preprocess(dataset, planner.plans_identifier, num_processes, verbose, show_progress)
     return planner.plans_identifier
+
+
+def _kept_block(dataset_name: str, plans_name: str) -> dict[str, Any]:
+    """The `vqseg` block of the plan that will be replaced, which the new one keeps."""
+    file = preprocessed_folder(dataset_name) / f"{plans_name}.json"
+    return resolve_vqseg_block(load_plans(file), CONFIGURATION) if file.is_file() else {}
 
 
 def find_class(name: str) -> Any:

@@ -20,14 +20,9 @@ from nnunetv2_vqseg.planning.plans import keep_vqseg_blocks, load_plans
 PLANS_NAME = "nnUNetVQSegPlans"
 GEOMETRY_FILE = "unlabeled_fingerprint.json"
 
-IMAGES_PER_LABELED_IMAGE = 2.25
-"""Memory of a VQ-Seg step per labelled image, in images of a stock nnU-Net step.
-
-With half as many unlabelled as labelled images and two views of them (`strong_view`; the default has one, a plan leaves
-room for the second) the student sees 1 + 1/2 + 1/2 = 2 images for each labelled one, in one forward pass with gradient.
-The image decoder keeps 0.15 (PlainConvUNet) or 0.10 (ResidualEncoderUNet) of the U-Net's activations for 1.5 of them
-(saved tensors at 256 x 256, 7 stages, tokens at stride 16). The teacher's pass keeps nothing and is over before the
-student's begins."""
+IMAGES_A_LABEL = 1.5
+"""Images with gradient in a step of the default trainer for each labelled one: itself, and one view of half as many
+unlabelled ones. The teacher's pass keeps nothing and is over before the student's begins."""
 
 MIN_PATCH = 8
 """Pixels; below this a plan is of no use, and nnU-Net's search for a smaller one does not end well."""
@@ -55,6 +50,7 @@ class VQSegPlannerMixin(ExperimentPlanner):
         show_progress: progress bars as nnU-Net has them.
         clean: read the unlabelled images again, even those that have not changed.
         fingerprint_extractor_class: nnU-Net's, for folds with `unlabeled` lists.
+        images_a_label: images with gradient in a step for each labelled one.
 
     The other arguments are the base planner's.
     """
@@ -72,10 +68,12 @@ class VQSegPlannerMixin(ExperimentPlanner):
         show_progress: bool = True,
         clean: bool = False,
         fingerprint_extractor_class: type[DatasetFingerprintExtractor] = DatasetFingerprintExtractor,
+        images_a_label: float = IMAGES_A_LABEL,
         **kwargs: Any,
     ):
         super().__init__(dataset_name_or_id, *args, plans_name=plans_name, **kwargs)
         self.labeled_batch_range = labeled_batch_range
+        self.images_a_label = images_a_label
         self.roles: CaseRoles = read_roles(self.dataset_name, self.dataset_json)
         if self.roles.has_listed_cases:
             self.dataset_json = {**self.dataset_json, "numTraining": len(self.roles.labeled)}
@@ -143,7 +141,7 @@ class VQSegPlannerMixin(ExperimentPlanner):
             )
         available = max(target_gb - FIXED_GB, target_gb / 2)
         reference = self.UNet_reference_val_2d * available / self.UNet_reference_val_corresp_GB
-        return reference / cache[key] * self.UNet_reference_val_corresp_bs_2d / IMAGES_PER_LABELED_IMAGE
+        return reference / cache[key] * self.UNet_reference_val_corresp_bs_2d / self.images_a_label
 
     def static_estimate_VRAM_usage(self, *args: Any, **kwargs: Any) -> float:
         """The base planner's, which fails where `nnUNet_n_proc_DA` is 0: it sets that number of torch threads."""

@@ -23,6 +23,16 @@ def notices(summary: Mapping[str, Any]) -> list[str]:
             f"{name} {' / '.join(f'{n:,}' for n in steps) or 'unknown'}" for name, steps in budgets.items()
         )
         found.append(f"The methods did not have the same number of steps: {told}.")
+    batches = {
+        name: sorted({tuple(fold["images_a_step"] or ()) for fold in method["training"]["folds"].values()})
+        for name, method in methods.items()
+    }
+    labeled = {images[0] for each in batches.values() for images in each if images}
+    if len(labeled) > 1:
+        told = "; ".join(
+            f"{name} {' / '.join(str(n[0]) for n in each if n) or 'unknown'}" for name, each in batches.items()
+        )
+        found.append(f"The methods did not have as many labelled images a step: {told}.")
     repeated = {name: len(method["cases"]) for name, method in methods.items()}
     if len(set(repeated.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in repeated.items())

@@ -24,7 +24,7 @@ from nnunetv2_vqseg.core.errors import DatasetError, PlansError
 from nnunetv2_vqseg.data.cases import UnlabeledCases
 from nnunetv2_vqseg.planning import planner as planner_module
 from nnunetv2_vqseg.planning.geometry import read_geometry
-from nnunetv2_vqseg.planning.planner import FIXED_GB, IMAGES_PER_LABELED_IMAGE, vqseg_planner
+from nnunetv2_vqseg.planning.planner import FIXED_GB, IMAGES_A_LABEL, vqseg_planner
 
 NAME = "Dataset901_Tiny"
 INTENSITIES = dict.fromkeys(("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"), 1.0)
@@ -169,7 +169,7 @@ def step_gb(planner: ExperimentPlanner, configuration: dict) -> float:
         architecture["arch_kwargs"],
         architecture["_kw_requires_import"],
     )
-    stock_images = configuration["batch_size"] * IMAGES_PER_LABELED_IMAGE
+    stock_images = configuration["batch_size"] * IMAGES_A_LABEL
     per_image = planner.UNet_reference_val_corresp_GB / planner.UNet_reference_val_corresp_bs_2d
     return FIXED_GB + stock_images * per_image * estimate / planner.UNet_reference_val_2d
 
