@@ -35,11 +35,9 @@ def test_number_of_steps_that_is_told_is_the_number_trained(asked, trained, caps
     assert (f"training {trained} steps" in capsys.readouterr().out) == (asked != str(trained))
 
 
-def test_foundation_model_stays_out_on_a_cpu_and_the_page_says_so():
-    assert block().foundation_policy == "off"
-    assert block(has_gpu=True).foundation_policy == "auto"
-    assert demo.WITHOUT_PFA in demo.facts({}, "cpu")
-    assert demo.WITHOUT_PFA not in demo.facts({}, "cuda")
+def test_foundation_model_stays_out_and_the_page_says_so():
+    assert block().foundation_policy == block(has_gpu=True).foundation_policy == "off"
+    assert demo.WITHOUT_PFA in demo.facts({})
 
 
 def test_steps_and_labelled_volumes_are_those_of_the_checkpoints():
@@ -47,7 +45,7 @@ def test_steps_and_labelled_volumes_are_those_of_the_checkpoints():
         "A": TrainingRecord(epochs=10, iterations_per_epoch=40, runtime={"labeled_cases": 6}),
         "B": TrainingRecord(runtime={"steps": 390, "labeled_cases": 14}),
     }
-    assert "A 400 steps on 6 labelled volumes; B 390 steps on 14 labelled volumes." in demo.facts(records, "cpu")[0]
+    assert "A 400 steps on 6 labelled volumes; B 390 steps on 14 labelled volumes." in demo.facts(records)[0]
 
 
 def test_a_run_with_the_same_arguments_goes_on(tmp_path):

@@ -35,7 +35,7 @@ TINY = {
     "qpm_neighbors": 4,
     "min_tokens": 4,
     "labeled_batch_size": 2,
-    "unlabeled_batch_size": 1,
+    "unlabeled_batch_size": 2,
     "foundation_policy": "off",
     "seed": 0,
 }
