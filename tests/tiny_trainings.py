@@ -6,6 +6,7 @@ A folder of tests imports those that it uses into its conftest.py.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,28 +44,24 @@ Once = Callable[[str, Callable[[Path], None]], Path]
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Path:
     """nnU-Net's three folders with a planned and preprocessed phantom dataset, this process's own."""
     home = tmp_path_factory.mktemp("nnunet") / "home"
-    with pytest.MonkeyPatch.context() as patch:
-        shutil.copytree(once("planned_phantoms", lambda folder: make_home(folder, patch)), home)
-        point_at(home, patch)
-        yield home
+    return Path(shutil.copytree(once("planned_phantoms", make_home), home))
 
 
-def point_at(home: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let nnU-Net's variables name the folders of this home."""
-    for name in FOLDERS:
-        patch.setenv(f"nnUNet_{name}", str(home / name))
+def variables(home: Path) -> dict[str, str]:
+    """nnU-Net's variables that name the folders of this home."""
+    return {f"nnUNet_{name}": str(home / name) for name in FOLDERS}
 
 
-def make_home(home: Path, patch: pytest.MonkeyPatch) -> None:
+def make_home(home: Path) -> None:
     """A phantom dataset, planned and preprocessed."""
-    point_at(home, patch)
     for name in FOLDERS:
         (home / name).mkdir()
     sizes = ["--labeled", "2", "--unlabeled", "2", "--val", "1", "--test", "1", "--size", "48", "56"]
-    subprocess.run([sys.executable, ROOT / "scripts/make_phantoms.py", *sizes], check=True, capture_output=True)
+    command = [sys.executable, ROOT / "scripts/make_phantoms.py", *sizes]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | variables(home))
     plan_tiny(home, DATASET)
 
 
@@ -74,6 +71,8 @@ def plan_tiny(home: Path, dataset: str) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         few_samples(patch)
+        for name, folder in variables(home).items():
+            patch.setenv(name, folder)
         main(["-d", str(int(dataset[7:10])), "-np", "1", "-npfp", "1", "--no_pbar"])
     file = home / "preprocessed" / dataset / "nnUNetVQSegPlans.json"
     plans = json.loads(file.read_text(encoding="utf-8"))
@@ -90,8 +89,10 @@ def plan_dataset(home: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def results(home: Path) -> Iterator[Path]:
-    """An empty results folder."""
+def results(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results folder; nnU-Net's variables name it and the home's other two."""
+    for name, path in variables(home).items():
+        monkeypatch.setenv(name, path)
     folder = home / "results"
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -64,7 +64,7 @@ def train_measured(record: Path, plan: str) -> None:
     def measure_and_begin() -> None:
         if time.monotonic() > time_is_up:
             os.kill(os.getpid(), signal.SIGTERM)
-        write_down(record, epoch=trainer.current_epoch, step=trainer.step, **holdings())
+        write_down(record, epoch=trainer.current_epoch, step=trainer.stepper.step, **holdings())
         begin()
 
     trainer.on_epoch_start = measure_and_begin

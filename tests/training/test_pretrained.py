@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_vqseg.modules.ema import unwrap
+
 pytestmark = pytest.mark.slow
 
 DATASET = "Dataset901_Phantom"
@@ -50,7 +52,7 @@ def new(plan: str, results: Path) -> Callable[[str], Any]:
 def saved(request: pytest.FixtureRequest, new: Callable[[str], Any], tmp_path: Path) -> str:
     """A checkpoint of stock nnU-Net, or of a VQ-Seg trainer."""
     source = new(request.param)
-    network = source.vqseg_network if request.param == "nnUNetTrainerVQSeg" else source.network
+    network = unwrap(source.method.student) if request.param == "nnUNetTrainerVQSeg" else source.network
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.01)
@@ -58,7 +60,7 @@ def saved(request: pytest.FixtureRequest, new: Callable[[str], Any], tmp_path: P
         source._best_ema = np.float64(0.1)
         source.logger.log("train_losses", np.float32(2.0), 0)
     else:
-        source.teacher.module.load_state_dict(network.state_dict())
+        source.method.teacher.module.load_state_dict(network.state_dict())
     file = tmp_path / f"{request.param}.pth"
     source.save_checkpoint(str(file))
     return str(file)
@@ -67,7 +69,7 @@ def saved(request: pytest.FixtureRequest, new: Callable[[str], Any], tmp_path: P
 def assert_started_from(trainer: Any, file: str, fresh: dict[str, torch.Tensor]) -> None:
     """Every weight is the file's, but for the output layers and what the file does not have."""
     weights = torch.load(file, weights_only=False)["network_weights"]
-    found = trainer.method.net.state_dict()
+    found = unwrap(trainer.method.student).state_dict()
     taken = {key for key in found if key in weights and ".seg_layers." not in key}
     assert len(taken) > 20
     for key, value in found.items():
@@ -75,7 +77,7 @@ def assert_started_from(trainer: Any, file: str, fresh: dict[str, torch.Tensor])
 
 
 def state_of(trainer: Any) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in trainer.method.net.state_dict().items()}
+    return {key: value.clone() for key, value in unwrap(trainer.method.student).state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_teacher_starts_from_the_pretrained_weights_too(new, tmp_path: Path) -> 
     trainer.on_train_start()
     trainer.stop_loaders()
     teacher = trainer.method.teacher.module.state_dict()
-    assert all(torch.equal(value, teacher[key]) for key, value in trainer.method.net.state_dict().items())
+    assert all(torch.equal(value, teacher[key]) for key, value in unwrap(trainer.method.student).state_dict().items())
 
 
 @pytest.mark.parametrize("what", ["lacks a weight", "has a wider one"])
@@ -182,7 +184,7 @@ class Trap:
 
 @pytest.mark.parametrize("trap", [True, False])
 def test_training_command_runs_no_code_from_the_file(plan: str, results: Path, tmp_path: Path, trap: bool) -> None:
-    from nnunetv2_vqseg.train import EXIT_REFUSED, main
+    from nnunetv2_vqseg.commands.train import EXIT_REFUSED, main
 
     file, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     if trap:

@@ -179,7 +179,7 @@ def test_signal_that_kills_the_loaders_workers_too_still_saves(make_trainer, mon
     step = trainer.train_step
 
     def loaders_die(batch: dict) -> dict:
-        if trainer.step < 4:
+        if trainer.stepper.step < 4:
             return step(batch)
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("One or more background workers are no longer alive.")
@@ -242,7 +242,7 @@ def test_signal_after_the_last_step_stops_before_the_validation(make_trainer, mo
 def test_signal_before_there_is_a_trainer_ends_the_command_with_the_code(home, results, monkeypatch, capfd) -> None:
     from real_training import write_plan
 
-    from nnunetv2_vqseg import train
+    from nnunetv2_vqseg.commands import train
 
     arguments = write_plan(home, "SignalPlans")
     monkeypatch.setattr(train, "get_trainer_from_args", lambda *_, **__: os.kill(os.getpid(), signal.SIGUSR1))
@@ -477,7 +477,7 @@ def test_continuing_a_prolonged_training_keeps_its_unfinished_epoch(make_trainer
     other = make_trainer(name, num_epochs=2, continue_training=True)
     other.load_checkpoint(str(folder / "checkpoint_final.pth"))
     if name == "nnUNetTrainerVQSeg":
-        assert other.step == expected
+        assert other.stepper.step == expected
     else:
         assert other.logger.get_checkpoint()["epoch_start_timestamps"] == [1.0]
 
@@ -517,7 +517,7 @@ def test_the_image_decoder_stays_where_training_goes_on_and_is_not_needed_to_val
     validating = make_trainer(reconstruct=not had)
     validating.load_checkpoint(file)
     saved = torch.load(file, weights_only=True)["network_weights"]
-    loaded = validating.teacher_network.state_dict()
+    loaded = validating.method.teacher.module.state_dict()
     assert all(torch.equal(loaded[key], weights) for key, weights in saved.items())
 
 

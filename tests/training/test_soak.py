@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tiny_trainings import variables
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +63,7 @@ def soak(request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.Te
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "nnUNet_n_proc_DA": "2"},
+            env={**os.environ, **variables(home), "nnUNet_n_proc_DA": "2"},
             start_new_session=True,
         )
         try:
