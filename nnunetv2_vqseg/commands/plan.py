@@ -34,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="check labelled images, labels and unlabelled images first. Recommended once for each dataset",
     )
     parser.add_argument("--no_pp", action="store_true", help="fingerprint and plan only, no preprocessing")
-    parser.add_argument("--clean", action="store_true", help="extract fingerprints again where there are some")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="extract fingerprints again where there are some, and preprocess unlabelled images that have not changed, too",
+    )
     parser.add_argument(
         "-pl",
         default="ExperimentPlanner",

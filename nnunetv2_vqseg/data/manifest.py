@@ -16,13 +16,14 @@ from typing import Any, TypedDict
 from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.data.records import file_states
+from nnunetv2_vqseg.data.side_files import with_side_files
 
 VERSION = 1
 OUTPUT_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
 
 
 class Source(TypedDict):
-    """One channel file as it was read: bytes, modification time in nanoseconds, hash of the content."""
+    """One file as it was read: bytes, modification time in nanoseconds, hash of the content; -1, -1, "" if missing."""
 
     size: int
     mtime_ns: int
@@ -67,8 +68,8 @@ class Manifest:
         entry = self.cases.get(case, {})
         if entry.get("settings") != settings or not self.is_complete(case):
             return False
-        sources = entry.get("sources", [])
-        return len(sources) == len(files) and all(map(_is_same_file, files, sources))
+        sources, read = entry.get("sources", []), with_side_files(files)
+        return len(sources) == len(read) and all(map(_is_same_file, read, sources))
 
 
 def manifest_file(folder: str | Path) -> Path:
@@ -76,10 +77,13 @@ def manifest_file(folder: str | Path) -> Path:
     return Path(f"{folder}.json")
 
 
-def describe_source(file: str | Path) -> Source:
-    """Size, time and content hash of a file, the first two taken before it is read."""
-    status = Path(file).stat()
-    return Source(size=status.st_size, mtime_ns=status.st_mtime_ns, content=_content_hash(file))
+def describe_sources(files: Sequence[str]) -> list[Source]:
+    """Channel files and what is read with them; size and time are taken before the content."""
+    sources = []
+    for file in with_side_files(files):
+        ((size, mtime_ns),) = file_states([file])
+        sources.append(Source(size=size, mtime_ns=mtime_ns, content="" if size < 0 else _content_hash(file)))
+    return sources
 
 
 def _is_entry(value: Any) -> bool:
@@ -93,16 +97,16 @@ def _is_entry(value: Any) -> bool:
     )
 
 
-def _is_same_file(file: str, source: Source) -> bool:
+def _is_same_file(file: Path, source: Source) -> bool:
     ((size, mtime_ns),) = file_states([file])
-    if size < 0 or size != source["size"]:
+    if size != source["size"]:
         return False
     return mtime_ns == source["mtime_ns"] or _content_hash(file) == source["content"]
 
 
-def _content_hash(file: str | Path) -> str:
+def _content_hash(file: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with Path(file).open("rb") as stream:
+    with file.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

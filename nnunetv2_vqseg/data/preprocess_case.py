@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 
 from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.checks.images import read_case
-from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_source
+from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_sources
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -69,7 +69,7 @@ def prepare_case(
         DatasetError: an image that cannot be used.
         RuntimeError: the preprocessor failed on an image that looks fine.
     """
-    sources = [describe_source(file) for file in files]
+    sources = describe_sources(files)
     grid, warnings = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)[1:]
     check_spacing(files[0], grid.spacing, plans_manager, configuration_manager)
     # Reads the files once more, because a preprocessor of the user's may do that in its own way.

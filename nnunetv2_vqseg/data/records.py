@@ -11,6 +11,7 @@ from typing import Any
 from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import read_object
 from nnunetv2_vqseg.core.pools import for_each_case
+from nnunetv2_vqseg.data.side_files import with_side_files
 
 
 def find_out(
@@ -41,7 +42,7 @@ def find_out(
     jobs = {
         case: (function, files, arguments, expected)
         for case, files in cases.items()
-        if case not in known or (known[case]["files"], known[case]["expected"]) != (file_states(files), expected)
+        if case not in known or (known[case]["files"], known[case]["expected"]) != (case_states(files), expected)
     }
     if jobs:
         try:
@@ -54,7 +55,7 @@ def find_out(
 def _find_out_one(
     case: str, function: Callable[..., Mapping[str, Any]], files: Sequence[str], arguments: tuple, expected: Any
 ) -> dict[str, Any]:
-    states = file_states(files)  # before they are read
+    states = case_states(files)  # before they are read
     return {**function(case, files, *arguments), "files": states, "expected": expected}
 
 
@@ -67,6 +68,11 @@ def write_record(file: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep what is known; where that cannot be written, it is found out again next time."""
     with suppress(OSError):
         replace_text(file, json.dumps(cases, indent=1))
+
+
+def case_states(files: Sequence[str | Path]) -> list[list[int]]:
+    """`file_states` of everything that is read for a case of these files."""
+    return file_states(with_side_files(files))
 
 
 def file_states(files: Sequence[str | Path]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_vqseg.core.errors import PlansError, explained_disk_errors
 from nnunetv2_vqseg.core.folders import VARIABLES, find_dataset, folder_or_none, preprocessed_folder
 from nnunetv2_vqseg.data.checks.dataset import CheckedDataset, check_dataset
+from nnunetv2_vqseg.data.manifest import manifest_file
 from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.preprocess_case import check_spacing
 from nnunetv2_vqseg.planning import nnunet_steps
@@ -49,6 +50,7 @@ def plan_and_preprocess_dataset(
         plans_name: None: `nnUNetVQSegPlans`.
         images_a_label: from the `vqseg` block of a plan that is replaced to the images with gradient in a step for each
             labelled one.
+        clean: take nothing over from an earlier run: read and preprocess every image again.
 
     Returns:
         The plan's name, for `-p`.
@@ -87,7 +89,7 @@ def plan_and_preprocess_dataset(
     )
     planner.plan_experiment()
     if preprocess:
-        _preprocess(dataset, planner.plans_identifier, num_processes, verbose, show_progress)
+        _preprocess(dataset, planner.plans_identifier, num_processes, clean, verbose, show_progress)
     return planner.plans_identifier
 
 
@@ -112,7 +114,12 @@ def find_class(name: str) -> Any:
 
 
 def _preprocess(
-    dataset: CheckedDataset, plans_identifier: str, num_processes: int, verbose: bool, show_progress: bool
+    dataset: CheckedDataset,
+    plans_identifier: str,
+    num_processes: int,
+    clean: bool,
+    verbose: bool,
+    show_progress: bool,
 ) -> None:
     print("Preprocessing...")
     plans_manager = PlansManager(str(dataset.preprocessed / f"{plans_identifier}.json"))
@@ -121,13 +128,16 @@ def _preprocess(
         image = dataset.roles.training[case]["images"][0]
         check_spacing(image, found["spacing"], plans_manager, configuration_manager)
     nnunet_steps.preprocess(dataset, plans_identifier, CONFIGURATION, num_processes, verbose, show_progress)
+    folder = unlabeled_folder(str(dataset.preprocessed / configuration_manager.data_identifier))
+    if clean:
+        manifest_file(folder).unlink(missing_ok=True)
     if dataset.roles.unlabeled.files:
         prepare_unlabeled_cases(
             replace(dataset.roles.unlabeled, warnings=()),  # printed before planning
             plans_manager,
             configuration_manager,
             dataset.dataset_json,
-            unlabeled_folder(str(dataset.preprocessed / configuration_manager.data_identifier)),
+            folder,
             num_processes,
             show_progress=show_progress,
         )

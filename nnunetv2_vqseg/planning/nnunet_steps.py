@@ -23,7 +23,7 @@ from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.cases import TrainingCase
 from nnunetv2_vqseg.data.checks.dataset import CheckedDataset
-from nnunetv2_vqseg.data.records import file_states, read_record, write_record
+from nnunetv2_vqseg.data.records import case_states, read_record, write_record
 from nnunetv2_vqseg.data.roles import CaseRoles
 
 FINGERPRINTED_FILE = "labeled_fingerprinted.json"
@@ -75,7 +75,7 @@ def extract_fingerprint(
     """
     file = dataset.preprocessed / "dataset_fingerprint.json"
     record, visible = file.with_name(FINGERPRINTED_FILE), dataset.roles.visible
-    cases = {case: {"files": file_states([*entry["images"], entry["label"]])} for case, entry in visible.items()}
+    cases = {case: {"files": case_states([*entry["images"], entry["label"]])} for case, entry in visible.items()}
     if file.is_file() and not clean:
         same = _number_of_fingerprinted(file) == len(cases) and read_record(record) in ({}, cases)
         if not same and not dataset.roles.has_listed_cases:

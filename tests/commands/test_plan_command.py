@@ -133,6 +133,9 @@ def test_from_raw_images_to_two_folders(home: Path, capsys: pytest.CaptureFixtur
     assert "Preprocessing 1 of 3 unlabelled cases" in said
     assert said.count("transductive") == 1, "planning and preprocessing are one command"
 
+    run("--clean")
+    assert "Preprocessing 3 of 3 unlabelled cases" in capsys.readouterr().out
+
     run("--no_pp", "-overwrite_plans_name", "mine", "-gpu_memory_target", "4", "-pl", "ResEncUNetPlanner")
     plans = json.loads((base / "mine.json").read_text(encoding="utf-8"))
     assert plans["configurations"]["2d"]["data_identifier"] == "mine_2d"

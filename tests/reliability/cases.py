@@ -35,6 +35,7 @@ class Case:
         warns: where it works, a part of the one warning that is printed.
         channels: of the dataset.
         sealed: folders without permission to write.
+        holds: where it works, what must be true of the world then.
         quotes: whether the sentence quotes another library, whose words the table leaves out.
     """
 
@@ -46,6 +47,7 @@ class Case:
     warns: str | None = None
     channels: int = 1
     sealed: Callable[[World], list[Path]] | None = None
+    holds: Callable[[World], bool] | None = None
     quotes: bool = False
 
 

@@ -45,8 +45,10 @@ from worlds import (
     resize,
     respace,
     shift,
+    preprocessed_shapes,
     truncate,
     unpack,
+    use_tiff,
     voxels,
     write_json,
     zip_text,
@@ -73,6 +75,19 @@ def _drop_all_foreground(world: World) -> None:
         voxels(np.zeros_like)(world.raw / "labelsTr" / f"{case}.nii.gz")
 
 
+def _spacings(world: World, step: float, *files: str) -> None:
+    """Correct the spacing files of 3D TIFFs."""
+    for file in files:
+        write_json(world.raw / file, {"spacing": [10, step, step]})
+
+
+UL_JSON, TR_JSON = "imagesUl/U.json", "imagesTr/A.json"
+ALL_JSON = [
+    *(f"imagesTr/{case}.json" for case in "ABC"),
+    *(f"labelsTr/{case}.json" for case in "ABC"),
+    UL_JSON,
+    "imagesUl/V.json",
+]
 NO_LABEL = Refused("", "cannot be opened", "restore it, or move an image without a label to imagesUl")
 
 FILES = [
@@ -365,115 +380,147 @@ DESCRIPTION = [
     ),
 ]
 
-PLANNED_BEFORE = [
-    Case(f"splits_final.json: {what}", plan, raw_splits(content), Refused("splits_final.json", problem, remedy))
-    for what, content, problem, remedy in (
-        ("a dictionary", {"train": ["A"]}, "is not a list of folds", CORRECT),
-        ("names instead of folds", ["A", "B"], "is not a list of folds", CORRECT),
-        ("no list of training cases", [{"val": ["A"]}], 'no list of case names under "train"', "write for example"),
-        ("numbers for names", [{"train": [1], "val": ["A"]}], 'no list of case names under "train"', "write for"),
-        (
-            "an unlabelled case that is missing",
-            [{"train": ["A"], "val": ["B"], "unlabeled": ["Z"]}],
-            "names the case Z",
-            "correct the name",
-        ),
-        (
-            "a case with and without label",
-            [{"train": ["A"], "val": ["B"], "unlabeled": ["A", "C"]}],
-            "names the case A",
-            "remove it from one of the lists",
-        ),
-        (
-            "a case twice",
-            [{"train": ["A"], "val": ["B"], "unlabeled": ["C", "C"]}],
-            "names the case C twice",
-            "remove one of them",
-        ),
-        (
-            "every case unlabelled",
-            [{"train": [], "val": [], "unlabeled": ["A", "B", "C"]}],
-            "lists every case",
-            "leave some labelled",
-        ),
-    )
-] + [
-    Case(
-        "splits_final.json: other validation cases in nnUNet_raw than in nnUNet_preprocessed",
-        plan,
-        lambda world: (
-            raw_splits(FOLDS)(world),
-            plan(world),
-            raw_splits([{"train": ["A", "C"], "val": ["B"]}])(world),
-        ),
-        Refused("splits_final.json", 'differ in "train" of fold 0', "delete the latter to use the former"),
-    ),
-    Case(
-        "splits_final.json: half a file",
-        plan,
-        lambda world: (raw_splits(FOLDS)(world), truncate(world.raw / "splits_final.json")),
-        Refused("splits_final.json", "is not valid JSON", CORRECT),
-        quotes=True,
-    ),
-    Case(
-        "dataset_fingerprint.json: half a file",
-        plan,
-        lambda world: text('{"spacings": [', world.preprocessed / "dataset_fingerprint.json"),
-        Refused("dataset_fingerprint.json", "is not valid JSON", "add --clean"),
-        quotes=True,
-    ),
-    Case(
-        "dataset_fingerprint.json: of another version",
-        plan,
-        lambda world: text('{"all_sizes": []}', world.preprocessed / "dataset_fingerprint.json"),
-        Refused("dataset_fingerprint.json", "is no fingerprint of this version", "add --clean"),
-    ),
-    Case(
-        "an earlier plan: half a file",
-        plan,
-        lambda world: text('{"plans_name": ', world.preprocessed / PLANS_FILE),
-        Refused(PLANS_FILE, "is not valid JSON", "delete it and plan again"),
-        quotes=True,
-    ),
-    Case(
-        "an earlier plan: of nnU-Net 1",
-        plan,
-        lambda world: (world.preprocessed.mkdir(), nnunet_1_plan(world)),
-        Refused(PLANS_FILE, "is no plan of nnU-Net 2", "delete it and plan again"),
-    ),
-    *(
+PLANNED_BEFORE = (
+    [
         Case(
-            f"unlabeled_fingerprint.json: {what}",
+            "unlabelled 3D TIFF: its spacing file was corrected, planned before",
             plan,
-            lambda world, spoil=spoil: (plan(world), spoil(world.preprocessed / "unlabeled_fingerprint.json")),
+            lambda world: (
+                use_tiff(world),
+                _spacings(world, 3.0, UL_JSON),
+                plan(world),
+                _spacings(world, 1.5, UL_JSON),
+            ),
+            holds=lambda world: set(preprocessed_shapes(world).values()) == {(1, 3, 32, 32)},
+        ),
+        Case(
+            "every 3D TIFF: its spacing file was corrected, planned before",
+            plan,
+            lambda world: (use_tiff(world), plan(world), _spacings(world, 3.0, *ALL_JSON)),
+            holds=lambda world: set(preprocessed_shapes(world).values()) == {(1, 3, 32, 32)},
+        ),
+        Case(
+            "labelled 3D TIFF: its spacing file is gone, planned before",
+            plan,
+            lambda world: (use_tiff(world), plan(world), (world.raw / TR_JSON).unlink()),
+            Refused("imagesTr/A_0000.tif", "has the spacing (10.0, 1.5, 1.5) mm", "check which files belong together"),
+        ),
+    ]
+    + [
+        Case(f"splits_final.json: {what}", plan, raw_splits(content), Refused("splits_final.json", problem, remedy))
+        for what, content, problem, remedy in (
+            ("a dictionary", {"train": ["A"]}, "is not a list of folds", CORRECT),
+            ("names instead of folds", ["A", "B"], "is not a list of folds", CORRECT),
+            ("no list of training cases", [{"val": ["A"]}], 'no list of case names under "train"', "write for example"),
+            ("numbers for names", [{"train": [1], "val": ["A"]}], 'no list of case names under "train"', "write for"),
+            (
+                "an unlabelled case that is missing",
+                [{"train": ["A"], "val": ["B"], "unlabeled": ["Z"]}],
+                "names the case Z",
+                "correct the name",
+            ),
+            (
+                "a case with and without label",
+                [{"train": ["A"], "val": ["B"], "unlabeled": ["A", "C"]}],
+                "names the case A",
+                "remove it from one of the lists",
+            ),
+            (
+                "a case twice",
+                [{"train": ["A"], "val": ["B"], "unlabeled": ["C", "C"]}],
+                "names the case C twice",
+                "remove one of them",
+            ),
+            (
+                "every case unlabelled",
+                [{"train": [], "val": [], "unlabeled": ["A", "B", "C"]}],
+                "lists every case",
+                "leave some labelled",
+            ),
         )
-        for what, spoil in NO_RECORDS
-    ),
-    Case("nnUNet_raw: read only", plan, nothing, sealed=lambda world: [world.root / "nnUNet_raw"]),
-    Case(
-        "nnUNet_preprocessed: read only",
-        plan,
-        nothing,
-        Refused("nnUNet_preprocessed/Dataset901_Tiny", "cannot be written to (Permission denied)", "make it writable"),
-        sealed=lambda world: [world.root / "nnUNet_preprocessed"],
-    ),
-    Case(
-        "nnUNet_preprocessed: read only, planned before",
-        plan,
-        plan,
-        Refused("nnUNet_preprocessed/Dataset901_Tiny", "cannot be written to (Permission denied)", "make it writable"),
-        sealed=lambda world: [world.preprocessed],
-    ),
-    Case(
-        "labelled image: gzip data end in the middle, planned before",
-        plan,
-        lambda world: (plan(world), truncate(world.image)),
-        TRUNCATED._replace(file=IMAGE),
-    ),
-    Case(
-        "label: a value that dataset.json does not know, planned before",
-        plan,
-        lambda world: (plan(world), one_voxel(7)(world.label)),
-        Refused(LABEL, "label(s) 7", "correct the label"),
-    ),
-]
+    ]
+    + [
+        Case(
+            "splits_final.json: other validation cases in nnUNet_raw than in nnUNet_preprocessed",
+            plan,
+            lambda world: (
+                raw_splits(FOLDS)(world),
+                plan(world),
+                raw_splits([{"train": ["A", "C"], "val": ["B"]}])(world),
+            ),
+            Refused("splits_final.json", 'differ in "train" of fold 0', "delete the latter to use the former"),
+        ),
+        Case(
+            "splits_final.json: half a file",
+            plan,
+            lambda world: (raw_splits(FOLDS)(world), truncate(world.raw / "splits_final.json")),
+            Refused("splits_final.json", "is not valid JSON", CORRECT),
+            quotes=True,
+        ),
+        Case(
+            "dataset_fingerprint.json: half a file",
+            plan,
+            lambda world: text('{"spacings": [', world.preprocessed / "dataset_fingerprint.json"),
+            Refused("dataset_fingerprint.json", "is not valid JSON", "add --clean"),
+            quotes=True,
+        ),
+        Case(
+            "dataset_fingerprint.json: of another version",
+            plan,
+            lambda world: text('{"all_sizes": []}', world.preprocessed / "dataset_fingerprint.json"),
+            Refused("dataset_fingerprint.json", "is no fingerprint of this version", "add --clean"),
+        ),
+        Case(
+            "an earlier plan: half a file",
+            plan,
+            lambda world: text('{"plans_name": ', world.preprocessed / PLANS_FILE),
+            Refused(PLANS_FILE, "is not valid JSON", "delete it and plan again"),
+            quotes=True,
+        ),
+        Case(
+            "an earlier plan: of nnU-Net 1",
+            plan,
+            lambda world: (world.preprocessed.mkdir(), nnunet_1_plan(world)),
+            Refused(PLANS_FILE, "is no plan of nnU-Net 2", "delete it and plan again"),
+        ),
+        *(
+            Case(
+                f"unlabeled_fingerprint.json: {what}",
+                plan,
+                lambda world, spoil=spoil: (plan(world), spoil(world.preprocessed / "unlabeled_fingerprint.json")),
+            )
+            for what, spoil in NO_RECORDS
+        ),
+        Case("nnUNet_raw: read only", plan, nothing, sealed=lambda world: [world.root / "nnUNet_raw"]),
+        Case(
+            "nnUNet_preprocessed: read only",
+            plan,
+            nothing,
+            Refused(
+                "nnUNet_preprocessed/Dataset901_Tiny", "cannot be written to (Permission denied)", "make it writable"
+            ),
+            sealed=lambda world: [world.root / "nnUNet_preprocessed"],
+        ),
+        Case(
+            "nnUNet_preprocessed: read only, planned before",
+            plan,
+            plan,
+            Refused(
+                "nnUNet_preprocessed/Dataset901_Tiny", "cannot be written to (Permission denied)", "make it writable"
+            ),
+            sealed=lambda world: [world.preprocessed],
+        ),
+        Case(
+            "labelled image: gzip data end in the middle, planned before",
+            plan,
+            lambda world: (plan(world), truncate(world.image)),
+            TRUNCATED._replace(file=IMAGE),
+        ),
+        Case(
+            "label: a value that dataset.json does not know, planned before",
+            plan,
+            lambda world: (plan(world), one_voxel(7)(world.label)),
+            Refused(LABEL, "label(s) 7", "correct the label"),
+        ),
+    ]
+)

@@ -26,6 +26,7 @@ def test_bad_input(case: Case, copy_for) -> None:
         assert [name for name in changed if not name.startswith("nnUNet_preprocessed")] == []
         assert len(said.warnings) == (case.warns is not None)
         assert case.warns is None or case.warns in said.warnings[0]
+        assert case.holds is None or case.holds(world)
     else:
         assert said.message is not None, "this must be refused"
         assert is_one_sentence(shown(said.message, world.root, case.quotes))

@@ -16,6 +16,8 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import tifffile
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in ("scripts", "tests", "tests/dataset_conversion", "dataset_conversion"):
@@ -240,6 +242,36 @@ def shift(file: Path) -> None:
     affine = np.diag([*SPACING, 1.0])
     affine[0, 3] = 4.0
     nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(file).dataobj), affine), file)
+
+
+def rewrite(world: World, ending: str, write: Callable[[Path, np.ndarray], object]) -> None:
+    """Write every image and label again, as (Z, Y, X) in files with another ending."""
+    for file in sorted(world.raw.glob("*/*.nii.gz")):
+        array = np.asarray(nibabel.load(file).dataobj).T
+        file.unlink()
+        write(file.with_name(file.name.removesuffix(".nii.gz") + ending), array)
+    edit(world.raw / "dataset.json", lambda content: content.update(file_ending=ending))
+
+
+def use_tiff(world: World) -> None:
+    """3D TIFFs, whose spacing is in files of its own."""
+
+    def write(file: Path, array: np.ndarray) -> None:
+        tifffile.imwrite(file, array, photometric="minisblack")
+        write_json(file.with_name(f"{file.stem.removesuffix('_0000')}.json"), {"spacing": SPACING[::-1]})
+
+    rewrite(world, ".tif", write)
+    edit(world.raw / "dataset.json", lambda content: content.update(overwrite_image_reader_writer="Tiff3DIO"))
+
+
+def preprocessed_shapes(world: World) -> dict[str, tuple[int, ...]]:
+    """Case -> shape (C, Z, Y, X) after preprocessing, labelled and unlabelled."""
+    folders = (world.cases, world.cases.with_name(f"{world.cases.name}_unlabeled"))
+    return {
+        file.stem: nnUNetDatasetBlosc2(str(folder)).load_case(file.stem)[0].shape
+        for folder in folders
+        for file in sorted(folder.glob("*.pkl"))
+    }
 
 
 def resize(world: World, shape: tuple[int, int, int], *cases: str) -> None:
