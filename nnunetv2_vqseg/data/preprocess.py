@@ -14,6 +14,7 @@ from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.core.locks import exclusive
 from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.cases import UnlabeledCases
+from nnunetv2_vqseg.data.checks.likeness import Look, looks_of_labeled, unlike_labeled
 from nnunetv2_vqseg.data.manifest import Entry, Manifest, manifest_file
 from nnunetv2_vqseg.data.preprocess_case import prepare_case, preprocessing_settings
 from nnunetv2_vqseg.data.splits_file import check_fold_entry
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 SECONDS_BETWEEN_SAVES = 5.0
+SUFFIX = "_unlabeled"
 
 
 def unlabeled_folder(preprocessed_dataset_folder: str) -> str:
     """The sibling of nnU-Net's folder of preprocessed labelled cases that holds the unlabelled ones."""
-    return f"{preprocessed_dataset_folder.rstrip(os.sep + '/')}_unlabeled"
+    return f"{preprocessed_dataset_folder.rstrip(os.sep + '/')}{SUFFIX}"
 
 
 def prepare_unlabeled_cases(
@@ -174,10 +176,11 @@ def _bring_up_to_date(
         return
     log(f"Preprocessing {len(outdated)} of {len(cases.files)} unlabelled cases into {folder}")
     last_saved = time.monotonic()
+    looks: dict[str, Look] = {}
 
-    def on_result(case: str, result: tuple[Entry, list[str]]) -> None:
+    def on_result(case: str, result: tuple[Entry, list[str], Look]) -> None:
         nonlocal last_saved
-        entry, warnings = result
+        entry, warnings, looks[case] = result
         for warning in warnings:
             log(f"WARNING: {warning}")
         manifest.cases[case] = {**entry, "origin": cases.origin[case], "settings": settings}
@@ -194,3 +197,6 @@ def _bring_up_to_date(
         raise
     finally:
         manifest.save()
+        labeled = looks_of_labeled(folder.removesuffix(SUFFIX), plan[2].transpose_forward)
+        for warning in unlike_labeled(looks, labeled):
+            log(f"WARNING: {warning}")

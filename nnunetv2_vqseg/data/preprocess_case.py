@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 
 from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.data.checks.images import read_case
+from nnunetv2_vqseg.data.checks.likeness import Look, look_of
 from nnunetv2_vqseg.data.manifest import OUTPUT_SUFFIXES, Entry, describe_sources
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def prepare_case(
     plans_manager: PlansManager,
     configuration_manager: ConfigurationManager,
     dataset_json: dict,
-) -> tuple[Entry, list[str]]:
+) -> tuple[Entry, list[str], Look]:
     """Preprocess one case into a folder of its own, then move its files into place, the properties last.
 
     Args:
@@ -63,14 +64,14 @@ def prepare_case(
         scratch: folder for unfinished cases on the same file system.
 
     Returns:
-        What the manifest has to know, and sentences about what is odd but allowed.
+        What the manifest has to know, sentences about what is odd but allowed, and what the case looks like.
 
     Raises:
         DatasetError: an image that cannot be used.
         RuntimeError: the preprocessor failed on an image that looks fine.
     """
     sources = describe_sources(files)
-    grid, warnings = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)[1:]
+    _, grid, warnings, constant = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
     check_spacing(files[0], grid.spacing, plans_manager, configuration_manager)
     # Reads the files once more, because a preprocessor of the user's may do that in its own way.
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
@@ -92,7 +93,8 @@ def prepare_case(
             (temporary / name).replace(Path(folder) / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Entry(sources=sources, outputs=outputs), warnings
+    look = look_of(data, properties, plans_manager.transpose_forward, constant)
+    return Entry(sources=sources, outputs=outputs), warnings, look
 
 
 def _save(target: Path, data: np.ndarray, seg: np.ndarray, properties: dict, patch_size: tuple[int, ...]) -> None:

@@ -41,11 +41,11 @@ from worlds import (
     make_text,
     mirror,
     one_voxel,
+    preprocessed_shapes,
     rename,
     resize,
     respace,
     shift,
-    preprocessed_shapes,
     truncate,
     unpack,
     use_tiff,
@@ -73,6 +73,12 @@ def _rename_all(world: World) -> None:
 def _drop_all_foreground(world: World) -> None:
     for case in "ABC":
         voxels(np.zeros_like)(world.raw / "labelsTr" / f"{case}.nii.gz")
+
+
+def _outlier(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[10, 12, 1] = 1e6
+    return array
 
 
 def _spacings(world: World, step: float, *files: str) -> None:
@@ -114,6 +120,25 @@ FILES = [
 VOXELS = [
     *on_each("4D", voxels(lambda a: np.stack([a] * 5, -1)), Refused("", "5 channels", "split or convert the file")),
     *on_each("4D", voxels(lambda a: np.stack([a] * 2, -1)), Refused("", "2 channels", "write it with one"), "label"),
+    *(
+        Case(
+            f"channel {name}: unlabelled image {what}",
+            plan,
+            lambda world, name=name, change=change: (
+                dataset_json(channel_names={"0": name})(world),
+                voxels(change)(world.unlabeled),
+            ),
+            warns=warns,
+        )
+        for name, what, change, warns in (
+            ("CT", "plus 1024", lambda a: a + 1024, "The unlabelled case U has intensities unlike labelled cases"),
+            ("CT", "scaled to 0..1", lambda a: a / 255, "The unlabelled case U has intensities unlike labelled cases"),
+            ("MRI", "times 1000", lambda a: a * 1000, None),
+            ("nonorm", "times 1000", lambda a: a * 1000, "The unlabelled case U has intensities unlike"),
+            ("rgb_to_0_1", "scaled to 0..1", lambda a: a.clip(0, 255) / 255, "The unlabelled case U has intensities"),
+            ("rescale_to_0_1", "with one voxel of 1e6", _outlier, "The unlabelled case U has intensities unlike"),
+        )
+    ),
     *on_each("a NaN", one_voxel(np.nan), Refused("", "holds NaN values", "replace them by numbers"), ALL),
     *on_each("an Inf", one_voxel(np.inf), Refused("", "holds Inf values", "replace them by numbers")),
     *on_each(
@@ -168,7 +193,14 @@ GEOMETRY = [
         plan,
         lambda world: (mirror(world.image), mirror(world.label)),
     ),
-    *on_each("negative direction cosines", mirror, None, "unlabelled"),
+    *on_each("negative direction cosines", mirror, None, "unlabelled", warns="The unlabelled case U is oriented LPS"),
+    *on_each(
+        "pixels four times as large",
+        respace(6, 6, 10),
+        None,
+        "unlabelled",
+        warns="The unlabelled case U has pixels of 6",
+    ),
     *on_each("another place than its image", shift, None, "label", warns="differ in origin or direction"),
     *on_each(
         "another shape than its image",

@@ -26,11 +26,12 @@ class Grid(NamedTuple):
 
 
 class CaseImage(NamedTuple):
-    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32."""
+    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32; `constant` channels have one value only."""
 
     data: np.ndarray
     grid: Grid
     warnings: list[str]
+    constant: list[bool]
 
 
 def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer_class: Any) -> CaseImage:
@@ -72,7 +73,7 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
         raise DatasetError(f"{files[0]} is empty: every voxel has the value {images[0].flat[0]:g}; {REPLACE}.")
     if any(constant):
         warnings.append(f"Channel {constant.index(True)} of the case {case} is empty ({files[0]}).")
-    return CaseImage(np.vstack(images), grids[0], warnings)
+    return CaseImage(np.vstack(images), grids[0], warnings, constant)
 
 
 def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore it or remove the case") -> None:
