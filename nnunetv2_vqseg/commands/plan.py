@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="extract fingerprints again where there are some, and preprocess unlabelled images that have not changed, too",
+        help="extract fingerprints again where there are some, and preprocess all unlabelled images again",
     )
     parser.add_argument(
         "-pl",

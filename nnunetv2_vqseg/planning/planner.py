@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunetv2_vqseg.core.errors import PlansError
+from nnunetv2_vqseg.core.errors import PlansError, and_more
 from nnunetv2_vqseg.core.folders import preprocessed_folder
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.roles import CaseRoles, read_roles
-from nnunetv2_vqseg.planning.geometry import read_geometry
+from nnunetv2_vqseg.planning.geometry import Geometry, read_geometry
 from nnunetv2_vqseg.planning.nnunet_steps import labeled_fingerprint
 from nnunetv2_vqseg.planning.plans import keep_vqseg_blocks, load_plans
 
@@ -36,7 +37,7 @@ class VQSegPlannerMixin(ExperimentPlanner):
     """In front of a planner class of nnU-Net's: `class P(VQSegPlannerMixin, nnUNetPlannerResEncM)`.
 
     - Spacing and shape of the unlabelled images count for target spacing and patch, in memory:
-      `dataset_fingerprint.json` stays what stock nnU-Net needs.
+      `dataset_fingerprint.json` stays what stock nnU-Net needs. Along which axis images are cut, labelled ones decide.
     - Where folds of `splits_final.json` have `unlabeled` lists, intensity statistics and the number of training cases
       come from the cases that are labelled in every fold.
     - The labelled batch of the 2D configuration is the base planner's rule on the labelled cases, within
@@ -86,14 +87,35 @@ class VQSegPlannerMixin(ExperimentPlanner):
         geometry = read_geometry(
             self.roles.unlabeled, self.dataset_json, self.determine_reader_writer(), cache, num_processes, show_progress
         )
+        self._count_in(geometry)
+
+    def _count_in(self, unlabeled: Mapping[str, Geometry]) -> None:
+        """Add spacings and shapes to the fingerprint, unless labelled images would be cut along another axis then."""
+        labeled = self.dataset_fingerprint
+        axis = self.determine_transpose()[0][0]
         self.dataset_fingerprint = {
-            **self.dataset_fingerprint,
-            "spacings": [*self.dataset_fingerprint["spacings"], *(case["spacing"] for case in geometry.values())],
-            "shapes_after_crop": [
-                *self.dataset_fingerprint["shapes_after_crop"],
-                *(case["shape"] for case in geometry.values()),
-            ],
+            **labeled,
+            "spacings": [*labeled["spacings"], *(case["spacing"] for case in unlabeled.values())],
+            "shapes_after_crop": [*labeled["shapes_after_crop"], *(case["shape"] for case in unlabeled.values())],
         }
+        if self.determine_transpose()[0][0] != axis:
+            self.dataset_fingerprint = labeled
+            turned = [case for case, seen in unlabeled.items() if np.argmax(seen["spacing"]) != axis]
+            print(
+                f"WARNING: Unlabelled images have their slices along another axis than labelled ones, such as the case "
+                f"{turned[0]}{and_more(turned)}; they are cut as these are, and spacing and patch are planned for "
+                f"labelled images alone, so turn them or leave them out."
+            )
+
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """The base planner's, but for images that are one slice along another axis than it finds."""
+        forward, backward = super().determine_transpose()
+        shape = np.median(self.dataset_fingerprint["shapes_after_crop"], 0)
+        thin = int(np.argmin(shape))
+        if shape[thin] > 1 or shape[forward[0]] == 1:
+            return forward, backward
+        forward = [thin, *(axis for axis in range(3) if axis != thin)]
+        return forward, np.argsort(forward).tolist()
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """A folder of this plan's own: ResEnc planners share theirs with the default plan, from which ours differs."""
@@ -110,6 +132,11 @@ class VQSegPlannerMixin(ExperimentPlanner):
             # The base planner makes the patch so large that 2 images fit (ResEnc: 12); with less memory, a smaller one.
             while True:
                 plan = super().get_plans_for_configuration(*arguments)
+                if min(plan["patch_size"]) == 1:
+                    raise PlansError(
+                        f"Most images are {' x '.join(f'{extent:g}' for extent in median_shape)} pixels, which are "
+                        f"lines and no slices; check their axes and spacing."
+                    )
                 if self.UNet_vram_target_GB < target and min(plan["patch_size"]) < MIN_PATCH:
                     raise PlansError(
                         f"Only a patch of {' x '.join(map(str, plan['patch_size']))} pixels would leave room for "

@@ -95,6 +95,34 @@ def test_unlabelled_images_count_for_spacing_and_patch(home: Path):
     assert file.read_bytes() == before
 
 
+def test_labelled_images_decide_along_which_axis_all_are_cut(home: Path, capsys: pytest.CaptureFixture[str]):
+    """Sagittal labelled volumes and more axial unlabelled ones, as an MRI department has them."""
+    raw = make_dataset(home, labeled="ABC", unlabeled=())
+    write_fingerprint(home, [[64, 64, 5]] * 3, [[0.5, 0.5, 5.0]] * 3)
+    for case in "STUVWXYZ":
+        add_case(raw, "imagesUl", case, shape=(32, 32, 5), spacing=(1.0, 1.0, 5.0))
+    plans = plan()
+    assert plans["transpose_forward"] == [2, 0, 1]
+    assert plans["configurations"]["2d"]["spacing"] == [0.5, 0.5]
+    assert plans["configurations"]["2d"]["patch_size"] == [64, 64]
+    assert "such as the case S (and 7 more)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "first"), [((1, 48, 64), 0), ((48, 1, 64), 1), ((48, 64, 1), 2)])
+def test_single_slices_are_cut_where_they_are_thin(home: Path, shape: tuple[int, int, int], first: int):
+    pretend(home, 3, shape, (1.0, 1.0, 1.0))
+    plans = plan()
+    assert plans["transpose_forward"][0] == first
+    assert [plans["transpose_forward"][axis] for axis in plans["transpose_backward"]] == [0, 1, 2]
+    assert plans["configurations"]["2d"]["patch_size"] == [48, 64]
+
+
+def test_lines_are_refused(home: Path):
+    pretend(home, 3, (64, 1, 1), (1.0, 1.0, 1.0))
+    with pytest.raises(PlansError, match="lines and no slices"):
+        plan()
+
+
 def test_images_are_cropped_to_nonzero_for_their_shape(home: Path):
     from tiny_raw_dataset import phantom, write_volume
 
