@@ -197,6 +197,6 @@ def _bring_up_to_date(
         raise
     finally:
         manifest.save()
-        labeled = looks_of_labeled(folder.removesuffix(SUFFIX), plan[2].transpose_forward)
+        labeled = looks_of_labeled(folder.removesuffix(SUFFIX))
         for warning in unlike_labeled(looks, labeled):
             log(f"WARNING: {warning}")

@@ -93,7 +93,7 @@ def prepare_case(
             (temporary / name).replace(Path(folder) / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    look = look_of(data, properties, plans_manager.transpose_forward, constant)
+    look = look_of(data, properties, constant)
     return Entry(sources=sources, outputs=outputs), warnings, look
 
 

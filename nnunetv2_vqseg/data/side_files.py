@@ -22,7 +22,7 @@ def with_side_files(files: Iterable[str | Path]) -> list[Path]:
 
 
 def spacing_files(file: Path) -> list[Path]:
-    """Where `Tiff3DIO` looks for the spacing of a TIFF: `CASE.json` for the label `CASE.tif` or image `CASE_0000.tif`."""
+    """Where `Tiff3DIO` looks for a spacing: `CASE.json` for the label `CASE.tif` or the image `CASE_0000.tif`."""
     if file.suffix.lower() not in TIFF:
         return []
     return [file.with_name(f"{stem}.json") for stem in (file.stem, file.stem[: -len("_0000")]) if stem]

@@ -28,7 +28,7 @@ from cases import (
     text,
 )
 from commands import plan
-from tiny_raw_dataset import phantom, write_volume
+from tiny_raw_dataset import add_case, phantom, write_volume
 from worlds import (
     FOLDS,
     World,
@@ -47,6 +47,7 @@ from worlds import (
     respace,
     shift,
     truncate,
+    turn,
     unpack,
     use_tiff,
     voxels,
@@ -164,6 +165,26 @@ VOXELS = [
     ),
 ]
 
+VOXELS += [
+    Case(
+        "all labels: background and the ignore label only",
+        plan,
+        lambda world: (
+            dataset_json(labels={"background": 0, "block": 1, "ignore": 2})(world),
+            [voxels(lambda a: a * 2)(file) for file in sorted((world.raw / "labelsTr").iterdir())],
+        ),
+        Refused("labelsTr", "but for the ignore label", "add annotated cases"),
+    ),
+    Case(
+        "label: background and the ignore label only",
+        plan,
+        lambda world: (
+            dataset_json(labels={"background": 0, "block": 1, "ignore": 2})(world),
+            voxels(lambda a: a * 2)(world.label),
+        ),
+    ),
+]
+
 GEOMETRY = [
     *on_each(
         "a spacing of 0", header(80, "<f", 0.0), Refused("", "not positive everywhere", "correct its header"), ALL
@@ -199,7 +220,7 @@ GEOMETRY = [
         respace(6, 6, 10),
         None,
         "unlabelled",
-        warns="The unlabelled case U has pixels of 6",
+        warns="case U has pixels of 6",
     ),
     *on_each("another place than its image", shift, None, "label", warns="differ in origin or direction"),
     *on_each(
@@ -216,6 +237,19 @@ GEOMETRY = [
     ),
     Case("labelled image: a single slice", plan, lambda world: resize(world, (32, 32, 1), "A")),
     Case("unlabelled image: a single slice", plan, lambda world: resize(world, (32, 32, 1), "U")),
+    Case(
+        "every image: a single slice, along the first axis of the file",
+        plan,
+        lambda world: turn(world, "ABCUV", slices=1),
+        holds=lambda world: set(preprocessed_shapes(world).values()) == {(1, 1, 32, 32)},
+    ),
+    Case(
+        "labelled images: slices along the first axis of the file, more unlabelled ones along the last",
+        plan,
+        lambda world: (turn(world, "ABC"), [add_case(world.raw, "imagesUl", case) for case in "RSTWX"]),
+        warns="slices along another axis",
+        holds=lambda world: preprocessed_shapes(world)["A"] == (1, 3, 32, 32),
+    ),
     Case("every image: a single slice", plan, lambda world: resize(world, (32, 32, 1), *"ABCUV")),
     Case("labelled image: 3 x 3 pixels", plan, lambda world: resize(world, (3, 3, 3), "A")),
     Case("unlabelled image: 3 x 3 pixels", plan, lambda world: resize(world, (3, 3, 3), "U")),

@@ -285,6 +285,14 @@ def resize(world: World, shape: tuple[int, int, int], *cases: str) -> None:
             write_volume(world.raw / "labelsTr" / f"{case}.nii.gz", label)
 
 
+def turn(world: World, cases: str, slices: int = 3) -> None:
+    """Cases whose slices lie along the first axis of the file."""
+    for case in cases:
+        for file in sorted(world.raw.glob(f"*/{case}*.nii.gz")):
+            array = np.asarray(nibabel.load(file).dataobj)[..., :slices]
+            write_volume(file, array.transpose(2, 0, 1), SPACING[::-1] if slices > 1 else (1.0, 1.0, 1.0))
+
+
 def rename(world: World, case: str, new: str) -> None:
     """Give a case another name, image and label."""
     folder = "imagesUl" if case in "UV" else "imagesTr"

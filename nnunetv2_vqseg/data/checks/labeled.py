@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.data.cases import UNLABELED_FOLDER, TrainingCase
-from nnunetv2_vqseg.data.checks.dataset_json import check_label_values, declared_labels, number_of_channels
+from nnunetv2_vqseg.data.checks.dataset_json import IGNORE, check_label_values, declared_labels, number_of_channels
 from nnunetv2_vqseg.data.checks.images import check_file, compare_grids, grid_of, read_case
 from nnunetv2_vqseg.data.records import find_out
 
@@ -53,11 +53,14 @@ def check_labeled_cases(
         num_processes,
         "Checking labelled images",
         show_progress,
-        [sorted(declared_labels(dataset_json)), number_of_channels(dataset_json), reader_writer_class.__name__],
+        [dataset_json["labels"], number_of_channels(dataset_json), reader_writer_class.__name__],
     )
     if not any(case["has_foreground"] for case in checked.values()):
         folder = Path(next(iter(cases.values()))["label"]).parent
-        raise DatasetError(f"{folder} holds background only: not one label has a voxel above 0; add annotated cases.")
+        raise DatasetError(
+            f"{folder} holds background only: not one label has a voxel above 0"
+            f"{', but for the ignore label' if IGNORE in dataset_json['labels'] else ''}; add annotated cases."
+        )
     return checked
 
 
@@ -79,8 +82,11 @@ def _check_labeled_case(
             f"write it with one."
         )
     check_label_values(file, label, declared_labels(dataset_json))
+    foreground = declared_labels(dataset_json) - {0, dataset_json["labels"].get(IGNORE)}
     remedy, odd = "check which files belong together, or resample the label", "check that the label lies on the image"
     warnings = compare_grids(file, grid_of(label, properties), images[0], image.grid, remedy, odd)
     return CheckedCase(
-        spacing=list(image.grid.spacing), has_foreground=bool(np.any(label > 0)), warnings=[*image.warnings, *warnings]
+        spacing=list(image.grid.spacing),
+        has_foreground=bool(np.isin(label, [*foreground]).any()),
+        warnings=[*image.warnings, *warnings],
     )

@@ -1,4 +1,4 @@
-"""Unlabelled images that are not like the labelled ones, after preprocessing: in another unit, orientation or pixel size.
+"""Preprocessed unlabelled images that are not like the labelled ones: in another unit, orientation or pixel size.
 
 They can be trained on, which is why nothing stops, and are of no use, which nothing else would show.
 """
@@ -31,9 +31,9 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 class Look(NamedTuple):
     """What a preprocessed case looks like.
 
-    pixel: mm, of the two axes that slices are cut along, before resampling; orientation: such as RAS, empty where the
-    reader knows none; means, stds: of each channel after normalisation, NaN where it was empty before, nothing where they
-    were not looked at.
+    pixel: mm, the two smaller steps of its spacing, before resampling; orientation: such as RAS, empty where the
+    reader knows none; means, stds: of each channel after normalisation, NaN where it was empty before, nothing where
+    they were not looked at.
     """
 
     pixel: tuple[float, ...]
@@ -45,7 +45,6 @@ class Look(NamedTuple):
 def look_of(
     data: np.ndarray | None,
     properties: Mapping[str, Any],
-    transpose_forward: Sequence[int],
     constant: Sequence[bool] = (),
 ) -> Look:
     """The look of one case.
@@ -55,7 +54,7 @@ def look_of(
         properties: what nnU-Net's reader and preprocessor know of it.
         constant: channels that had one value only before preprocessing.
     """
-    pixel = tuple(float(properties["spacing"][axis]) for axis in transpose_forward[1:])
+    pixel = tuple(sorted(map(float, properties["spacing"]))[:2])
     if data is None:
         return Look(pixel, _orientation(properties))
     values = np.array([data.mean(axis=(1, 2, 3)), data.std(axis=(1, 2, 3))], np.float64)
@@ -64,7 +63,7 @@ def look_of(
     return Look(pixel, _orientation(properties), tuple(means), tuple(stds))
 
 
-def looks_of_labeled(folder: str | Path, transpose_forward: Sequence[int]) -> list[Look]:
+def looks_of_labeled(folder: str | Path) -> list[Look]:
     """Looks of the cases in nnU-Net's folder of preprocessed labelled cases; none where it holds none."""
     try:
         dataset: Any = infer_dataset_class(str(folder))(str(folder))
@@ -73,7 +72,7 @@ def looks_of_labeled(folder: str | Path, transpose_forward: Sequence[int]) -> li
         looks = []
         for case in cases:
             data, _, _, properties = dataset.load_case(case)
-            looks.append(look_of(data[:] if case in read else None, properties, transpose_forward))
+            looks.append(look_of(data[:] if case in read else None, properties))
         return looks
     except Exception:  # whatever is there is refused elsewhere
         return []
