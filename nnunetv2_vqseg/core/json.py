@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,30 @@ from typing import Any
 from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.core.files import replace_text
 
+TRIES, SECONDS_BETWEEN_TRIES = 10, 0.05
 
-def read_json(file: Path, remedy: str, kind: type | None = None) -> Any:
+
+def read_json(file: Path, remedy: str, kind: type | None = None, tries: int = TRIES) -> Any:
     """What is in a JSON file.
 
     Args:
         remedy: what to do where it cannot be read, the end of the sentence.
         kind: `dict` or `list`, where only that will do.
+        tries: how often it is read where it is no JSON, because somebody may be writing it.
 
     Raises:
         DatasetError: it is missing, cannot be opened, is no JSON or holds something else.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read ({error.strerror}); {remedy}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file} is not valid JSON ({error}); {remedy}.") from None
+    for left in reversed(range(tries)):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            break
+        except OSError as error:
+            raise DatasetError(f"{file} cannot be read ({error.strerror}); {remedy}.") from None
+        except (ValueError, RecursionError) as error:
+            if not left:
+                raise DatasetError(f"{file} is not valid JSON ({error}); {remedy}.") from None
+            time.sleep(SECONDS_BETWEEN_TRIES)
     if kind is not None and not isinstance(content, kind):
         raise DatasetError(f"{file} does not hold a JSON {'list' if kind is list else 'object'}; {remedy}.")
     return content
@@ -36,7 +44,7 @@ def read_json(file: Path, remedy: str, kind: type | None = None) -> Any:
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON object that one can do without: empty where there is none, or something else."""
     try:
-        return read_json(file, "", dict)
+        return read_json(file, "", dict, tries=1)
     except DatasetError:
         return {}
 

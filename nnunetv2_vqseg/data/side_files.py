@@ -17,15 +17,14 @@ def with_side_files(files: Iterable[str | Path]) -> list[Path]:
     """The files, each followed by what is read with it, whether that is there or not."""
     found: dict[Path, None] = {}
     for file in map(Path, files):
-        found |= dict.fromkeys((file, *spacing_files(file), *data_files(file)))
+        spacings = (spacing_file(file, of_label) for of_label in (True, False)) if file.suffix.lower() in TIFF else ()
+        found |= dict.fromkeys((file, *spacings, *data_files(file)))
     return list(found)
 
 
-def spacing_files(file: Path) -> list[Path]:
+def spacing_file(file: Path, of_label: bool) -> Path:
     """Where `Tiff3DIO` looks for a spacing: `CASE.json` for the label `CASE.tif` or the image `CASE_0000.tif`."""
-    if file.suffix.lower() not in TIFF:
-        return []
-    return [file.with_name(f"{stem}.json") for stem in (file.stem, file.stem[: -len("_0000")]) if stem]
+    return file.with_name(f"{file.stem if of_label else file.stem[: -len('_0000')]}.json")
 
 
 def data_files(file: Path) -> list[Path]:

@@ -97,6 +97,11 @@ class MethodTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
     ) -> None:
+        available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        if not available.get(device.type, lambda: True)():
+            raise ConfigError(
+                f"torch finds no GPU ({device.type}) on this machine; add -device cpu to train without one."
+            )
         block = resolve_vqseg_block(plans, configuration)
         self.config = self.configured(block)
         if not self.method_class.is_stock:

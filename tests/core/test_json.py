@@ -41,6 +41,15 @@ def test_what_cannot_be_used_is_told_with_the_remedy(tmp_path, content, kind, se
     assert read_object(file) == {}
 
 
+def test_a_file_that_somebody_is_writing_is_read_when_it_is_whole(tmp_path, monkeypatch):
+    """nnU-Net's `save_json` empties a file and fills it: another training that starts then sees half of it."""
+    file = tmp_path / "splits_final.json"
+    halves = iter(['[{"train": ["A"', '[{"train": ["A"], "val": ["B"]}]'])
+    monkeypatch.setattr("time.sleep", lambda seconds: file.write_text(next(halves), encoding="utf-8"))
+    file.touch()
+    assert read_json(file, "delete it") == [{"train": ["A"], "val": ["B"]}]
+
+
 def test_what_is_written_is_read_back(tmp_path):
     file = tmp_path / "new" / "a.json"
     write_json({"a": [1, math.nan], "path": tmp_path}, file)

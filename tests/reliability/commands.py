@@ -130,6 +130,13 @@ def nnunet_train(world: World, *options: str) -> None:
         run_training_entry()
 
 
+def nnunet_train_without_gpu(world: World, *options: str) -> None:
+    """`nnUNetv2_train`, as typed, on a machine without GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        nnunet_train(world, "-device", "cuda", *options)
+
+
 def split(world: World, *options: str) -> None:
     """`nnUNetv2_vqseg_split`."""
     split_main(["-d", "901", "--labeled", "1", "--val", "1", *options])
@@ -177,7 +184,7 @@ def said_by(command: Callable[..., None], world: World, *options: str) -> Said:
 def _refusal(command: Callable[..., None], world: World, options: Sequence[str]) -> str | None:
     output = io.StringIO()
     # nnU-Net's own command shows what our trainer raises as the last line of a traceback.
-    refusals = (SystemExit, *REFUSALS) if command is nnunet_train else (SystemExit,)
+    refusals = (SystemExit, *REFUSALS) if command in (nnunet_train, nnunet_train_without_gpu) else (SystemExit,)
     try:
         with contextlib.redirect_stderr(output):
             command(world, *options)

@@ -2,12 +2,13 @@
 
 from other_cases import CONVERT, EVALUATE, SPLIT
 from plan_file_cases import PLAN_FILES
-from planning_cases import CHANNELS, DESCRIPTION, FILES, GEOMETRY, NAMES, PLANNED_BEFORE, VOXELS
+from planning_cases import CHANNELS, DESCRIPTION, FILES, GEOMETRY, NAMES, OTHER_KINDS, PLANNED_BEFORE, VOXELS
 from training_cases import START, STOCK, WEIGHTS
 
 SECTIONS = {
     "Planning: files (`nnUNetv2_vqseg_plan_and_preprocess`)": FILES,
     "Planning: voxels": VOXELS,
+    "Planning: files that are no NIfTI": OTHER_KINDS,
     "Planning: geometry": GEOMETRY,
     "Planning: channels": CHANNELS,
     "Planning: names and folders": NAMES,

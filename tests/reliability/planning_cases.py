@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,14 @@ from tiny_raw_dataset import add_case, phantom, write_volume
 from worlds import (
     FOLDS,
     World,
+    convert,
     cut_voxels,
     dangle,
     empty,
     flip_byte,
     header,
     link,
+    make_2d,
     make_text,
     mirror,
     one_voxel,
@@ -49,6 +52,8 @@ from worlds import (
     truncate,
     turn,
     unpack,
+    use_mha,
+    use_png,
     use_tiff,
     voxels,
     write_json,
@@ -185,7 +190,89 @@ VOXELS += [
     ),
 ]
 
+VOXELS += [
+    *on_each(
+        "a value of 1.0000001", one_voxel(1.0000001), Refused("", "label(s) 1.0000001", "round the label"), "label"
+    ),
+    *(
+        Case(
+            f"{words}: 16 bits in a channel rgb_to_0_1",
+            plan,
+            lambda world, side=side: (
+                dataset_json(channel_names={"0": "rgb_to_0_1"})(world),
+                voxels(lambda a: (a * 100).astype(np.uint16))(getattr(world, side)),
+            ),
+            Refused(file, "has values from", "save it with 8 bits"),
+        )
+        for words, side, file in (("labelled image", "image", IMAGE), ("unlabelled image", "unlabeled", UNLABELED))
+    ),
+]
+
+# Files of other kinds than NIfTI: what makes them, one of them, what is done to it, what is said.
+OTHER_KINDS = [
+    Case(
+        f"{what}",
+        plan,
+        lambda world, use=use, file=file, damage=damage: (use(world), damage(world.raw / file)),
+        Refused(file, problem, remedy),
+        quotes="half" in what and "JSON" in problem,
+    )
+    for what, use, file, damage, problem, remedy in (
+        *(
+            (f"{words}: {what}", use_tiff, file, lambda file, content=content: text(content, file), problem, remedy)
+            for words, file in (
+                ("spacing file of a labelled 3D TIFF", "imagesTr/A.json"),
+                ("spacing file of a label in 3D TIFF", "labelsTr/A.json"),
+                ("spacing file of an unlabelled 3D TIFF", "imagesUl/U.json"),
+            )
+            for what, content, problem, remedy in (
+                ("a number in quotes", '{"spacing": [5, 0.5, "0.5"]}', "three numbers above 0", "write for example"),
+                ("two numbers", '{"spacing": [0.5, 0.5]}', "three numbers above 0", "write for example"),
+                ("no spacing in it", '{"Spacing": [5, 0.5, 0.5]}', 'nothing for "spacing"', "write for example"),
+                ("half a file", '{"spacing": [5, 0.', "is not valid JSON", "write for example"),
+            )
+        ),
+        *(
+            (f"{words} as .mha: cut in half", use_mha, file, truncate, "its data end early", REPLACE)
+            for words, file in (
+                ("labelled image", "imagesTr/A_0000.mha"),
+                ("label", "labelsTr/A.mha"),
+                ("unlabelled image", "imagesUl/U_0000.mha"),
+            )
+        ),
+        *(
+            (f"{words} among RGB images: {what}", partial(use_png, colours=True), file, convert(mode), problem, remedy)
+            for words, file in (
+                ("labelled image", "imagesTr/A_0000.png"),
+                ("unlabelled image", "imagesUl/U_0000.png"),
+            )
+            for what, mode, problem, remedy in (
+                ("with transparency", "RGBA", "4 channels (colours and transparency count)", "without transparency"),
+                ("grey", "L", "1 channels (it has grey values only)", "save it in colour"),
+            )
+        ),
+        *(
+            (f"{words} in grey: {what}", use_png, file, convert(mode), problem, "save it as a grey image")
+            for words, file in (
+                ("labelled image", "imagesTr/A_0000.png"),
+                ("label", "labelsTr/A.png"),
+                ("unlabelled image", "imagesUl/U_0000.png"),
+            )
+            for what, mode, problem in (
+                ("with a palette", "P", "3 channels (a palette is read as its colours)"),
+                ("in colour", "RGB", "3 channels (colours count)"),
+            )
+        ),
+    )
+]
+
 GEOMETRY = [
+    Case(
+        "labelled image: 2D, with a label of one slice in 3D",
+        plan,
+        lambda world: (resize(world, (32, 32, 1), *"ABCUV"), make_2d(world.image)),
+        Refused(LABEL, "is a 3D image, but", "write both as 2D or both as 3D"),
+    ),
     *on_each(
         "a spacing of 0", header(80, "<f", 0.0), Refused("", "not positive everywhere", "correct its header"), ALL
     ),

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cases import Case
-from commands import Said, convert, evaluate, in_this_process, nnunet_train, plan, read_only, said_by, train
+from commands import (
+    Said,
+    convert,
+    evaluate,
+    in_this_process,
+    nnunet_train,
+    nnunet_train_without_gpu,
+    plan,
+    read_only,
+    said_by,
+    train,
+)
 from corpus import SECTIONS
 from worlds import FOLDERS, World, make_acdc, make_predictions, make_raw, tame_plan
 
@@ -26,6 +37,8 @@ class Templates:
 
     def __call__(self, command: Callable[..., None], channels: int = 1) -> Path:
         kind = {evaluate: "predictions", convert: "acdc", train: "planned", nnunet_train: "planned"}.get(command, "raw")
+        if command is nnunet_train_without_gpu:
+            kind = "planned"
         if (kind, channels) not in self.made:
             self.made[kind, channels] = self._make(kind, channels)
         return self.made[kind, channels]

@@ -25,6 +25,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_raw_dataset import phantom, write_volume
 from worlds import FOLDS, PLANS, World, write_json
 
+from nnunetv2_vqseg.core import json as json_files
 from nnunetv2_vqseg.core.errors import ConfigError, DatasetError, UserError
 from nnunetv2_vqseg.data.cases import find_unlabeled_cases
 from nnunetv2_vqseg.data.checks.dataset_json import check_dataset_json, declared_labels, number_of_channels
@@ -152,7 +153,8 @@ def test_any_json_as_a_split(content: Any, fold: int | str) -> None:
 @FIXED
 @given(content=st.binary(max_size=60))
 def test_any_bytes_as_a_split(content: bytes) -> None:
-    with scratch() as folder:
+    with scratch() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "SECONDS_BETWEEN_TRIES", 0)
         (folder / "splits_final.json").write_bytes(content)
         only(DatasetError, lambda: load_fold_entry(folder, 0))
 

@@ -27,7 +27,7 @@ from cases import (
     splits,
     unlabeled,
 )
-from commands import nnunet_train, stock_plan, train
+from commands import nnunet_train, nnunet_train_without_gpu, stock_plan, train
 from tiny_raw_dataset import add_case
 from worlds import NAME, Damage, World, edit, empty, make_text, one_voxel, resize, truncate, voxels
 
@@ -336,6 +336,12 @@ WEIGHTS = [
 ]
 
 STOCK = [
+    Case(
+        "no GPU, and no -device cpu",
+        nnunet_train_without_gpu,
+        nothing,
+        Refused("", "torch finds no GPU (cuda)", "add -device cpu"),
+    ),
     Case("planned with nnU-Net's own command", nnunet_train, stock_plan, options=("-p", "nnUNetPlans")),
     Case(
         "planned with nnU-Net's own command: a label that dataset.json does not know",

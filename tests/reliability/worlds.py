@@ -16,8 +16,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import SimpleITK as sitk
 import tifffile
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in ("scripts", "tests", "tests/dataset_conversion", "dataset_conversion"):
@@ -262,6 +264,35 @@ def use_tiff(world: World) -> None:
 
     rewrite(world, ".tif", write)
     edit(world.raw / "dataset.json", lambda content: content.update(overwrite_image_reader_writer="Tiff3DIO"))
+
+
+def use_mha(world: World) -> None:
+    """MetaImage files."""
+    rewrite(world, ".mha", lambda file, array: sitk.WriteImage(sitk.GetImageFromArray(array), str(file)))
+
+
+def use_png(world: World, colours: bool = False) -> None:
+    """Single slices as grey or RGB images, with labels."""
+
+    def write(file: Path, array: np.ndarray) -> None:
+        grey = array[1].clip(0, 255).astype(np.uint8)
+        is_image = file.parent.name != "labelsTr"
+        Image.fromarray(np.stack([grey] * 3, -1) if colours and is_image else grey).save(file)
+
+    rewrite(world, ".png", write)
+    if colours:
+        names = {str(channel): "rgb_to_0_1" for channel in range(3)}
+        edit(world.raw / "dataset.json", lambda content: content.update(channel_names=names))
+
+
+def convert(mode: str) -> Callable[[Path], None]:
+    """Save a PNG in another of Pillow's modes."""
+    return lambda file: Image.open(file).convert(mode).save(file)
+
+
+def make_2d(file: Path) -> None:
+    """The first slice of a volume as a 2D image."""
+    sitk.WriteImage(sitk.ReadImage(str(file))[:, :, 0], str(file))
 
 
 def preprocessed_shapes(world: World) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from nnunetv2_vqseg.core.errors import DatasetError
 from nnunetv2_vqseg.core.json import read_json
 
 IGNORE = "ignore"
+ALMOST = 1e-3  # of a whole number, as resampling and conversions leave labels
 
 
 def load_dataset_json(file: Path) -> dict[str, Any]:
@@ -67,12 +68,18 @@ def check_label_values(file: str | Path, label: np.ndarray, known: frozenset[int
     Raises:
         DatasetError: naming the first few.
     """
-    unknown = [f"{value:g}" for value in np.unique(label).tolist() if value not in known]
+    unknown = [value for value in np.unique(label) if value.item() not in known]
     if unknown:
+        shown = [np.format_float_positional(value, trim="-") for value in unknown[:5]]
+        remedy = 'correct the label or "labels" in dataset.json'
+        if (
+            all(abs(value - round(value.item())) < ALMOST for value in unknown if np.isfinite(value))
+            and "." in shown[0]
+        ):
+            remedy = "round the label to whole numbers"
         raise DatasetError(
-            f"{file} has the label(s) {', '.join(unknown[:5])}{' and others' if len(unknown) > 5 else ''}, but "
-            f'dataset.json declares {", ".join(map(str, sorted(known)))} only; correct the label or "labels" in '
-            f"dataset.json."
+            f"{file} has the label(s) {', '.join(shown)}{' and others' if len(unknown) > 5 else ''}, but dataset.json "
+            f"declares {', '.join(map(str, sorted(known)))} only; {remedy}."
         )
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from PIL import Image
 
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
+from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.nifti import check_finite, check_nifti, spacing_message
+from nnunetv2_vqseg.data.side_files import data_files, spacing_file
+
+COLOURS = {
+    "P": ("a palette is read as its colours", "save it as a grey image of its values"),
+    "RGBA": ("colours and transparency count", "save it without transparency"),
+    "RGB": ("colours count", "save it as a grey image"),
+    "L": ("it has grey values only", "save it in colour"),
+}
+"""Of Pillow's modes, how an image comes to have channels, and what to do where it has others than it should."""
 
 
 class Grid(NamedTuple):
@@ -47,23 +60,27 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
     images, grids = [], []
     for file in files:
         check_file(file)
+        if issubclass(reader_writer_class, Tiff3DIO):
+            check_spacing_file(spacing_file(Path(file), of_label=False))
         try:
             image, properties = reader_writer_class().read_images([str(file)])
         except MemoryError:
             raise
         except Exception as error:  # each format's library raises its own kind
             raise DatasetError(
-                f"{file} cannot be read as an image of this dataset ({reason_of(error)}); {REPLACE}."
+                f"{file} cannot be read as an image of this dataset ({reason_of_reader(error)}); {REPLACE}."
             ) from error
         images.append(image)
         grids.append(grid_of(image, properties))
         _check_values(file, image, grids[-1].spacing)
     channels, expected = sum(map(len, images)), number_of_channels(dataset_json)
     if channels != expected:
+        kind, remedy = kind_of_channels(files[0], "split or convert the file")
         raise DatasetError(
-            f"{files[0]} brings the case {case} to {channels} channels (a fourth dimension counts as channels), but "
-            f"dataset.json declares {expected}; split or convert the file, or remove the case."
+            f"{files[0]} brings the case {case} to {channels} channels ({kind}), but dataset.json declares {expected}; "
+            f"{remedy}, or remove the case."
         )
+    _check_colours(files, images, dataset_json)
     warnings = []
     remedy, odd = "resample one channel to the other's grid", "check that the channels overlap"
     for file, grid in zip(files[1:], grids[1:], strict=True):
@@ -91,10 +108,44 @@ def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore 
         size = path.stat().st_size
     except OSError as error:
         raise DatasetError(f"{path} cannot be opened ({error.strerror}); {missing}.") from error
+    for other in data_files(path):
+        if not other.is_file():
+            raise DatasetError(f"{other}, which {path} needs, is not there; {missing}.")
     if size == 0:
         raise DatasetError(f"{path} has zero bytes; {remedy}.")
     if path.name.lower().endswith((".nii", ".nii.gz")):
         check_nifti(path, remedy)
+
+
+def reason_of_reader(error: BaseException) -> str:
+    """As `reason_of`, for a file that is there: MetaImage says of one that ends early that there is no such file."""
+    reason = reason_of(error)
+    return "its data end early or are damaged" if reason.endswith("No such file or directory") else reason
+
+
+def check_spacing_file(file: Path) -> None:
+    """Refuse a file with the spacing of a 3D TIFF from which nnU-Net would not read three numbers.
+
+    Raises:
+        DatasetError: it is damaged, or has something else. There need not be such a file.
+    """
+    example = 'write for example {"spacing": [5, 0.5, 0.5]}, slices first'
+    if not file.is_file():
+        return
+    spacing = read_json(file, example, dict).get("spacing")
+    steps = spacing if isinstance(spacing, list) else []
+    if len(steps) != 3 or not all(type(step) in (int, float) and math.isfinite(step) and step > 0 for step in steps):
+        shown = "nothing" if spacing is None else reprlib.repr(spacing)
+        raise DatasetError(f'{file} has {shown} for "spacing" instead of three numbers above 0, in mm; {example}.')
+
+
+def kind_of_channels(file: str, otherwise: str) -> tuple[str, str]:
+    """How a file comes to have channels, and what to do where it has others than it should; `otherwise`: if unknown."""
+    try:
+        with Image.open(file) as picture:
+            return COLOURS[picture.mode]
+    except (OSError, KeyError):
+        return "a fourth dimension counts as channels", otherwise
 
 
 def grid_of(image: np.ndarray, properties: dict[str, Any]) -> Grid:
@@ -121,6 +172,9 @@ def compare_grids(file: str, grid: Grid, other_file: str, other: Grid, remedy: s
     Raises:
         DatasetError: shape or spacing differ.
     """
+    if 0 < grid.placement.size != other.placement.size > 0:
+        ours, theirs = ("3D" if of.placement.size > 6 else "2D" for of in (grid, other))
+        raise DatasetError(f"{file} is a {ours} image, but {other_file} is {theirs}; write both as 2D or both as 3D.")
     if grid.shape != other.shape:
         raise DatasetError(f"{file} has the shape {grid.shape}, but {other_file} has {other.shape}; {remedy}.")
     if not np.allclose(grid.spacing, other.spacing):
@@ -129,6 +183,19 @@ def compare_grids(file: str, grid: Grid, other_file: str, other: Grid, remedy: s
     if not np.allclose(grid.placement, other.placement, atol=1e-4):
         return [f"{file} and {other_file} differ in origin or direction; {odd}."]
     return []
+
+
+def _check_colours(files: Sequence[str], images: Sequence[np.ndarray], dataset_json: dict[str, Any]) -> None:
+    """nnU-Net divides the channels named rgb_to_0_1 by 255, and fails where they hold more."""
+    names = (dataset_json.get("channel_names") or dataset_json["modality"]).values()
+    channels = [(file, channel) for file, image in zip(files, images, strict=True) for channel in image]
+    for name, (file, channel) in zip(names, channels, strict=True):
+        lowest, highest = float(channel.min()), float(channel.max())
+        if name.casefold() == "rgb_to_0_1" and not 0 <= lowest <= highest <= 255:
+            raise DatasetError(
+                f"{file} has values from {lowest:g} to {highest:g}, but rgb_to_0_1 in dataset.json is for 0 to 255; save "
+                f"it with 8 bits, or name the channel otherwise, for example rescale_to_0_1."
+            )
 
 
 def _check_values(file: str, image: np.ndarray, spacing: Sequence[float]) -> None:

@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
+from nnunetv2_vqseg.core.errors import REPLACE, DatasetError
 from nnunetv2_vqseg.data.cases import UNLABELED_FOLDER, TrainingCase
 from nnunetv2_vqseg.data.checks.dataset_json import IGNORE, check_label_values, declared_labels, number_of_channels
-from nnunetv2_vqseg.data.checks.images import check_file, compare_grids, grid_of, read_case
+from nnunetv2_vqseg.data.checks.images import (
+    check_file,
+    check_spacing_file,
+    compare_grids,
+    grid_of,
+    kind_of_channels,
+    read_case,
+    reason_of_reader,
+)
 from nnunetv2_vqseg.data.records import find_out
+from nnunetv2_vqseg.data.side_files import spacing_file
 
 RECORD_FILE = "labeled_checked.json"
 
@@ -70,17 +80,17 @@ def _check_labeled_case(
     *images, file = files
     image = read_case(case, images, dataset_json, reader_writer_class)
     check_file(file, missing=f"restore it, or move an image without a label to {UNLABELED_FOLDER}")
+    if issubclass(reader_writer_class, Tiff3DIO):
+        check_spacing_file(spacing_file(Path(file), of_label=True))
     try:
         label, properties = reader_writer_class().read_seg(str(file))
     except MemoryError:
         raise
     except Exception as error:  # each format's library raises its own kind
-        raise DatasetError(f"{file} cannot be read as a label map ({reason_of(error)}); {REPLACE}.") from error
+        raise DatasetError(f"{file} cannot be read as a label map ({reason_of_reader(error)}); {REPLACE}.") from error
     if len(label) != 1:
-        raise DatasetError(
-            f"{file} has {len(label)} channels (a fourth dimension counts as channels), but a label map has one; "
-            f"write it with one."
-        )
+        kind, remedy = kind_of_channels(file, "write it with one")
+        raise DatasetError(f"{file} has {len(label)} channels ({kind}), but a label map has one; {remedy}.")
     check_label_values(file, label, declared_labels(dataset_json))
     foreground = declared_labels(dataset_json) - {0, dataset_json["labels"].get(IGNORE)}
     remedy, odd = "check which files belong together, or resample the label", "check that the label lies on the image"
