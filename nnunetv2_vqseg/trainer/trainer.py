@@ -97,8 +97,8 @@ class MethodTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net reads this signature
     ) -> None:
-        available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        if not available.get(device.type, lambda: True)():
+        missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+        if missing.get(device.type):
             raise ConfigError(
                 f"torch finds no GPU ({device.type}) on this machine; add -device cpu to train without one."
             )

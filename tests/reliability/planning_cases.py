@@ -191,9 +191,7 @@ VOXELS += [
 ]
 
 VOXELS += [
-    *on_each(
-        "a value of 1.0000001", one_voxel(1.0000001), Refused("", "label(s) 1.0000001", "round the label"), "label"
-    ),
+    *on_each("a value of 1.0000001", one_voxel(1.0000001), Refused("", "label(s) 1.0000001", "round it"), "label"),
     *(
         Case(
             f"{words}: 16 bits in a channel rgb_to_0_1",

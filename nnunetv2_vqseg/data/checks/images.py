@@ -173,8 +173,8 @@ def compare_grids(file: str, grid: Grid, other_file: str, other: Grid, remedy: s
         DatasetError: shape or spacing differ.
     """
     if 0 < grid.placement.size != other.placement.size > 0:
-        ours, theirs = ("3D" if of.placement.size > 6 else "2D" for of in (grid, other))
-        raise DatasetError(f"{file} is a {ours} image, but {other_file} is {theirs}; write both as 2D or both as 3D.")
+        first, second = (file, other_file) if grid.placement.size > other.placement.size else (other_file, file)
+        raise DatasetError(f"{first} is a 3D image, but {second} is 2D; write both as 2D or both as 3D.")
     if grid.shape != other.shape:
         raise DatasetError(f"{file} has the shape {grid.shape}, but {other_file} has {other.shape}; {remedy}.")
     if not np.allclose(grid.spacing, other.spacing):
@@ -193,8 +193,8 @@ def _check_colours(files: Sequence[str], images: Sequence[np.ndarray], dataset_j
         lowest, highest = float(channel.min()), float(channel.max())
         if name.casefold() == "rgb_to_0_1" and not 0 <= lowest <= highest <= 255:
             raise DatasetError(
-                f"{file} has values from {lowest:g} to {highest:g}, but rgb_to_0_1 in dataset.json is for 0 to 255; save "
-                f"it with 8 bits, or name the channel otherwise, for example rescale_to_0_1."
+                f"{file} has values from {lowest:g} to {highest:g}, but rgb_to_0_1 in dataset.json is for 0 to 255; "
+                f"save it with 8 bits, or name the channel otherwise, for example rescale_to_0_1."
             )
 
 

@@ -82,15 +82,15 @@ def unlike_labeled(looks: Mapping[str, Look], labeled: Sequence[Look]) -> list[s
     """A sentence for each way in which cases differ from every labelled one, with the first of them."""
     if not labeled:
         return []
-    orientations = sorted({look.orientation for look in labeled})
-    turned = [case for case, look in looks.items() if look.orientation not in orientations]
+    orientations = sorted({look.orientation for look in labeled} - {""})
+    turned = [case for case, look in looks.items() if look.orientation not in ["", *orientations]]
     sizes = np.array([look.pixel for look in labeled])
     scaled = [case for case, look in looks.items() if _is_scaled(look.pixel, sizes)]
     odd = {case: channel for case, look in looks.items() if (channel := _odd_channel(look, labeled)) is not None}
     sentences = []
-    if turned and all(orientations):
+    if turned and orientations:
         sentences.append(
-            f"The unlabelled case {turned[0]} is oriented {looks[turned[0]].orientation or 'nowhere'}, labelled cases "
+            f"The unlabelled case {turned[0]} is oriented {looks[turned[0]].orientation}, labelled cases "
             f"{' or '.join(orientations)}{and_more(turned)}; orient images alike, or ignore this if both may occur."
         )
     if scaled:

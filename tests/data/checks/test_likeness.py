@@ -20,6 +20,7 @@ def said(**other: object) -> list[str]:
     [
         {},
         {"pixel": (2.4, 0.17)},
+        {"orientation": ""},
         {"means": (3.0, 2.9)},
         {"stds": (0.11, 8.0)},
         {"stds": (float("nan"), 0.9)},
