@@ -99,9 +99,7 @@ class MethodTrainer(nnUNetTrainer):
     ) -> None:
         missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
         if missing.get(device.type):
-            raise ConfigError(
-                f"torch finds no GPU ({device.type}) on this machine; add -device cpu to train without one."
-            )
+            raise ConfigError(f"torch finds no GPU ({device.type}) here; add -device cpu to train without one.")
         block = resolve_vqseg_block(plans, configuration)
         self.config = self.configured(block)
         if not self.method_class.is_stock:

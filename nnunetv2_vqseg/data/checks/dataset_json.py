@@ -70,13 +70,10 @@ def check_label_values(file: str | Path, label: np.ndarray, known: frozenset[int
     """
     unknown = [value for value in np.unique(label) if value.item() not in known]
     if unknown:
-        shown = [np.format_float_positional(value, trim="-") for value in unknown[:5]]
+        shown = [_shown_number(value) for value in unknown[:5]]
         remedy = 'correct the label or "labels" in dataset.json'
-        if (
-            all(abs(value - round(value.item())) < ALMOST for value in unknown if np.isfinite(value))
-            and "." in shown[0]
-        ):
-            remedy = "round the label to whole numbers"
+        if all(0 < abs(value - np.round(value)) < ALMOST for value in unknown):
+            remedy = "round it to whole numbers"
         raise DatasetError(
             f"{file} has the label(s) {', '.join(shown)}{' and others' if len(unknown) > 5 else ''}, but dataset.json "
             f"declares {', '.join(map(str, sorted(known)))} only; {remedy}."
@@ -143,6 +140,12 @@ def _is_label(value: object) -> bool:
     if isinstance(value, str):
         return value.isascii() and value.isdigit()
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _shown_number(value: np.generic) -> str:
+    """With as many digits as it needs to differ from others."""
+    short = f"{value.item():g}"
+    return short if float(short) == value else np.format_float_positional(value, trim="-")
 
 
 def _shown(value: object) -> str:

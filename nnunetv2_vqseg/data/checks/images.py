@@ -15,6 +15,7 @@ from PIL import Image
 from nnunetv2_vqseg.core.errors import REPLACE, DatasetError, reason_of
 from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
+from nnunetv2_vqseg.data.checks.gipl import check_gipl
 from nnunetv2_vqseg.data.checks.nifti import check_finite, check_nifti, spacing_message
 from nnunetv2_vqseg.data.side_files import data_files, spacing_file
 
@@ -94,7 +95,7 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
 
 
 def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore it or remove the case") -> None:
-    """Refuse a file that is missing, of zero bytes or, where it is NIfTI, damaged in a way that its reader would hide.
+    """Refuse a file that is missing, of zero bytes or, in NIfTI and GIPL, damaged in a way that its reader hides.
 
     Args:
         remedy: what to do about a file that cannot be used, the end of the sentence.
@@ -115,6 +116,8 @@ def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore 
         raise DatasetError(f"{path} has zero bytes; {remedy}.")
     if path.name.lower().endswith((".nii", ".nii.gz")):
         check_nifti(path, remedy)
+    elif path.name.lower().endswith(".gipl"):
+        check_gipl(path, remedy)
 
 
 def reason_of_reader(error: BaseException) -> str:
