@@ -142,7 +142,7 @@ def _is_label(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _shown_number(value: np.generic) -> str:
+def _shown_number(value: np.floating[Any] | np.integer[Any]) -> str:
     """With as many digits as it needs to differ from others."""
     short = f"{value.item():g}"
     return short if float(short) == value else np.format_float_positional(value, trim="-")
