@@ -51,6 +51,7 @@ class Workbench:
         self.block = {
             "num_codes": args.codes,
             "labeled_batch_size": args.batch_size,
+            "unlabeled_batch_size": max(2, args.batch_size // 2),  # CutMix needs two
             "foundation_policy": "off",
             "num_epochs": 1000,
             "seed": 0,
