@@ -15,4 +15,5 @@ if [ "${1:-}" = --all ]; then
 else
     set -- -m 'not nightly' "$@" # of several -m the last counts
 fi
-exec python -m pytest -n 2 --dist loadgroup "$@"
+# By file, because tests of a file share what takes long to make.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -97,7 +97,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[str]
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("benchmark")  # they share what is prepared
 @pytest.mark.parametrize(
     ("command", "options", "rows"),
     [
@@ -134,7 +133,6 @@ def test_every_command_measures_all_of_its_rows(tmp_path, prepared, command, opt
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("benchmark")  # they share what is prepared
 def test_plain_steps_are_those_of_a_training(tmp_path, monkeypatch, prepared) -> None:
     """TORCH_LOGS is to see the graph breaks of a training, not those of a stopwatch."""
     trained = []

@@ -262,15 +262,19 @@ def _run(target: Target, arguments: Sequence[Any], log: str, environment: Mappin
     os.dup2(output, 1)
     os.dup2(output, 2)
     multiprocessing.set_start_method("fork", force=True)  # what Linux does, for the loaders' workers
-    if shortened:
-        shorten()
+    (shorten if shortened else stay_on_one_thread)()
     target(*arguments)
+
+
+def stay_on_one_thread() -> None:
+    """nnU-Net takes all cores of the machine on a CPU."""
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda number: None
 
 
 def shorten() -> None:
     """Leave out what takes longest and is no part of these tests: plots, final validation, threads, timed blur."""
-    torch.set_num_threads(1)
-    torch.set_num_threads = lambda number: None
+    stay_on_one_thread()
     MetaLogger.plot_progress_png = lambda self, output_folder: None
     EpochCurves.plot = lambda self, filename: None
     MethodTrainer._draw_preview = lambda self: None

@@ -380,6 +380,7 @@ def two_hosts() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_hosts_compute_what_two_processes_of_one_host_do(home, results, tmp_path: Path, two_hosts) -> None:
     from real_training import distributed_train, finish, fold_folder, start_ranks, write_plan
 

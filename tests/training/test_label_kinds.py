@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two channels")]  # they share a dataset
+pytestmark = pytest.mark.slow
 
 REGIONS = {"labels": {"background": 0, "heart": [1, 2, 3], "cavity": [3], "ignore": 4}, "regions_class_order": [1, 3]}
 CLASSES = {"labels": {"background": 0, "RV": 1, "MLV": 2, "LVC": 3, "ignore": 4}}
