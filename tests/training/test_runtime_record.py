@@ -31,6 +31,4 @@ def test_memory_labelled_cases_seed_and_version_are_recorded_for_stock_and_ours_
     assert record.runtime["package"] == f"nnunetv2_vqseg {__version__}, 0123456 with uncommitted changes"
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 0.5 * peak < record.runtime["peak_resident_memory_bytes"] <= peak
-    # switched off in the plan: a lack where the trainer's method has it, none where it has not
-    lacks = name == "nnUNetTrainerVQSeg"
-    assert record.without_alignment == ("foundation_policy is off" if lacks else None)
+    assert record.without_alignment is None, "off unless a plan asks for it, so that nobody lacks it"
