@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.core.files import replace_text
+from nnunetv2_vqseg.core.files import replace_pieces, replace_text
 
 TRIES, SECONDS_BETWEEN_TRIES = 10, 0.05
 
@@ -53,6 +53,24 @@ def write_json(value: Any, file: Path) -> None:
     """Replace a file by `value`, see `to_jsonable`, making its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(to_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_entries(head: str, entries: Mapping[str, Any], tail: str, file: Path) -> None:
+    """Replace a file by one JSON object with a line for each entry, however many there are.
+
+    Args:
+        head, tail: what stands before and behind the entries, `{` and `}` for an object of nothing else.
+        entries: of plain values.
+    """
+
+    def pieces() -> Iterator[bytes]:
+        separator = head + "\n"
+        for key, value in entries.items():
+            yield f"{separator}{json.dumps(key)}: {json.dumps(value)}".encode()
+            separator = ",\n"
+        yield ("\n" if entries else head).encode() + f"{tail}\n".encode()
+
+    replace_pieces(file, pieces())
 
 
 def to_jsonable(value: Any) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +19,10 @@ from tqdm import tqdm
 from nnunetv2_vqseg.core.errors import DatasetError, UserError
 
 MAX_MESSAGES = 20
+
+# A worker gets several small cases at a time, few enough that all workers are busy until the end.
+SHARES_PER_PROCESS = 16
+LARGEST_SHARE = 32
 
 Workers = Callable[[Callable[..., Any], Mapping[str, tuple]], Iterator[tuple[str, Any]]]
 """`(function, arguments of each case) -> each case with its result, or the UserError instead, as they finish`."""
@@ -31,8 +39,8 @@ def workers(
     """Work for many cases, with processes that stay for several rounds.
 
     Args:
-        num_processes: 0 or 1 stays in this process, because a spawned one imports everything anew (about 10 s for
-            nnU-Net).
+        num_processes: 0 or 1 stays in this process, because others import everything anew (about 10 s for nnU-Net,
+            once for all of them where the system can fork).
         fewer: how one asks for fewer processes, the end of the error's sentence.
 
     Raises:
@@ -41,9 +49,9 @@ def workers(
     if num_processes <= 1:
         yield _in_this_process
         return
-    pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_end_with_parent)
     try:
-        yield partial(_in_pool, pool)
+        yield partial(_in_pool, pool, num_processes)
     except BrokenProcessPool as error:
         raise WorkerKilled(
             f"A background process was killed, most often because memory ran out; use fewer processes {fewer}."
@@ -94,11 +102,44 @@ def _in_this_process(function: Callable[..., Any], arguments: Mapping[str, tuple
 
 
 def _in_pool(
-    pool: ProcessPoolExecutor, function: Callable[..., Any], arguments: Mapping[str, tuple]
+    pool: ProcessPoolExecutor, num_processes: int, function: Callable[..., Any], arguments: Mapping[str, tuple]
 ) -> Iterator[tuple[str, Any]]:
-    futures = {pool.submit(function, *values): case for case, values in arguments.items()}
-    for future in as_completed(futures):
-        yield futures[future], _outcome(future.result)
+    share = min(max(len(arguments) // (num_processes * SHARES_PER_PROCESS), 1), LARGEST_SHARE)
+    rest = iter(arguments.items())
+    running: dict[Future[list[Any]], list[str]] = {}
+    while True:
+        while len(running) < 2 * num_processes and (batch := dict(islice(rest, share))):
+            running[pool.submit(_outcomes, function, list(batch.values()))] = list(batch)
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield from zip(running.pop(future), future.result(), strict=True)
+
+
+def _context() -> Any:
+    """Workers forked from a process that has imported what is imported of this package here, or else fresh ones."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    package = __name__.partition(".")[0]
+    context.set_forkserver_preload([name for name in sys.modules if name.startswith(f"{package}.")])
+    return context
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _outcomes(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+    return [_outcome(partial(function, *values)) for values in arguments]
 
 
 def _outcome(call: Callable[[], Any]) -> Any:

@@ -8,13 +8,11 @@ after the last one is in place, so whatever an interrupted run leaves behind is 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from nnunetv2_vqseg.core.files import replace_text
-from nnunetv2_vqseg.core.json import read_object
+from nnunetv2_vqseg.core.json import read_object, write_entries
 from nnunetv2_vqseg.data.records import file_states
 from nnunetv2_vqseg.data.side_files import with_side_files
 
@@ -52,7 +50,7 @@ class Manifest:
 
     def save(self) -> None:
         """Replace the file as a whole: readers see the old or the new one."""
-        replace_text(self.file, json.dumps({"version": VERSION, "cases": self.cases}, indent=1))
+        write_entries(f'{{"version": {VERSION}, "cases": {{', self.cases, "}}", self.file)
 
     def is_complete(self, case: str) -> bool:
         """Are all files of the case there, with the sizes they were written with?"""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_vqseg.core.errors import DatasetError
+from nnunetv2_vqseg.core.files import NowAndThen
 from nnunetv2_vqseg.core.locks import exclusive
 from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.cases import UnlabeledCases
@@ -22,7 +22,6 @@ from nnunetv2_vqseg.data.splits_file import check_fold_entry
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-SECONDS_BETWEEN_SAVES = 5.0
 SUFFIX = "_unlabeled"
 
 
@@ -175,18 +174,15 @@ def _bring_up_to_date(
     if not outdated:
         return
     log(f"Preprocessing {len(outdated)} of {len(cases.files)} unlabelled cases into {folder}")
-    last_saved = time.monotonic()
+    save_now_and_then = NowAndThen(manifest.save)
     looks: dict[str, Look] = {}
 
     def on_result(case: str, result: tuple[Entry, list[str], Look]) -> None:
-        nonlocal last_saved
         entry, warnings, looks[case] = result
         for warning in warnings:
             log(f"WARNING: {warning}")
         manifest.cases[case] = {**entry, "origin": cases.origin[case], "settings": settings}
-        if time.monotonic() - last_saved > SECONDS_BETWEEN_SAVES:
-            manifest.save()
-            last_saved = time.monotonic()
+        save_now_and_then()
 
     jobs = {case: (cases.files[case], *plan) for case in outdated}
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import blosc2
 import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunetv2_vqseg.core.errors import DatasetError
@@ -55,7 +56,7 @@ def prepare_case(
     configuration_manager: ConfigurationManager,
     dataset_json: dict,
 ) -> tuple[Entry, list[str], Look]:
-    """Preprocess one case into a folder of its own, then move its files into place, the properties last.
+    """Preprocess one case under a name of its own, then move its files into place, the properties last.
 
     Args:
         case: name, and the name of the files without ending.
@@ -71,38 +72,51 @@ def prepare_case(
         RuntimeError: the preprocessor failed on an image that looks fine.
     """
     sources = describe_sources(files)
-    _, grid, warnings, constant = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
-    check_spacing(files[0], grid.spacing, plans_manager, configuration_manager)
-    # Reads the files once more, because a preprocessor of the user's may do that in its own way.
+    image = read_case(case, files, dataset_json, plans_manager.image_reader_writer_class)
+    check_spacing(files[0], image.grid.spacing, plans_manager, configuration_manager)
     preprocessor = configuration_manager.preprocessor_class(verbose=False)
+    plan = (plans_manager, configuration_manager, dataset_json)
     try:
-        data, seg, properties = preprocessor.run_case(
-            list(files), None, plans_manager, configuration_manager, dataset_json
-        )
+        if type(preprocessor).run_case is DefaultPreprocessor.run_case:
+            data, seg, properties = preprocessor.run_case_npy(image.data, None, image.properties, *plan)
+        else:  # the user's own, which may read the files in its own way
+            data, seg, properties = preprocessor.run_case(list(files), None, *plan)
     except Exception as error:
         raise RuntimeError(f"Preprocessing {files[0]} failed ({type(error).__name__}: {error}).") from error
     # nnU-Net's loader reads the key even where it oversamples nothing.
     properties["class_locations"] = {}
-    temporary = Path(scratch) / uuid.uuid4().hex
-    temporary.mkdir(parents=True)
+    Path(scratch).mkdir(parents=True, exist_ok=True)
+    unfinished = Path(scratch) / uuid.uuid4().hex
+    outputs = {}
     try:
-        _save(temporary / case, data, seg, properties, tuple(configuration_manager.patch_size))
-        outputs = {}
-        for name in (case + suffix for suffix in OUTPUT_SUFFIXES):
-            outputs[name] = (temporary / name).stat().st_size
-            (temporary / name).replace(Path(folder) / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    look = look_of(data, properties, constant)
-    return Entry(sources=sources, outputs=outputs), warnings, look
+        _save(unfinished, data, seg, properties, tuple(configuration_manager.patch_size))
+        for suffix in OUTPUT_SUFFIXES:
+            file = Path(f"{unfinished}{suffix}")
+            outputs[case + suffix] = file.stat().st_size
+            file.replace(Path(folder) / (case + suffix))
+    except BaseException:
+        for suffix in OUTPUT_SUFFIXES:
+            Path(f"{unfinished}{suffix}").unlink(missing_ok=True)
+        raise
+    return Entry(sources=sources, outputs=outputs), image.warnings, look_of(data, properties, image.constant)
 
 
 def _save(target: Path, data: np.ndarray, seg: np.ndarray, properties: dict, patch_size: tuple[int, ...]) -> None:
     data, seg = data.astype(np.float32, copy=False), seg.astype(np.int16, copy=False)
     blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch_size, seg.itemsize)
+    # What nnU-Net would find by compressing a constant array in every way it knows.
+    filters_seg = [blosc2.Filter.NOFILTER] if seg.min() == seg.max() else None
     nnUNetDatasetBlosc2.save_case(
-        data, seg, properties, str(target), chunks=chunks, blocks=blocks, chunks_seg=chunks_seg, blocks_seg=blocks_seg
+        data,
+        seg,
+        properties,
+        str(target),
+        chunks=chunks,
+        blocks=blocks,
+        chunks_seg=chunks_seg,
+        blocks_seg=blocks_seg,
+        filters_seg=filters_seg,
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_vqseg.core.files import replace_text
-from nnunetv2_vqseg.core.json import read_object
+from nnunetv2_vqseg.core.files import NowAndThen
+from nnunetv2_vqseg.core.json import read_object, write_entries
 from nnunetv2_vqseg.core.pools import for_each_case
 from nnunetv2_vqseg.data.side_files import with_side_files
 
@@ -45,8 +44,14 @@ def find_out(
         if case not in known or (known[case]["files"], known[case]["expected"]) != (case_states(files), expected)
     }
     if jobs:
+        save_now_and_then = NowAndThen(lambda: write_record(record, known))
+
+        def on_result(case: str, found: dict[str, Any]) -> None:
+            known[case] = found
+            save_now_and_then()
+
         try:
-            for_each_case(_find_out_one, jobs, num_processes, description, show_progress, known.__setitem__)
+            for_each_case(_find_out_one, jobs, num_processes, description, show_progress, on_result)
         finally:
             write_record(record, known)
     return {case: known[case] for case in cases}
@@ -67,7 +72,7 @@ def read_record(file: Path) -> dict[str, dict[str, Any]]:
 def write_record(file: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep what is known; where that cannot be written, it is found out again next time."""
     with suppress(OSError):
-        replace_text(file, json.dumps(cases, indent=1))
+        write_entries("{", cases, "}", file)
 
 
 def case_states(files: Sequence[str | Path]) -> list[list[int]]:

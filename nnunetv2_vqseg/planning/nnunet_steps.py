@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -116,7 +116,8 @@ def preprocess(
     """nnU-Net's preprocessing of the labelled cases, and its copy of their labels for validation."""
     if not dataset.roles.hidden:
         number = convert_dataset_name_to_id(dataset.name)
-        preprocess_dataset(number, plans_identifier, [configuration], [num_processes], verbose, show_progress)
+        processes = [min(num_processes, len(dataset.roles.visible))]  # nnU-Net starts all, each imports everything
+        preprocess_dataset(number, plans_identifier, [configuration], processes, verbose, show_progress)
         return
     base, visible = dataset.preprocessed, dataset.roles.visible
     plans_manager = PlansManager(str(base / f"{plans_identifier}.json"))
@@ -135,11 +136,11 @@ def preprocess(
 def _extractor(
     extractor_class: type[DatasetFingerprintExtractor],
     dataset_name: str,
-    cases: Iterable[str],
+    cases: Collection[str],
     num_processes: int,
     show_progress: bool,
 ) -> DatasetFingerprintExtractor:
-    extractor = extractor_class(dataset_name, max(num_processes, 1))
+    extractor = extractor_class(dataset_name, max(min(num_processes, len(cases)), 1))
     extractor.show_progress_bar = show_progress
     extractor.dataset = {case: extractor.dataset[case] for case in cases}
     return extractor

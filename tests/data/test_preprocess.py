@@ -305,7 +305,7 @@ def test_a_crash_names_the_case(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
     def crash(*_: object) -> None:
         raise IndexError("boom")
 
-    monkeypatch.setattr(DefaultPreprocessor, "run_case", crash)
+    monkeypatch.setattr(DefaultPreprocessor, "run_case_npy", crash)
     with pytest.raises(RuntimeError, match=r"C_0000\.nii\.gz.*boom"):
         tiny.prepare()
 

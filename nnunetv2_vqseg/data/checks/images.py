@@ -40,9 +40,10 @@ class Grid(NamedTuple):
 
 
 class CaseImage(NamedTuple):
-    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32; `constant` channels have one value only."""
+    """One case as nnU-Net's reader gives it: (C, X, Y, Z) float32, its first file's properties, `constant` channels."""
 
     data: np.ndarray
+    properties: dict[str, Any]
     grid: Grid
     warnings: list[str]
     constant: list[bool]
@@ -58,7 +59,7 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
         DatasetError: a file is unreadable, truncated, empty, constant, holds NaN or Inf, has another grid than the
             first, or the channels are not as many as dataset.json declares.
     """
-    images, grids = [], []
+    images, grids, found = [], [], []
     for file in files:
         check_file(file)
         if issubclass(reader_writer_class, Tiff3DIO):
@@ -72,6 +73,7 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
                 f"{file} cannot be read as an image of this dataset ({reason_of_reader(error)}); {REPLACE}."
             ) from error
         images.append(image)
+        found.append(properties)
         grids.append(grid_of(image, properties))
         _check_values(file, image, grids[-1].spacing)
     channels, expected = sum(map(len, images)), number_of_channels(dataset_json)
@@ -91,7 +93,7 @@ def read_case(case: str, files: Sequence[str], dataset_json: dict, reader_writer
         raise DatasetError(f"{files[0]} is empty: every voxel has the value {images[0].flat[0]:g}; {REPLACE}.")
     if any(constant):
         warnings.append(f"Channel {constant.index(True)} of the case {case} is empty ({files[0]}).")
-    return CaseImage(np.vstack(images), grids[0], warnings, constant)
+    return CaseImage(np.vstack(images), found[0], grids[0], warnings, constant)
 
 
 def check_file(file: str | Path, remedy: str = REPLACE, missing: str = "restore it or remove the case") -> None:
