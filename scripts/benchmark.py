@@ -20,15 +20,16 @@ COMMANDS = {
     "predict": "a volume, against stock nnU-Net's network",
     "loading": "both data pipelines alone, against stock nnU-Net's",
     "scaling": "how time and memory grow with codes, tokens, batch and patch",
+    "files": "planning and preparing many small unlabelled images",
 }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from benchmarks import loading, modules, predict, scaling, step
+    from benchmarks import files, loading, modules, predict, scaling, step
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    modules_of = {"modules": modules, "step": step, "predict": predict, "loading": loading, "scaling": scaling}
+    modules_of = dict(zip(COMMANDS, (modules, step, predict, loading, scaling, files), strict=True))
     for name, module in modules_of.items():
         command = commands.add_parser(name, help=COMMANDS[name])
         command.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

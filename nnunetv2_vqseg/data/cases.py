@@ -7,6 +7,7 @@ Two sources: the folder `imagesUl` beside `imagesTr`, and the optional list `"un
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,11 +139,16 @@ def training_cases(raw: Path, dataset_json: dict) -> dict[str, TrainingCase]:
 
 def channel_files(folder: Path, ending: str) -> dict[str, list[str]]:
     """Case -> its files `CASE_0000.ending`, `CASE_0001.ending`, ... in order; whatever else is there is passed over."""
+    return _channel_files(_visible(folder), ending)
+
+
+def _channel_files(files: Iterable[os.DirEntry[str]], ending: str) -> dict[str, list[str]]:
+    pattern = _case_pattern(ending)
     found: dict[str, list[str]] = {}
-    for path in _visible(folder):
-        match = _case_pattern(ending).fullmatch(path.name)
-        if match and not path.is_dir():
-            found.setdefault(match[1], []).append(str(path))
+    for file in files:
+        match = pattern.fullmatch(file.name)
+        if match and not file.is_dir():
+            found.setdefault(match[1], []).append(file.path)
     return found
 
 
@@ -165,12 +171,15 @@ def check_training_names(raw: Path, dataset_json: dict[str, Any]) -> None:
 def _separate_cases(raw: Path, dataset_json: dict, labeled: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The cases of `imagesUl`, whose names and channels must be as in `imagesTr`."""
     folder, ending = raw / UNLABELED_FOLDER, dataset_json["file_ending"]
-    for path in _visible(folder):
-        if path.is_dir():
-            raise DatasetError(f"{path} is a folder; put its images into {folder.name} itself or move it out of it.")
-        if not (_case_pattern(ending).fullmatch(path.name) or path.name.lower().endswith(SIDE_FILES)):
-            raise DatasetError(_misnamed(path, ending))
-    found = channel_files(folder, ending)
+    visible, pattern = _visible(folder), _case_pattern(ending)
+    for file in visible:
+        if file.is_dir():
+            raise DatasetError(
+                f"{file.path} is a folder; put its images into {folder.name} itself or move it out of it."
+            )
+        if not (pattern.fullmatch(file.name) or file.name.lower().endswith(SIDE_FILES)):
+            raise DatasetError(_misnamed(Path(file), ending))
+    found = _channel_files(visible, ending)
     for case, files in found.items():
         numbers = [int(file[: -len(ending)][-4:]) for file in files]
         if numbers != list(range(len(files))):
@@ -197,9 +206,12 @@ def _separate_cases(raw: Path, dataset_json: dict, labeled: Mapping[str, Sequenc
     return found
 
 
-def _visible(folder: Path) -> list[Path]:
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
     """Sorted, without .DS_Store and ._CASE_0000.nii.gz; empty where there is no such folder."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as files:
+        return sorted((file for file in files if not file.name.startswith(".")), key=lambda file: file.name)
 
 
 def _case_pattern(ending: str) -> re.Pattern[str]:

@@ -55,7 +55,7 @@ class Manifest:
     def is_complete(self, case: str) -> bool:
         """Are all files of the case there, with the sizes they were written with?"""
         outputs = self.cases.get(case, {}).get("outputs", {})
-        states = file_states([self.folder / name for name in outputs])
+        states = file_states([f"{self.folder}/{name}" for name in outputs])
         return len(outputs) == len(OUTPUT_SUFFIXES) and [size for size, _ in states] == list(outputs.values())
 
     def is_current(self, case: str, files: Sequence[str], settings: str) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_vqseg.core.errors import DatasetError
-from nnunetv2_vqseg.core.json import read_json, read_object, to_jsonable, write_json
+from nnunetv2_vqseg.core.json import read_json, read_object, to_jsonable, write_entries, write_json
 
 
 def test_json_has_null_for_what_is_not_a_number():
@@ -54,3 +54,14 @@ def test_what_is_written_is_read_back(tmp_path):
     file = tmp_path / "new" / "a.json"
     write_json({"a": [1, math.nan], "path": tmp_path}, file)
     assert read_json(file, "", dict) == read_object(file) == {"a": [1, None], "path": str(tmp_path)}
+
+
+@pytest.mark.parametrize("entries", [{}, {"a": {"b": [1, None]}}, {'"ä"': 1, "c": [2.5]}])
+def test_entries_are_written_line_by_line(tmp_path, entries):
+    file = tmp_path / "record.json"
+    write_entries("{", entries, "}", file)
+    assert read_json(file, "") == entries
+    write_entries('{"version": 1, "cases": {', entries, "}}", file)
+    assert read_json(file, "") == {"version": 1, "cases": entries}
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == (len(entries) + 2 if entries else 1)

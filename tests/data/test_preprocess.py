@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tiny_raw_dataset import add_case, make_dataset, phantom, tiny_plans, write_volume
 
 from nnunetv2_vqseg.core import locks
@@ -97,6 +98,56 @@ def test_cases_are_what_nnunets_preprocessor_makes_of_them(prepared: Tiny):
     assert (data.dtype, seg.dtype) == (np.float32, np.int16)
     assert properties["class_locations"] == {}
     assert properties["spacing"] == expected_properties["spacing"]
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_files_are_those_that_nnunet_writes(tiny: Tiny, tmp_path: Path, mask: bool):
+    """Byte by byte, although the filter of a constant segmentation is not tried out."""
+    volume = phantom(3)[0]
+    volume[:6] = 0
+    volume[12:14, 12:14] = 0
+    write_volume(tiny.raw / "imagesUl" / "U_0000.nii.gz", volume)
+    tiny.plans = tiny_plans(mask=mask)
+    tiny.prepare()
+    plans_manager = PlansManager(tiny.plans)
+    for case in ("U", "V"):
+        DefaultPreprocessor(verbose=False).run_case_save(
+            str(tmp_path / case),
+            [str(tiny.raw / "imagesUl" / f"{case}_0000.nii.gz")],
+            None,  # type: ignore[arg-type]
+            plans_manager,
+            plans_manager.get_configuration("2d"),
+            tiny.dataset_json,
+        )
+        for name in (f"{case}.b2nd", f"{case}_seg.b2nd"):
+            assert (Path(tiny.folder) / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_each_image_is_decoded_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    decoded: list[str] = []
+    read = SimpleITKIO.read_images
+
+    def counted(self: SimpleITKIO, files: list[str]):
+        decoded.extend(Path(file).name for file in files)
+        return read(self, files)
+
+    monkeypatch.setattr(SimpleITKIO, "read_images", counted)
+    tiny.prepare()
+    assert decoded == ["C_0000.nii.gz", "U_0000.nii.gz", "V_0000.nii.gz"]
+
+
+def test_a_preprocessor_of_the_users_reads_in_its_own_way(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    class Doubled(DefaultPreprocessor):
+        def run_case(self, *arguments: object):
+            data, seg, properties = super().run_case(*arguments)  # type: ignore[arg-type]
+            return 2 * data, seg, properties
+
+    tiny.prepare()
+    once = nnUNetDatasetBlosc2(tiny.folder, ["U"]).load_case("U")[0][:]
+    shutil.rmtree(tiny.folder)
+    monkeypatch.setattr(ConfigurationManager, "preprocessor_class", Doubled)
+    tiny.prepare()
+    np.testing.assert_allclose(nnUNetDatasetBlosc2(tiny.folder, ["U"]).load_case("U")[0][:], 2 * once)
 
 
 def test_the_folder_is_a_sibling_with_nothing_but_cases(prepared: Tiny):
