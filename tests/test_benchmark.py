@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_every_command_measures_all_of_its_rows(tmp_path, prepared, command, opt
     if command == "step":
         *_, ours = tables["parts"]
         assert all(ours[part] > 0 for part in step.PARTS)
+
+
+@pytest.mark.slow
+def test_planning_many_files_is_measured(tmp_path) -> None:
+    """In a process of its own, which waits for all that its commands start."""
+    script, file = Path(benchmark.__file__), tmp_path / "measured.json"
+    options = ["--files", "6", "12", "--folder", str(tmp_path), "--out", str(file)]
+    subprocess.run([sys.executable, str(script), "files", *options], check=True)
+    tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
+    assert [row["files"] for row in tables["files"]] == [6, 12]
+    assert all(row["processor s"] > 0 and row["look processor s"] > 0 for row in tables["files"])
+    assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
 
 
 @pytest.mark.slow
