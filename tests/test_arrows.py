@@ -21,7 +21,7 @@ BELOW = {
     "report": "core data",
     "trainers": "core modules networks methods trainer",
     "shim": "trainers",
-    "commands": "core modules networks methods data planning trainer report",
+    "commands": "core modules networks methods data planning trainer trainers report",
     "train": "commands",
 }
 """Rooms that a room may import from, beside itself and the package's version."""
