@@ -134,6 +134,7 @@ def test_every_command_measures_all_of_its_rows(tmp_path, prepared, command, opt
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_planning_many_files_is_measured(tmp_path) -> None:
     """In a process of its own, which waits for all that its commands start."""
     script, file = Path(benchmark.__file__), tmp_path / "measured.json"
