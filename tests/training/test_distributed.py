@@ -278,7 +278,7 @@ def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Pat
 def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, results, tmp_path: Path) -> None:
     from real_training import DATASET, distributed_train, finish, start_ranks, write_plan
 
-    arguments = write_plan(home, "StockPlans", num_epochs=1)
+    arguments = write_plan(home, "StockPlans", num_epochs=1, labeled_batch_size=None, batch_size_range=[3, 3])
     file = home / "preprocessed" / DATASET / "StockPlans.json"
     plans = json.loads(file.read_text(encoding="utf-8"))
     plans["configurations"]["2d"]["batch_size"] = 3
