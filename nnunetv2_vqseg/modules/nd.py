@@ -12,7 +12,6 @@ CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 CONVOLVE: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
-LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 AXES = {2: "H, W", 3: "D, H, W"}
 
 

@@ -35,6 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "entropy regulariser": ("entropy",),
     "perplexity (codes)": ("perplexity",),
     "QPM mean displacement": ("qpm_displacement",),
+    "QPM's step as the decoder sees it (std of z)": ("qpm_step",),
     "QPM effective neighbours": ("qpm_effective_neighbors",),
     "gradient norm": ("gradient_norm",),
 }

@@ -210,7 +210,7 @@ class MethodTrainer(nnUNetTrainer):
             self.ranks,
             getattr(self.config, "max_gradient_norm", CommonConfig.max_gradient_norm),
             getattr(self.config, "max_bad_steps", CommonConfig.max_bad_steps),
-            lambda: self.stop_request is not None and self.stop_request.received is not None,
+            self._asked_to_stop,
             self.print_to_log_file,
             self._what_next,
         )
@@ -432,13 +432,13 @@ class MethodTrainer(nnUNetTrainer):
             self.stop_request = StopRequest()
             try:
                 super().run_training()
-                if self.ranks.any(self.stop_request.received is not None, self.device):
+                if self.ranks.any(self._asked_to_stop(), self.device):
                     self.print_to_log_file(f"Stopped before the final validation; {VALIDATE_AGAIN}.")
                     raise SystemExit(EXIT_INTERRUPTED)
             except RuntimeError:
                 # Where workers are not forked the signal kills them, and the next batch does not come. On several ranks
                 # there is no agreement left at that point; they continue from the last checkpoint.
-                if self.stop_request.received is None or self.is_ddp:
+                if not self._asked_to_stop() or self.is_ddp:
                     raise
                 self._save_and_stop()
             finally:
@@ -507,6 +507,9 @@ class MethodTrainer(nnUNetTrainer):
             if isinstance(loader, NonDetMultiThreadedAugmenter):
                 loader._finish()
 
+    def _asked_to_stop(self) -> bool:
+        return self.stop_request is not None and self.stop_request.received is not None
+
     def _save_and_stop(self) -> None:
         self._end_swap()
         latest = join(self.output_folder, "checkpoint_latest.pth")
@@ -550,8 +553,7 @@ class MethodTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, then a look at whether to stop."""
         outputs = super().validation_step(batch)
-        received = self.stop_request is not None and self.stop_request.received is not None
-        if self.ranks.any(received, self.device):
+        if self.ranks.any(self._asked_to_stop(), self.device):
             self._save_and_stop()
         return outputs
 
