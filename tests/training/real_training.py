@@ -129,19 +129,25 @@ def twenty_steps(folder: str, *arguments: str) -> None:
     dist.destroy_process_group()
 
 
-def steps_of_a_method(folder: str, *arguments: str) -> None:
-    """Five steps of any method's trainer on several ranks; what each saw and became goes to `folder/<rank>.pt`."""
-    trainer = _distributed_trainer(arguments)
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    seen = []
-    for _ in range(5):
-        batch = next(trainer.dataloader_train)
-        seen.append(float(batch["data"].sum()))
-        trainer.train_step(batch)
-    content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **trainer.method.state()}
-    torch.save(content, Path(folder) / f"{dist.get_rank()}.pt")
-    dist.barrier()
+def steps_of_methods(folder: str, *trainings: Sequence[str]) -> None:
+    """Five steps of several trainers, one after the other, on several ranks.
+
+    What each rank saw and became goes to `folder/<trainer>.<rank>.pt`.
+    """
+    join_process_group("gloo", timedelta(minutes=5))
+    for arguments in trainings:
+        trainer = _trainer(arguments)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        seen = []
+        for _ in range(5):
+            batch = next(trainer.dataloader_train)
+            seen.append(float(batch["data"].sum()))
+            trainer.train_step(batch)
+        trainer.stop_loaders()
+        content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **trainer.method.state()}
+        torch.save(content, Path(folder) / f"{type(trainer).__name__}.{dist.get_rank()}.pt")
+        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -167,6 +173,10 @@ def prepare(what_rank_0_does: str, *arguments: str) -> None:
 
 def _distributed_trainer(arguments: Sequence[str]) -> MethodTrainer:
     join_process_group("gloo", timedelta(minutes=5))
+    return _trainer(arguments)
+
+
+def _trainer(arguments: Sequence[str]) -> MethodTrainer:
     args = train_command.parse_arguments(list(arguments))
     return get_trainer_from_args(
         args.dataset_name_or_id, args.configuration, args.fold, args.tr, args.p, device=torch.device("cpu")
@@ -240,7 +250,7 @@ def finish(processes: Sequence[ForkServerProcess], seconds: float = 600) -> list
     return [process.exitcode for process in processes]
 
 
-def write_plan(home: Path, name: str, **block: Any) -> list[str]:
+def write_plan(home: Path, name: str, trainer: str = "nnUNetTrainerVQSeg", **block: Any) -> list[str]:
     """A plan of this name with these keys in its `vqseg` block; the arguments of a training with it."""
     folder = home / "preprocessed" / DATASET
     plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
@@ -248,7 +258,7 @@ def write_plan(home: Path, name: str, **block: Any) -> list[str]:
     # Two unlabelled images on each of two processes, which CutMix needs.
     plans["configurations"]["2d"]["vqseg"].update({"unlabeled_batch_size": 4, **block})
     (folder / f"{name}.json").write_text(json.dumps(plans), encoding="utf-8")
-    return ["901", "2d", "0", "-tr", "nnUNetTrainerVQSeg", "-p", name, "-device", "cpu"]
+    return ["901", "2d", "0", "-tr", trainer, "-p", name, "-device", "cpu"]
 
 
 def fold_folder(home: Path, plan: str) -> Path:

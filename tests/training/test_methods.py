@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_trainings import variables
 
 pytestmark = pytest.mark.slow
 
@@ -33,23 +35,21 @@ def assert_same(first: Any, second: Any, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_that_was_stopped_equals_one_in_one_go_and_predicts(make_trainer, home, monkeypatch, name):
+def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_trainer, monkeypatch, name):
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from test_trainer import stop_after
 
     # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
     monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
     settings = METHODS[name] | {"num_epochs": 4, "save_every": 2}
     whole = make_trainer(name, **settings)
-    whole.run_training()
     folder = Path(whole.output_folder)
+    keep_the_middle(whole, folder / "middle.pth")
+    whole.run_training()
     (folder / "checkpoint_final.pth").rename(folder / "whole.pth")
-    first = make_trainer(name, **settings)
-    first.on_train_start()
-    stop_after(first, epochs=2)
+    (folder / "checkpoint_best.pth").unlink()  # newer than the middle
     resumed = make_trainer(name, continue_training=True, **settings)
-    resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    resumed.load_checkpoint(str(folder / "middle.pth"))
     assert resumed.current_epoch == 2
     resumed.run_training()
 
@@ -63,10 +63,8 @@ def test_a_training_that_was_stopped_equals_one_in_one_go_and_predicts(make_trai
         for key, values in list(saved["vqseg"]["curves"].items()):  # NaN is not NaN
             saved["vqseg"]["curves"][key] = torch.tensor(values).nan_to_num(-1.0)
     assert_same(mine, theirs)
-    changed = {
-        key for key, value in mine["network_weights"].items() if value.dtype.is_floating_point and value.std() > 0
-    }
-    assert changed
+    middle = torch.load(folder / "middle.pth", weights_only=True)["network_weights"]
+    assert any(not torch.equal(value, middle[key]) for key, value in mine["network_weights"].items())
 
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder.parent), (0,), "checkpoint_final.pth")
@@ -78,17 +76,40 @@ def test_a_training_that_was_stopped_equals_one_in_one_go_and_predicts(make_trai
         torch.testing.assert_close(predictor.network.eval()(image), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_weights_are_equal_on_two_processes_after_different_images(home, results, tmp_path, name):
-    from real_training import finish, kill_all, start_ranks, steps_of_a_method, write_plan
+def keep_the_middle(trainer: Any, file: Path) -> None:
+    """Copy the checkpoint that a training writes after two epochs, before a later one replaces it."""
+    save = trainer.save_checkpoint
 
-    arguments = write_plan(home, "MethodPlans", **METHODS[name])
-    arguments[arguments.index("-tr") + 1] = name
-    try:
-        processes = start_ranks(steps_of_a_method, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
-        assert finish(processes, seconds=300) == [0, 0], (tmp_path / "log.0").read_text(encoding="utf-8")[-3000:]
-    finally:
-        kill_all()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    def save_and_copy(filename: str) -> None:
+        save(filename)
+        if trainer.current_epoch == 1 and filename.endswith("latest.pth"):
+            shutil.copy(filename, file)
+
+    trainer.save_checkpoint = save_and_copy
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what two processes have seen and become, of all methods."""
+    from real_training import finish, kill_all, start_ranks, steps_of_methods, write_plan
+
+    folder = tmp_path_factory.mktemp("ranks")
+    trainings = [write_plan(home, f"{name}Plans", trainer=name, **METHODS[name]) for name in METHODS]
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in variables(home).items():
+            patch.setenv(variable, value)
+        try:
+            processes = start_ranks(steps_of_methods, str(folder), *trainings, world=2, log=folder / "log")
+            codes = finish(processes, seconds=600)
+        finally:
+            kill_all()
+    if codes != [0, 0]:
+        print(*((folder / f"log.{rank}").read_text(encoding="utf-8")[-3000:] for rank in range(2)))
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_are_equal_on_two_processes_after_different_images(on_two_processes, name):
+    first, second = (torch.load(on_two_processes / f"{name}.{rank}.pt", weights_only=True) for rank in range(2))
     assert not set(first.pop("seen")) & set(second.pop("seen")), "the processes must have had different images"
     assert_same(first, second)
