@@ -21,11 +21,11 @@ def strides(ndim: int = 2) -> list[list[int]]:
     return [[1] * ndim, *[[2] * ndim for _ in WIDTHS[1:]]]
 
 
-def unet(kind: type = PlainConvUNet, ndim: int = 2, deep_supervision: bool = True) -> Any:
-    """Four stages of widths 8 to 32, one image channel, four classes."""
+def unet(kind: type = PlainConvUNet, ndim: int = 2, deep_supervision: bool = True, channels: int = 1) -> Any:
+    """Four stages of widths 8 to 32, four classes or regions."""
     blocks = "n_conv_per_stage" if kind is PlainConvUNet else "n_blocks_per_stage"
     return kind(
-        input_channels=1,
+        input_channels=channels,
         n_stages=len(WIDTHS),
         features_per_stage=WIDTHS,
         conv_op=nn.Conv2d if ndim == 2 else nn.Conv3d,
@@ -41,11 +41,11 @@ def unet(kind: type = PlainConvUNet, ndim: int = 2, deep_supervision: bool = Tru
     )
 
 
-def plan_of(network: nn.Module, ndim: int = 2) -> NetworkPlan:
+def plan_of(network: nn.Module, ndim: int = 2, channels: int = 1) -> NetworkPlan:
     """A plan that builds this network itself, for patches of 32 x 32 or 16 x 16 x 16."""
-    return NetworkPlan(PATCH if ndim == 2 else (16, 16, 16), strides(ndim), 1, lambda: network)
+    return NetworkPlan(PATCH if ndim == 2 else (16, 16, 16), strides(ndim), channels, lambda: network)
 
 
-def context(plan: NetworkPlan) -> Context:
-    """A training of one process on the CPU."""
-    return Context(plan, torch.device("cpu"))
+def context(plan: NetworkPlan, **labels: Any) -> Context:
+    """A training of one process on the CPU; `labels` are the context's regions and ignore label."""
+    return Context(plan, torch.device("cpu"), **labels)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 
 LABELED, UNLABELED = 2, 2
+IGNORED = CLASSES
+"""The ignore label, as nnU-Net numbers it."""
 BOOK = {"num_codes": 64, "code_dim": 8, "min_tokens": 4, "qpm_perplexity": 4, "qpm_neighbors": 8}
 
 
@@ -54,27 +57,42 @@ METHODS = {
 
 
 def supervised_loss(outputs: Any, target: Any) -> Tensor:
-    """Cross entropy at every level, which reaches every head."""
+    """Cross entropy at every level, which reaches every head; of regions, and without ignored pixels, as nnU-Net's."""
     levels = outputs if isinstance(outputs, list) else [outputs]
-    return torch.stack(
-        [torch.nn.functional.cross_entropy(level, labels[:, 0]) for level, labels in zip(levels, target, strict=True)]
-    ).sum()
+    return torch.stack([_cross_entropy(*pair) for pair in zip(levels, target, strict=True)]).sum()
 
 
-def started(case: Case, ndim: int) -> tuple[Method[Any], Batch]:
-    """The method at its first step, and a batch."""
-    plan = plan_of(None, ndim)._replace(build=lambda: unet(ndim=ndim))
-    method = case.method(case.method.Config(**case.keys), context(plan))
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    if target.shape[1] == 1:
+        return torch.nn.functional.cross_entropy(logits, target[:, 0], ignore_index=IGNORED)
+    regions, ignored = target.split((CLASSES, target.shape[1] - CLASSES), dim=1)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, regions.float(), reduction="none")
+    return (loss * (1 - ignored)).mean() if len(ignored[0]) else loss.mean()
+
+
+def started(
+    case: Case, ndim: int, kind: type = PlainConvUNet, channels: int = 1, **labels: Any
+) -> tuple[Method[Any], Batch]:
+    """The method at its first step, and a batch; `labels` are the context's regions and ignore label."""
+    plan = plan_of(None, ndim, channels)._replace(build=lambda: unet(kind, ndim, channels=channels))
+    method = case.method(case.method.Config(**case.keys), context(plan, **labels))
     method.begin(method.training_network().train(), supervised_loss)
     patch = tuple(plan.patch_size)
-    sizes = [tuple(side // factor for side in patch) for factor in (1, 2, 4)]
-    target = [torch.randint(CLASSES, (LABELED, 1, *size)) for size in sizes]
-    unlabeled = torch.randn(UNLABELED, 1, *patch) if method.uses_unlabeled else None
-    batch = Batch(torch.randn(LABELED, 1, *patch), target, unlabeled)
+    target = [_target(tuple(side // factor for side in patch), **labels) for factor in (1, 2, 4)]
+    unlabeled = torch.randn(UNLABELED, channels, *patch) if method.uses_unlabeled else None
+    batch = Batch(torch.randn(LABELED, channels, *patch), target, unlabeled)
     method.start(iter([batch] * 100))
     method.student.train()
     method.on_epoch_start()
     return method, batch
+
+
+def _target(size: tuple[int, ...], regions: bool = False, ignore_label: int | None = None) -> Tensor:
+    """As nnU-Net's loader gives it: labels, or a channel a region and one for what is ignored."""
+    if regions:
+        return torch.randint(2, (LABELED, CLASSES + (ignore_label is not None), *size))
+    labels = torch.randint(CLASSES, (LABELED, 1, *size))
+    return labels if ignore_label is None else labels.where(torch.rand(labels.shape) < 0.7, ignore_label)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
