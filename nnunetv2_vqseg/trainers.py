@@ -12,6 +12,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
 from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
@@ -101,6 +102,12 @@ class nnUNetTrainerUAMT(MethodTrainer):
     """Uncertainty-aware mean teacher: consistency where the teacher is certain."""
 
     method_class = UAMT
+
+
+class nnUNetTrainerUniMatchV2(MethodTrainer):
+    """UniMatch V2: two strong views that lose complementary features learn an EMA teacher's labels."""
+
+    method_class = UniMatchV2
 
 
 class nnUNetTrainerSupervised(MethodTrainer):

@@ -10,9 +10,11 @@ from nnunetv2_vqseg.core.config import Config, markdown_table
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
+from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -23,13 +25,15 @@ SHARED: dict[str, type[Config]] = {
     "All methods": BudgetConfig,
     "All but stock nnU-Net (`nnUNetTrainerSupervised`)": CommonConfig,
     "All that learn from unlabelled images": UnlabeledConfig,
-    "Mean teachers and VQ-Seg": TeacherConfig,
+    "All in which strong views learn hard labels": StrongViewConfig,
+    "Mean teachers, UniMatch V2 and VQ-Seg": TeacherConfig,
 }
 METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
+    "UniMatch V2": UniMatchV2.Config,
     "Supervised, with an EMA of the weights": SupervisedEMA.Config,
 }
 

@@ -15,6 +15,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 
 LABELED, UNLABELED = 2, 2
@@ -40,6 +41,12 @@ METHODS = {
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
+    "UniMatch V2": Case(UniMatchV2, {}, {"supervised", "pseudo_first", "pseudo_second"}),
+    "UniMatch V2, teacher": Case(
+        UniMatchV2,
+        {"saved_network": "teacher", "pseudo_loss": "ce_dice", "first_dropped_stage": 2},
+        {"supervised", "pseudo_first", "pseudo_second"},
+    ),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
     "VQ-Seg, literal QPM": Case(
         VQSeg,

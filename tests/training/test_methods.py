@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerUAMT": {"passes": 2},
+    "nnUNetTrainerUniMatchV2": {},
 }
 
 
