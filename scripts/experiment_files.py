@@ -34,12 +34,14 @@ class Data:
         first_id: the dataset's id is this plus the number of labelled patients, or their percentage.
         everything: that number or percentage where no training patient is left unlabelled.
         unit: of `everything`, as a table shows it.
+        labeled: list of the labelled patients, instead of the protocol's or the seed's.
     """
 
     name: str
     first_id: int
     everything: int
     unit: str = ""
+    labeled: Path | None = None
 
     def dataset_id(self, labeled: int) -> int:
         return self.first_id + labeled
@@ -48,7 +50,13 @@ class Data:
         return f"Dataset{self.dataset_id(labeled)}_{self.name}"
 
 
-DATA = {"acdc": Data("ACDC", 500, 70), "lung": Data("Lung", 600, 100, " %")}
+DATA = {
+    "acdc": Data("ACDC", 500, 70),
+    "acdc-b": Data("ACDCb", 510, 70, labeled=EXPERIMENTS / "labeled" / "acdc-b.txt"),
+    "acdc-c": Data("ACDCc", 520, 70, labeled=EXPERIMENTS / "labeled" / "acdc-c.txt"),
+    "lung": Data("Lung", 600, 100, " %"),
+    "busi": Data("BUSI", 700, 260),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +173,14 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
         raise ExperimentError(f"There is no profile '{profile_name}'; there are {', '.join(profiles)}.")
     content = _read_yaml(name)
     _check_keys(content, _EXPERIMENT_KEYS | set(profiles), f"{name}.yaml")
+    if isinstance(content["runs"], str):  # those of another experiment
+        content["runs"] = _read_yaml(content["runs"])["runs"]
     dataset = content.get("dataset", "acdc")
     if dataset not in DATA:
         raise ExperimentError(f"{name}.yaml: there is no dataset '{dataset}'; there are {', '.join(DATA)}.")
     profile, here = profiles[profile_name], content.get(profile_name, {})
+    if profile["plan"] is not None:
+        profile = {**profile, "plan": {**profile["plan"], **here.get("plan", {})}}
     lines = content.get("figure", {}).get("lines", {})
     general_seeds = content.get("seeds", profile["seeds"])
     names = {row["name"] for row in content["runs"]}
@@ -176,7 +188,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
     for row in content["runs"]:
         _check_keys(row, _RUN_KEYS | set(profiles), f"{name}.yaml, run '{row.get('name')}'")
         own = row.get(profile_name, {})
-        _check_keys(here, {"settings", "seeds", "labeled"}, f"{name}.yaml, {profile_name}")
+        _check_keys(here, {"settings", "seeds", "labeled", "plan"}, f"{name}.yaml, {profile_name}")
         _check_keys(own, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
         if row.get("line") not in {None, *lines}:
             raise ExperimentError(f"{name}.yaml: the figure has no line '{row['line']}', only {', '.join(lines)}.")

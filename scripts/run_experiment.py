@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,11 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
     if not (Path(os.environ["nnUNet_raw"]) / dataset / "splits_final.json").is_file():
         if data is None:
             raise ExperimentError(f"{dataset} is not there yet; give the folder with the original data with --data.")
-        call(*conversion(run, data))
+        if run.dataset == "busi":
+            folder = Path(os.environ["nnUNet_raw"]) / dataset
+            shutil.copytree(data, folder, ignore=shutil.ignore_patterns("*hidden*"), dirs_exist_ok=True)
+        else:
+            call(*conversion(run, data))
     home = Path(os.environ["nnUNet_preprocessed"]) / dataset
     stamp, wanted = home / f"{run.plans}_experiment.json", {"plan": profile["plan"]}
     if stamp.is_file():
@@ -201,8 +206,10 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
 def conversion(run: Run, data: Path) -> list[object]:
     """Script and arguments that make the run's dataset of the original data."""
     scripts, general = ROOT / "dataset_conversion", ["-i", data, "-d", run.data.dataset_id(run.labeled)]
-    if run.dataset == "acdc":
+    if run.data.name.startswith("ACDC"):
         labeled = [] if run.labeled >= run.data.everything else ["--labeled", run.labeled]
+        if run.data.labeled is not None:
+            labeled = ["--labeled-list", run.data.labeled]
         return [scripts / "Dataset027_ACDC.py", *general, "--protocol", scripts / "acdc_protocol", *labeled]
     percent = ["--labeled-percent", run.labeled]
     if (data / "imagesTr").is_dir():
@@ -298,7 +305,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="original data, for the first time: the ACDC folder; for lung, a folder for each case or Task06_Lung",
+        help="original data, for the first time: the ACDC folder; for lung, a folder for each case or Task06_Lung; for "
+        "busi, a dataset in nnU-Net's layout",
     )
     parser.add_argument("--home", type=Path, default=ROOT / "experiments_output", help="default: experiments_output/")
     parser.add_argument(

@@ -229,6 +229,8 @@ def test_each_dataset_has_its_converter(tmp_path: Path) -> None:
 
     protocol = ["--protocol", str(ROOT / "dataset_conversion" / "acdc_protocol")]
     assert words("acdc", 7) == ["Dataset027_ACDC.py", "-d", "507", *protocol, "--labeled", "7"]
+    patients = ["--labeled-list", str(ROOT / "scripts" / "experiments" / "labeled" / "acdc-b.txt")]
+    assert words("acdc-b", 3) == ["Dataset027_ACDC.py", "-d", "513", *protocol, *patients]
     assert words("acdc", 70) == ["Dataset027_ACDC.py", "-d", "570", *protocol]
     assert words("lung", 5) == ["DatasetXXX_LC.py", "-d", "605", "--name", "Lung", "--labeled-percent", "5"]
     (tmp_path / "imagesTr").mkdir()

@@ -135,3 +135,22 @@ def test_a_profile_may_have_numbers_of_labelled_patients_of_its_own() -> None:
     assert labeled("cpu", "mean teacher") == [5, 10]
     assert labeled("gpu", "mean teacher") == [5, 10, 20, 50]
     assert labeled("gpu", "VQ-Seg with DB") == [5, 10], "a run's own come first"
+
+
+def test_the_arenas_have_the_same_rows_on_other_data() -> None:
+    arena = read_experiment("arena", "cpu")
+    names = {(run.name, run.trainer) for run in arena.runs}
+    for other in ("arena-busi", "arena-b", "arena-c"):
+        runs = read_experiment(other, "cpu").runs
+        assert {(run.name, run.trainer) for run in runs} == names
+        assert {run.dataset for run in runs} == {other.replace("arena", "acdc").replace("acdc-busi", "busi")}
+    assert read_experiment("arena-busi", "cpu").profile["plan"] == {**arena.profile["plan"], "spacing": 2}
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_other_labelled_patients_are_training_patients(name: str) -> None:
+    protocol = ROOT / "dataset_conversion" / "acdc_protocol"
+    patients = set((EXPERIMENTS / "labeled" / f"acdc-{name}.txt").read_text(encoding="utf-8").split())
+    assert len(patients) == 3
+    assert patients <= set((protocol / "train.txt").read_text(encoding="utf-8").split())
+    assert not patients & set((protocol / "labelled-3.txt").read_text(encoding="utf-8").split())
