@@ -47,19 +47,24 @@ class EMAMethod(Method[E]):
 
     teacher: AveragedModel
 
+    @property
+    def followed(self) -> nn.Module:
+        """The network whose weights the teacher averages, without DDP's and torch.compile's wrappers."""
+        return unwrap(self.student)
+
     def begin(self, student: nn.Module, supervised: Loss) -> None:
         """The teacher begins as a copy of the student."""
         super().begin(student, supervised)
-        self.teacher = build_teacher(unwrap(student), self.config.ema_decay, self.config.ema_warmup)
+        self.teacher = build_teacher(self.followed, self.config.ema_decay, self.config.ema_warmup)
         switch_deep_supervision(self.teacher, False)
 
     def start(self, batches: Iterator[Batch]) -> None:
         """The teacher takes over the student's first values, which may be pretrained."""
-        self.teacher.module.load_state_dict(unwrap(self.student).state_dict())
+        self.teacher.module.load_state_dict(self.followed.state_dict())
 
     def after_step(self) -> dict[str, float]:
         """One EMA step."""
-        update_teacher(self.teacher, unwrap(self.student))
+        update_teacher(self.teacher, self.followed)
         return {}
 
     def predictor(self) -> nn.Module:
@@ -76,7 +81,7 @@ class EMAMethod(Method[E]):
 
     def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
         """The teacher beside the student."""
-        return {}, {"teacher": self.teacher(images), "student": unwrap(self.student)(images)}
+        return {}, {"teacher": self.teacher(images), "student": self.followed(images)}
 
 
 class TeacherMethod(StrongViewMethod[E], EMAMethod[E]):

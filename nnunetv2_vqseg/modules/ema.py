@@ -15,16 +15,16 @@ def ema_decay(step: int, max_decay: float = 0.996, warmup: float = 1.0) -> float
     """Decay a = min(1 - warmup / (step + warmup), max_decay); the first update, `step` 0, copies.
 
     With `warmup` 1 the teacher is the mean of all students so far until the decay reaches `max_decay`; with 10 it
-    follows about the last tenth of them.
+    follows about the last tenth of them; with 0 the decay is constant, from the first update on.
 
     Raises:
-        ValueError: `step` is negative, `max_decay` is outside [0, 1] or `warmup` is below 1.
+        ValueError: `step` is negative, `max_decay` is outside [0, 1] or `warmup` is negative.
     """
-    if step < 0 or not 0.0 <= max_decay <= 1.0 or not warmup >= 1.0:
+    if step < 0 or not 0.0 <= max_decay <= 1.0 or not warmup >= 0.0:
         raise ValueError(
-            f"expected step >= 0, 0 <= max_decay <= 1 and warmup >= 1, got {step}, {max_decay} and {warmup}"
+            f"expected step >= 0, 0 <= max_decay <= 1 and warmup >= 0, got {step}, {max_decay} and {warmup}"
         )
-    return min(1.0 - warmup / (step + warmup), max_decay)
+    return max_decay if warmup == 0 else min(1.0 - warmup / (step + warmup), max_decay)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -57,6 +57,8 @@ def build_teacher(student: nn.Module, max_decay: float = 0.996, warmup: float = 
     move = partial(_move_towards, max_decay=max_decay, warmup=warmup)
     teacher = EMATeacher(unwrap(student), multi_avg_fn=move, use_buffers=False)
     teacher.requires_grad_(False)
+    if warmup == 0:
+        teacher.n_averaged += 1  # where it counts 0, AveragedModel copies
     return teacher.eval()
 
 

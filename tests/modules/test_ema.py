@@ -46,7 +46,18 @@ def test_longer_warmup_follows_the_last_tenth():
     assert [ema_decay(t, warmup=10) for t in (0, 10, 90)] == pytest.approx([0.0, 0.5, 0.9])
     assert ema_decay(10**6, warmup=10) == 0.996
     with pytest.raises(ValueError, match="warmup"):
-        ema_decay(1, warmup=0.5)
+        ema_decay(1, warmup=-0.5)
+
+
+def test_without_warmup_the_decay_is_constant_from_the_first_update_on():
+    assert [ema_decay(t, 0.9, warmup=0) for t in (0, 1, 1000)] == [0.9] * 3
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(student.weight)
+    teacher = build_teacher(student, max_decay=0.9, warmup=0)
+    nn.init.zeros_(student.weight)
+    for expected in (0.9, 0.81):
+        update_teacher(teacher, student)
+        assert teacher.module.weight.item() == pytest.approx(expected)
 
 
 def test_every_parameter_moves_by_exactly_one_minus_a_and_shared_ones_once():
