@@ -1,0 +1,33 @@
+"""Labels as nnU-Net's loader gives them, and at other resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def split_ignored(target: Tensor, regions: bool = False, ignore_label: int | None = None) -> tuple[Tensor, Tensor]:
+    """Labels, and where there are any.
+
+    Args:
+        target: (B, 1, ...) classes, or (B, R, ...) of 0 and 1 for `regions`; with an ignore label regions have one
+            channel more, the last, which is 1 where a pixel is to be ignored.
+
+    Returns:
+        labels int64, 0 where ignored, (B, 1, ...) or (B, R, ...); known (B, 1, ...) bool.
+    """
+    if ignore_label is None:
+        return target.long(), torch.ones_like(target[:, :1], dtype=torch.bool)
+    known = ~target[:, -1:].bool() if regions else target != ignore_label
+    labels = target[:, :-1] if regions else target
+    return torch.where(known, labels, 0).long(), known
+
+
+def at_size(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels or masks (B, C, ...) of any dtype at another size: the nearest pixel's, as nnU-Net downsamples targets."""
+    if values.shape[2:] == tuple(size):
+        return values
+    return F.interpolate(values.float(), tuple(size), mode="nearest-exact").to(values.dtype)

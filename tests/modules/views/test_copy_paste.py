@@ -1,0 +1,58 @@
+"""Copy-paste: one box of two thirds of each side, and what is pasted with it."""
+
+import pytest
+import torch
+
+from nnunetv2_vqseg.modules.views.copy_paste import LabeledImages, join, paste, random_box
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [((256, 256), (170, 170)), ((9, 5), (6, 3)), ((6, 4, 1), (4, 2, 1)), ((112, 112, 80), (74, 74, 53))],
+)
+def test_a_box_of_two_thirds_of_each_side(size, sides):
+    box = random_box(size)
+    assert box.shape == (1, 1, *size)
+    for axis, side in enumerate(sides):
+        others = [other for other in range(len(size)) if other != axis]
+        along = box[0, 0].any(dim=others) if others else box[0, 0]
+        places = along.nonzero().flatten()
+        assert len(places) == side
+        assert places[-1] - places[0] == side - 1
+    assert box.sum() == torch.tensor(sides).prod(), "a full box"
+
+
+def test_every_place_is_as_likely():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.stack([random_box((6, 3), generator=generator)[0, 0].nonzero()[0] for _ in range(600)])
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)):
+        assert (corners == torch.tensor(corner)).all(1).sum() == pytest.approx(100, abs=35)
+
+
+def numbered(*values: int) -> LabeledImages:
+    images = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    return LabeledImages(images, images[:, :1].long(), images[:, :1] < 10)
+
+
+def test_labels_and_what_is_known_are_pasted_with_the_image():
+    box = torch.tensor([[True, False, False], [True, True, False]])[None, None]
+    mix = paste(box, numbered(1, 20), numbered(10, 2))
+    assert mix.images[:, 1].tolist() == [[[1, 10, 10], [1, 1, 10]], [[20, 2, 2], [20, 20, 2]]]
+    assert torch.equal(mix.labels, mix.images[:, :1].long())
+    assert torch.equal(mix.known, mix.labels < 10)
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "first", "second"),
+    [
+        ([0, 1, 2, 3], 4, [0, 1], [2, 3]),
+        ([0, 1, 2], 3, [0, 1], [2, 0]),
+        ([0], 1, [0], [0]),
+        ([0, 1], 4, [0, 1], [0, 1]),
+        ([0], 2, [0], [0]),
+    ],
+)
+def test_halves_of_even_odd_and_short_batches(batch, images, first, second):
+    halves = numbered(*batch).halves(images)
+    assert [half.labels[:, 0, 0, 0].tolist() for half in halves] == [first, second]
+    assert join(*halves).images[:, 0, 0, 0].tolist() == first + second
