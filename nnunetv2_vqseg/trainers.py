@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
@@ -90,6 +91,12 @@ class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
 
     method_class = MeanTeacherDropout
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "perturbation": "dropout"}
+
+
+class nnUNetTrainerBCP(MethodTrainer):
+    """Bidirectional copy-paste: boxes of labelled images in unlabelled ones and the other way round."""
+
+    method_class = BCP
 
 
 class nnUNetTrainerCPS(MethodTrainer):

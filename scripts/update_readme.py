@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig
+from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
@@ -31,6 +32,7 @@ SHARED: dict[str, type[Config]] = {
 METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
+    "Bidirectional copy-paste (BCP)": BCP.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
     "UniMatch V2": UniMatchV2.Config,

@@ -11,6 +11,7 @@ from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
 from nnunetv2_vqseg.methods.base import Batch, Method
+from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
@@ -38,6 +39,8 @@ METHODS = {
     "supervised, EMA": Case(SupervisedEMA, {}, {"supervised"}),
     "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
+    "BCP": Case(BCP, {}, {"supervised", "pseudo"}),
+    "BCP, teacher": Case(BCP, {"saved_network": "teacher", "pretrain_share": 0.0}, {"supervised", "pseudo"}),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
