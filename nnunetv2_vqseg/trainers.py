@@ -13,6 +13,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
 from nnunetv2_vqseg.trainer.trainer import MethodTrainer
@@ -109,6 +110,12 @@ class nnUNetTrainerUAMT(MethodTrainer):
     """Uncertainty-aware mean teacher: consistency where the teacher is certain."""
 
     method_class = UAMT
+
+
+class nnUNetTrainerUniMatch(MethodTrainer):
+    """UniMatch (V1): two strong views and dropped features learn the network's own labels."""
+
+    method_class = UniMatch
 
 
 class nnUNetTrainerUniMatchV2(MethodTrainer):

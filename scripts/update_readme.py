@@ -15,6 +15,7 @@ from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Config]] = {
     "Bidirectional copy-paste (BCP)": BCP.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
+    "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,
     "Supervised, with an EMA of the weights": SupervisedEMA.Config,
 }

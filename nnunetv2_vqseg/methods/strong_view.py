@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
 class StrongViewConfig(UnlabeledConfig):
     """Strong views and the loss of hard labels on them."""
 
-    pseudo_loss: Annotated[Literal["ce_dice", "ce"], "loss against the teacher's labels (Eq. 9)"] = "ce_dice"
     confidence_threshold: Annotated[
         float, Range(0, 1), "teacher's probability under which a pixel is left out; 0: none"
     ] = 0.95
@@ -48,7 +47,7 @@ S = TypeVar("S", bound=Any)
 
 
 class StrongViewMethod(Method[S]):
-    """A method in which strong views learn hard labels where those are sure."""
+    """A method in which strong views learn hard labels where those are sure; its configuration has a `pseudo_loss`."""
 
     panels: ClassVar = {"pseudo-labels": ("ramp", "confidence", "kept_share")}
 

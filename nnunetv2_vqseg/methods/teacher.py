@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class SupervisedEMAConfig(EMAConfig, CommonConfig):
 @dataclass(frozen=True)
 class TeacherConfig(EMAConfig, StrongViewConfig):
     """A teacher whose labels a strong view of unlabelled images learns."""
+
+    pseudo_loss: Annotated[Literal["ce_dice", "ce"], "loss against the teacher's labels (Eq. 9)"] = "ce_dice"
 
 
 E = TypeVar("E", bound=Any)

@@ -16,6 +16,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 
@@ -44,6 +45,7 @@ METHODS = {
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
+    "UniMatch": Case(UniMatch, {}, {"supervised", "pseudo_first", "pseudo_second", "pseudo_perturbed"}),
     "UniMatch V2": Case(UniMatchV2, {}, {"supervised", "pseudo_first", "pseudo_second"}),
     "UniMatch V2, teacher": Case(
         UniMatchV2,

@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerUAMT": {"passes": 2},
+    "nnUNetTrainerUniMatch": {},
     "nnUNetTrainerUniMatchV2": {},
 }
 
