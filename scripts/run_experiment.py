@@ -39,12 +39,12 @@ from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, 
 from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
 
-from nnunetv2_vqseg.commands.train import obey_omp_num_threads
 from nnunetv2_vqseg.core.errors import UserError
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.report.case_files import SPLITS, Split
+from nnunetv2_vqseg.trainer.cpu import obey_omp_num_threads
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -146,10 +146,8 @@ def require_trainer_for_torchrun(trainer: type[nnUNetTrainer], device: str) -> N
 
 
 def train_alone(args: argparse.Namespace) -> None:
-    """What `nnUNetv2_train` does, but for `OMP_NUM_THREADS`, which that ignores on CPUs."""
+    """What `nnUNetv2_train` does."""
     limit_threads(args.device, processes=1)
-    if args.device == "cpu":
-        obey_omp_num_threads()
     train(args, args.c)
 
 
@@ -227,17 +225,6 @@ def limit_threads(device: str, processes: int) -> None:
         torch.set_num_interop_threads(1)
     elif device == "cpu":
         torch.set_num_threads(max(1, multiprocessing.cpu_count() // processes))
-
-
-def obey_omp_num_threads() -> None:
-    """Give torch as many threads as `OMP_NUM_THREADS` says, where it holds a number.
-
-    Torch reads the variable only when it is imported, and nnU-Net's commands set another number. More threads than free
-    cores wait for each other: two trainings on two cores took four times as long.
-    """
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit():
-        torch.set_num_threads(int(threads))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
 from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
+from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
 from nnunetv2_vqseg.trainer.curves import EpochCurves
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
@@ -100,6 +101,9 @@ class MethodTrainer(nnUNetTrainer):
         missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
         if missing.get(device.type):
             raise ConfigError(f"torch finds no GPU ({device.type}) here; add -device cpu to train without one.")
+        if device.type == "cpu":
+            keep_freed_memory()
+            obey_omp_num_threads()
         block = resolve_vqseg_block(plans, configuration)
         self.config = self.configured(block)
         if not self.method_class.is_stock:

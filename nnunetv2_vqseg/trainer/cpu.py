@@ -1,0 +1,38 @@
+"""What makes a training on a CPU fast: memory that stays, and no more threads than asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+import torch
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_MAX (malloc.h)."""
+NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the feature maps of a step for the next one; returns whether it does.
+
+    It hands blocks of such a size back to the system after each use, and the next use pays for every page again: a
+    fifth of a step of the full-size plan (docs/performance.md). Memory then stays with the process until it ends. Does
+    nothing where there is no glibc, and with MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_ set, glibc's own variables.
+    """
+    if platform.libc_ver()[0] != "glibc" or {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, NEVER))
+
+
+def obey_omp_num_threads() -> None:
+    """Give torch as many threads as `OMP_NUM_THREADS` says, where it holds a number and a user has set it.
+
+    Torch reads the variable only when it is imported, and nnU-Net's commands set another number, all cores. More
+    threads than free cores wait for each other: two trainings on two cores took four times as long. torchrun sets the
+    variable to 1 by itself, which is not taken for a wish.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        torch.set_num_threads(int(threads))
