@@ -28,6 +28,17 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+@torch.no_grad()
+def gather_over_processes(values: Tensor) -> Tensor:
+    """`values` of all processes, of one shape, as (processes, ...) by rank; every process must call this."""
+    if not is_distributed():
+        return values.detach()[None]
+    values = values.detach().contiguous()
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)
+
+
 def sum_over_processes(values: Tensor) -> Tensor:
     """Sum of `values` over all processes, with a gradient; every process must call this, forward and backward."""
     return _SumOverProcesses.apply(values) if is_distributed() else values

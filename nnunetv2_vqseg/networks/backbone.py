@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Strides = Sequence[Sequence[int]]
@@ -55,6 +56,12 @@ class Backbone(Protocol):
     def decode(self, net: Any, maps: list[Tensor]) -> Logits:
         """Logits from the features of all stages."""
 
+    def decoded(self, net: Any, maps: list[Tensor]) -> list[Tensor]:
+        """Features of the decoder's stages, finest first, each of the width and size of its encoder stage."""
+
+    def segment(self, net: Any, features: list[Tensor]) -> Logits:
+        """Logits from the features of the decoder's stages: `decode` in two parts."""
+
 
 class PlannedBackbone:
     """nnU-Net's PlainConvUNet and ResidualEncoderUNet, or any module that holds one's encoder and decoder."""
@@ -76,6 +83,20 @@ class PlannedBackbone:
     def decode(self, net: Any, maps: list[Tensor]) -> Logits:
         """Logits from the features of all stages."""
         return net.decoder(maps)
+
+    def decoded(self, net: Any, maps: list[Tensor]) -> list[Tensor]:
+        """Features of the decoder's stages, finest first, each of the width and size of its encoder stage."""
+        x, features = maps[-1], []
+        for number, (upsample, stage) in enumerate(zip(net.decoder.transpconvs, net.decoder.stages, strict=True)):
+            x = stage(torch.cat((upsample(x), maps[-2 - number]), dim=1))
+            features.append(x)
+        return features[::-1]
+
+    def segment(self, net: Any, features: list[Tensor]) -> Logits:
+        """Logits from the features of the decoder's stages: `decode` in two parts."""
+        if not net.decoder.deep_supervision:
+            return net.decoder.seg_layers[-1](features[0])
+        return [layer(x) for layer, x in zip(reversed(net.decoder.seg_layers), features, strict=True)]
 
     @staticmethod
     def _stages(net: Any, maps: list[Tensor], x: Tensor, first: int, last: int | None) -> list[Tensor]:
