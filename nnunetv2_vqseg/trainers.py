@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
+from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unimatch import UniMatch
@@ -104,6 +105,12 @@ class nnUNetTrainerCPS(MethodTrainer):
     """Cross pseudo supervision: two networks learn each other's labels."""
 
     method_class = CPS
+
+
+class nnUNetTrainerSSNet(MethodTrainer):
+    """SS-Net: robust against adversarial changes, and features close to a memory of their class."""
+
+    method_class = SSNet
 
 
 class nnUNetTrainerUAMT(MethodTrainer):

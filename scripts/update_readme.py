@@ -11,6 +11,7 @@ from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledCon
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
+from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Config]] = {
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
     "Bidirectional copy-paste (BCP)": BCP.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
+    "SS-Net": SSNet.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
     "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Drawn(NamedTuple):
-    """Pixels of K classes: `index` (K, N) int64 into the flattened labels (B, ...), `valid` (K, N) bool."""
+    """Pixels of K classes: `places` (K, N) int64 in the flattened labels (B, ...), `valid` (K, N) bool."""
 
-    index: Tensor
+    places: Tensor
     valid: Tensor
 
 
@@ -34,7 +34,7 @@ def draw_per_class(labels: Tensor, classes: int, number: int, generator: torch.G
     return Drawn(order[places.clamp(max=len(labels) - 1)], places < borders[1:, None])
 
 
-def features_at(features: Tensor, index: Tensor) -> Tensor:
-    """Features (*index.shape, C) of maps (B, C, ...) at places of the flattened (B, ...)."""
+def features_at(features: Tensor, places: Tensor) -> Tensor:
+    """Features (*places.shape, C) of maps (B, C, ...) at places of the flattened (B, ...)."""
     flat = features.flatten(2)
-    return flat[index // flat.shape[2], :, index % flat.shape[2]]
+    return flat[places // flat.shape[2], :, places % flat.shape[2]]

@@ -14,6 +14,7 @@ from nnunetv2_vqseg.methods.base import Batch, Method
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
+from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unimatch import UniMatch
@@ -52,6 +53,7 @@ METHODS = {
         {"saved_network": "teacher", "pseudo_loss": "ce_dice", "first_dropped_stage": 2},
         {"supervised", "pseudo_first", "pseudo_second"},
     ),
+    "SS-Net": Case(SSNet, {"pixels_per_class": 64}, {"supervised", "smoothness", "separation", "separation_unlabeled"}),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
     "VQ-Seg, literal QPM": Case(
         VQSeg,

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
+    "nnUNetTrainerSSNet": {"pixels_per_class": 64},
     "nnUNetTrainerUAMT": {"passes": 2},
     "nnUNetTrainerUniMatch": {},
     "nnUNetTrainerUniMatchV2": {},
