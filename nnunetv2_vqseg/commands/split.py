@@ -1,4 +1,4 @@
-"""`nnUNetv2_vqseg_split`: patient-level splits with few labelled and many unlabelled cases; no image is moved."""
+"""`nnUNetv2_vqseg_split`: folds by patient for any number of labelled cases; no image is moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunetv2_vqseg.core.folders import find_dataset, folder_or_none, nnunet_fol
 from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.cases import channel_files
 from nnunetv2_vqseg.data.patients import PATIENT_PATTERN, group_by_patient
-from nnunetv2_vqseg.data.split import make_fold, patients_of_list
+from nnunetv2_vqseg.data.split import cross_validation, make_fold, patients_of_list
 from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, Fold, load_splits, write_splits
 
 
@@ -19,15 +19,15 @@ def build_parser() -> argparse.ArgumentParser:
     """Arguments, the dataset's named as in nnU-Net's commands."""
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_vqseg_split",
-        description="Declare most training cases of a dataset unlabelled, patient by patient, in splits_final.json. "
-        "No image or label is moved or changed.",
+        description="Write splits_final.json, patient by patient: folds for a cross-validation over the labelled cases "
+        "(five, or one a patient where there are fewer), or, with --labeled or --val, one fold in which the labels of "
+        "all other training patients are not used. No image or label is moved or changed.",
     )
     parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="dataset ID or name")
     parser.add_argument(
         "--labeled",
-        required=True,
         metavar="N|P%",
-        help="labelled training patients: 7, or 10%% of the training patients",
+        help="labelled training patients: 7, or 10%% of the training patients; the others count as unlabelled",
     )
     parser.add_argument(
         "--seed",
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="seed of the choice; several seeds make several folds",
     )
     side = parser.add_mutually_exclusive_group()
-    side.add_argument("--val", default="20%", metavar="N|P%", help="validation patients out of all (default: 20%%)")
+    side.add_argument(
+        "--val", metavar="N|P%", help="validation patients out of all (default where --labeled is given: 20%%)"
+    )
     side.add_argument("--val-list", type=Path, metavar="FILE", help="validation patients (or cases), one a line")
     parser.add_argument(
         "--patient-regex",
@@ -67,23 +69,28 @@ def run(args: argparse.Namespace) -> None:
     raw = nnunet_folder("nnUNet_raw")
     dataset = raw / find_dataset(args.dataset, raw)
     patients = group_by_patient(_labeled_cases(dataset), args.patient_regex)
-    val = patients_of_list(args.val_list, patients) if args.val_list else args.val
-    folds = {seed: make_fold(patients, args.labeled, val, seed) for seed in args.seed}
+    if args.labeled or args.val or args.val_list:
+        val = patients_of_list(args.val_list, patients) if args.val_list else args.val or "20%"
+        made = {seed: [make_fold(patients, args.labeled or "100%", val, seed)] for seed in args.seed}
+    else:
+        made = {seed: cross_validation(patients, seed) for seed in args.seed}
+    folds = [fold for of_seed in made.values() for fold in of_seed]
 
     folders = [dataset]
     preprocessed = folder_or_none("nnUNet_preprocessed")
     if preprocessed is not None and (preprocessed / dataset.name).is_dir():
         folders.append(preprocessed / dataset.name)
     before = [_content(folder / SPLITS_FILE) for folder in folders]
-    backups = write_splits(folders, list(folds.values()), overwrite=args.overwrite, append=args.append)
+    backups = write_splits(folders, folds, overwrite=args.overwrite, append=args.append)
 
-    _tell_of_folds(dataset, patients, folds)
+    _tell_of_folds(dataset, patients, made)
     for backup in backups:
         print(f"kept the old file as {backup}")
     for folder in folders:
         print(f"splits are in {folder / SPLITS_FILE}")
     changed = before != [_content(folder / SPLITS_FILE) for folder in folders]
-    if changed and any(any(folder.glob("*_fingerprint.json")) for folder in folders[1:]):
+    unlabeled = any(fold.get("unlabeled") for fold in folds)
+    if changed and unlabeled and any(any(folder.glob("*_fingerprint.json")) for folder in folders[1:]):
         print(
             f"Note: the plans in {folders[1]} were made with other labels; run nnUNetv2_vqseg_plan_and_preprocess "
             f"again before training."
@@ -108,13 +115,13 @@ def _labeled_cases(dataset: Path) -> list[str]:
     return cases
 
 
-def _tell_of_folds(dataset: Path, patients: dict[str, list[str]], folds: dict[int, Fold]) -> None:
+def _tell_of_folds(dataset: Path, patients: dict[str, list[str]], made: dict[int, list[Fold]]) -> None:
     example, cases = next(iter(patients.items()))
     total = sum(map(len, patients.values()))
     print(f"{dataset.name}: {total} cases of {len(patients)} patients (for example {example}: {', '.join(cases)})")
     written = load_splits(dataset)
     owner = {case: patient for patient, cases in patients.items() for case in cases}
-    for seed, fold in folds.items():
+    for seed, fold in ((seed, fold) for seed, folds in made.items() for fold in folds):
         parts = [f"{len({owner[case] for case in fold[key]})} patients {key} ({len(fold[key])} cases)" for key in fold]
         print(f"fold {written.index(fold)} (seed {seed}): {', '.join(parts)}")
 

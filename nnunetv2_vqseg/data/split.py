@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnunetv2_vqseg.core.errors import DatasetError, some
-from nnunetv2_vqseg.data.splits_file import Fold
+from nnunetv2_vqseg.data.splits_file import FOLDS, Fold
 
 
 def seeded_order(patients: Iterable[str], seed: int) -> list[str]:
@@ -83,6 +83,33 @@ def counted(patients: dict[str, list[str]]) -> str:
     if len(cases) == 1:
         return ""
     return f" The cases {some(cases, 3)} were taken for the patient {name}; if that is wrong, correct --patient-regex."
+
+
+def cross_validation(patients: dict[str, list[str]], seed: int, most: int = FOLDS) -> list[Fold]:
+    """Folds as nnU-Net makes them, but by patient and from two patients up: each patient is validated on once.
+
+    Args:
+        patients: cases of each patient.
+        most: folds, where there are as many patients.
+
+    Raises:
+        DatasetError: there is one patient.
+    """
+    order = seeded_order(patients, seed)
+    if len(order) < 2:
+        raise DatasetError(
+            f"There is one labelled patient, {order[0]}, and a split needs two; label a case of another one, or train "
+            f"fold all, which validates on what it trains on.{counted(patients)}"
+        )
+    number = min(most, len(order))
+    sides = [set(order[first::number]) for first in range(number)]
+    return [
+        {
+            "train": sorted(case for patient in order if patient not in side for case in patients[patient]),
+            "val": sorted(case for patient in side for case in patients[patient]),
+        }
+        for side in sides
+    ]
 
 
 def make_fold(patients: dict[str, list[str]], labeled: str, val: str | Sequence[str], seed: int) -> Fold:

@@ -18,7 +18,14 @@ from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import read_json
 
 SPLITS_FILE = "splits_final.json"
+FOLDS = 5
+"""Of nnU-Net's own split, for which it needs as many cases."""
 Fold = dict[str, list[str]]
+
+
+def split_command(dataset_name: str) -> str:
+    """The command that makes folds of a `DatasetXXX_NAME`."""
+    return f"nnUNetv2_vqseg_split -d {int(dataset_name[7:10])}"
 
 
 def load_splits(*folders: str | Path) -> list[Fold]:

@@ -16,8 +16,10 @@ from nnunetv2_vqseg.core.errors import PlansError, explained_disk_errors
 from nnunetv2_vqseg.core.folders import VARIABLES, find_dataset, folder_or_none, preprocessed_folder
 from nnunetv2_vqseg.data.checks.dataset import CheckedDataset, check_dataset
 from nnunetv2_vqseg.data.manifest import manifest_file
+from nnunetv2_vqseg.data.patients import group_by_patient
 from nnunetv2_vqseg.data.preprocess import prepare_unlabeled_cases, unlabeled_folder
 from nnunetv2_vqseg.data.preprocess_case import check_spacing
+from nnunetv2_vqseg.data.splits_file import FOLDS, load_splits, split_command
 from nnunetv2_vqseg.planning import nnunet_steps
 from nnunetv2_vqseg.planning.planner import IMAGES_A_LABEL, PLANS_NAME, vqseg_planner
 from nnunetv2_vqseg.planning.plans import load_plans, resolve_vqseg_block
@@ -90,6 +92,7 @@ def plan_and_preprocess_dataset(
     planner.plan_experiment()
     if preprocess:
         _preprocess(dataset, planner.plans_identifier, num_processes, clean, verbose, show_progress)
+    _offer_split(dataset)
     return planner.plans_identifier
 
 
@@ -97,6 +100,18 @@ def _kept_block(dataset_name: str, plans_name: str) -> dict[str, Any]:
     """The `vqseg` block of the plan that will be replaced, which the new one keeps."""
     file = preprocessed_folder(dataset_name) / f"{plans_name}.json"
     return resolve_vqseg_block(load_plans(file), CONFIGURATION) if file.is_file() else {}
+
+
+def _offer_split(dataset: CheckedDataset) -> None:
+    """nnU-Net splits by case and from five cases up; a line about our command where that does not do."""
+    cases = list(dataset.labeled)
+    if load_splits(dataset.preprocessed, dataset.raw):
+        return
+    command = split_command(dataset.preprocessed.name)
+    if len(cases) < FOLDS:
+        print(f"{len(cases)} labelled case(s) are too few for nnU-Net's own split; next run `{command}`.")
+    elif len(group_by_patient(cases)) < len(cases):
+        print(f"nnU-Net's own split would tear patients with several cases apart; next run `{command}`.")
 
 
 def find_class(name: str) -> Any:

@@ -233,3 +233,24 @@ def test_a_case_that_no_fold_names_is_warned_of(home: Path, capsys: pytest.Captu
     (home / "nnUNet_preprocessed" / NAME / "splits_final.json").unlink()
     run("--no_pp")
     assert "No fold of" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_for_a_split_is_told_where_nnunet_s_does_not_do(home: Path, capsys: pytest.CaptureFixture[str]):
+    raw = make_dataset(home, labeled="ABC", unlabeled="U")
+
+    def said() -> str:
+        run("--no_pp")
+        return capsys.readouterr().out.strip().splitlines()[-1]
+
+    command = f"next run `nnUNetv2_vqseg_split -d {int(NAME[7:10])}`."
+    assert said() == f"3 labelled case(s) are too few for nnU-Net's own split; {command}"
+    for case in "DE":
+        add_case(raw, "imagesTr", case)
+    write_dataset_json(raw)
+    assert command not in said(), "nnU-Net splits five cases"
+    add_case(raw, "imagesTr", "E_scan2")
+    write_dataset_json(raw)
+    assert said() == f"nnU-Net's own split would tear patients with several cases apart; {command}"
+    (raw / "splits_final.json").write_text(json.dumps([{"train": list("ABCD"), "val": ["E"]}]), encoding="utf-8")
+    assert command not in said()

@@ -260,3 +260,46 @@ def test_plans_of_other_labels_are_told(dataset: Path, tmp_path: Path, capsys: p
     assert "other labels" not in capsys.readouterr().out, "nothing has changed"
     split("--labeled", 4, "--overwrite")
     assert f"the plans in {preprocessed} were made with other labels; run" in capsys.readouterr().out
+
+
+def keep_patients(dataset: Path, number: int) -> None:
+    for cases in list(PATIENTS.values())[number:]:
+        for case in cases:
+            for file in (*dataset.glob(f"imagesTr/{case}_*"), dataset / "labelsTr" / f"{case}.nii.gz"):
+                file.unlink()
+
+
+@pytest.mark.parametrize(("patients", "folds"), [(2, 2), (3, 3), (5, 5), (20, 5)])
+def test_without_a_number_every_patient_is_validated_on_once(dataset: Path, patients: int, folds: int) -> None:
+    keep_patients(dataset, patients)
+    split()
+    written = folds_in(dataset)
+    assert len(written) == folds
+    known = list(PATIENTS)[:patients]
+    assert sorted(patient for fold in written for patient in patients_in(fold["val"])) == known
+    for fold in written:
+        assert patients_in(fold["train"]) | patients_in(fold["val"]) == set(known)
+        assert not patients_in(fold["train"]) & patients_in(fold["val"])
+        assert len(fold["train"]) + len(fold["val"]) == 2 * patients
+        assert not fold.get("unlabeled")
+
+
+def test_one_patient_cannot_be_split(dataset: Path) -> None:
+    keep_patients(dataset, 1)
+    assert "one labelled patient, patient000, and a split needs two" in fails()
+
+
+def test_with_validation_patients_alone_all_others_keep_their_labels(dataset: Path) -> None:
+    split("--val", 5)
+    (fold,) = folds_in(dataset)
+    assert len(patients_in(fold["val"])) == 5
+    assert len(patients_in(fold["train"])) == 15
+
+
+def test_a_cross_validation_needs_no_other_plan(
+    dataset: Path, preprocessed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (preprocessed / "dataset_fingerprint.json").write_text("{}", encoding="utf-8")
+    split()
+    assert "other labels" not in capsys.readouterr().out
+    assert folds_in(preprocessed) == folds_in(dataset)

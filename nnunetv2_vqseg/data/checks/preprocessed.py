@@ -15,10 +15,9 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunetv2_vqseg.core.errors import DatasetError, and_more, reason_of
 from nnunetv2_vqseg.data.checks.dataset_json import check_label_values, declared_labels, number_of_channels
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE
+from nnunetv2_vqseg.data.splits_file import FOLDS, SPLITS_FILE, split_command
 
 OUTSIDE = -1  # nnU-Net's mark for background outside the nonzero region
-FOLDS = 5
 AGAIN = "run nnUNetv2_vqseg_plan_and_preprocess"
 
 
@@ -45,9 +44,8 @@ def require_enough_cases(base: str | Path, known: Sequence[str]) -> None:
     """
     if len(known) < FOLDS:
         raise DatasetError(
-            f"{len(known)} labelled case(s) are too few for nnU-Net's split into {FOLDS} folds; write "
-            f"{Path(base) / SPLITS_FILE} yourself, for example with nnUNetv2_vqseg_split (--labeled 100% where all "
-            "labels may be used), or train fold all."
+            f"{len(known)} labelled case(s) are too few for nnU-Net's split into {FOLDS} folds; run "
+            f"`{split_command(Path(base).name)}`, which makes one from 2 patients up, or train fold all."
         )
 
 
