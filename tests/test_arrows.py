@@ -20,7 +20,7 @@ BELOW = {
     "trainer": "core modules networks methods data planning",
     "report": "core data",
     "trainers": "core modules networks methods trainer",
-    "shim": "trainers",
+    "shim": "planning trainers",
     "commands": "core modules networks methods data planning trainer trainers report",
     "train": "commands",
 }

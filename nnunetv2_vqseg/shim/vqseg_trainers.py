@@ -4,10 +4,15 @@ nnU-Net drops every module it finds below `nnUNet_extTrainer` from `sys.modules`
 therefore defined in the installed package, where they can be pickled and stay the same class, and only named here.
 """
 
+import sys
 from typing import Any
 
 from nnunetv2_vqseg import trainers
+from nnunetv2_vqseg.planning.missing_plan import corrected_command
 
 
 def __getattr__(name: str) -> Any:
-    return getattr(trainers, name)
+    trainer = getattr(trainers, name)
+    if sentence := corrected_command(sys.argv):
+        raise SystemExit(f"ERROR: {sentence}")
+    return trainer

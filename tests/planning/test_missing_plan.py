@@ -1,0 +1,78 @@
+"""`nnUNetv2_train` without `-p`, where only our plan is there, is answered with the command that works."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+import nnunetv2_vqseg
+from nnunetv2_vqseg.planning.missing_plan import corrected_command
+
+TRAIN = "/bin/nnUNetv2_train 123 2d 0 -tr nnUNetTrainerVQSeg"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A preprocessed dataset with our plan alone."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    folder = tmp_path / "Dataset123_Hearts"
+    folder.mkdir()
+    (folder / "dataset.json").write_text("{}", encoding="utf-8")
+    add_plan(folder, "nnUNetVQSegPlans")
+    return folder
+
+
+def add_plan(folder: Path, name: str) -> None:
+    (folder / f"{name}.json").write_text(json.dumps({"configurations": {"2d": {}}}), encoding="utf-8")
+
+
+def said(command: str) -> str | None:
+    return corrected_command(shlex.split(command))
+
+
+@pytest.mark.usefixtures("dataset")
+@pytest.mark.parametrize(
+    ("options", "corrected"),
+    [
+        ("", " -p nnUNetVQSegPlans"),
+        (" --c -device cpu", " --c -device cpu -p nnUNetVQSegPlans"),
+        (" -p nnUNetPlans --npz", " -p nnUNetVQSegPlans --npz"),
+    ],
+)
+def test_the_whole_command_is_told(options, corrected):
+    asked = "nnUNetPlans"
+    expected = f"nnUNetv2_train 123 2d 0 -tr nnUNetTrainerVQSeg{corrected}"
+    assert said(TRAIN + options) == f"Dataset123_Hearts has no plan {asked}, but nnUNetVQSegPlans; run: {expected}"
+
+
+def test_nothing_is_said_where_the_plan_is_there(dataset):
+    assert said(f"{TRAIN} -p nnUNetVQSegPlans") is None
+    add_plan(dataset, "nnUNetPlans")
+    assert said(TRAIN) is None
+
+
+def test_nothing_is_said_where_nothing_better_is_known(dataset, monkeypatch):
+    assert said(TRAIN.replace("123", "124")) is None
+    assert said(TRAIN.replace("nnUNetv2_train", "nnUNetv2_predict")) is None
+    (dataset / "nnUNetVQSegPlans.json").unlink()
+    assert said(TRAIN) is None
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert said(TRAIN) is None
+
+
+@pytest.mark.usefixtures("dataset")
+def test_it_is_said_when_nnunet_asks_for_the_trainer(monkeypatch):
+    file = Path(nnunetv2_vqseg.__file__).parent / "shim" / "vqseg_trainers.py"
+    spec = importlib.util.spec_from_file_location("shim_of_this_test", file)
+    shim = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shim)
+    monkeypatch.setattr("sys.argv", shlex.split(TRAIN))
+    with pytest.raises(SystemExit, match=r"^ERROR: Dataset123_Hearts has no plan nnUNetPlans"):
+        shim.nnUNetTrainerVQSeg  # noqa: B018
+    monkeypatch.setattr("sys.argv", ["nnUNetv2_predict"])
+    assert shim.nnUNetTrainerVQSeg.__name__ == "nnUNetTrainerVQSeg"
+    assert not hasattr(shim, "nnUNetTrainerOfNobody")
