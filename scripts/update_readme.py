@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
-from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig
+from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
@@ -27,7 +27,8 @@ END = "<!-- hyper-parameters: end -->"
 SHARED: dict[str, type[Config]] = {
     "All methods": BudgetConfig,
     "All but stock nnU-Net (`nnUNetTrainerSupervised`)": CommonConfig,
-    "All that learn from unlabelled images": UnlabeledConfig,
+    "All that learn from unlabelled images": UnlabeledImagesConfig,
+    "All whose unlabelled loss has a weight": UnlabeledConfig,
     "All in which strong views learn hard labels": StrongViewConfig,
     "Mean teachers, UniMatch V2 and VQ-Seg": TeacherConfig,
 }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class CommonConfig(BudgetConfig):
 
 
 @dataclass(frozen=True)
-class UnlabeledConfig(CommonConfig):
+class UnlabeledImagesConfig(CommonConfig):
     """What every method that learns from unlabelled images has."""
 
     unlabeled_batch_size: Annotated[
@@ -88,6 +88,12 @@ class UnlabeledConfig(CommonConfig):
     labeled_as_unlabeled: Annotated[
         bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     ] = False
+
+
+@dataclass(frozen=True)
+class UnlabeledConfig(UnlabeledImagesConfig):
+    """What every method has whose unlabelled loss has a weight."""
+
     lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled loss (Eq. 10, Table 3)"] = 0.3
     ramp_up: Annotated[
         float,
@@ -125,6 +131,21 @@ class Batch(NamedTuple):
     unlabeled: Tensor | None = None
 
 
+class Cases(Protocol):
+    """The unlabelled cases of a training, for a method that chooses among them; every rank calls the same."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that batches are drawn from."""
+
+    def predict(self, look: Callable[[str, Tensor], float]) -> dict[str, float]:
+        """`look(name, logits)` of each of them by its name; the logits (K, ...) of the whole case are those of the
+        predictor with a sliding window and mirroring, as in nnU-Net's validation. Rank 0 does it for all."""
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Draw from these alone from the next epoch on; to be called from `before_epoch`."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method knows of the training around it.
@@ -139,6 +160,7 @@ class Context:
     autocast: context manager for forward passes.
     log: a line for the training's log.
     require_same: (value, message) stops all processes where one has another value.
+    cases: the unlabelled cases; None outside a training.
     """
 
     plan: NetworkPlan
@@ -152,6 +174,7 @@ class Context:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str], None] = print
     require_same: Callable[[object, str], None] = lambda value, message: None
+    cases: Cases | None = None
 
 
 C = TypeVar("C", bound=BudgetConfig)
@@ -226,7 +249,11 @@ class Method(Generic[C]):
     @property
     def uses_unlabeled(self) -> bool:
         """Whether there is a second loader."""
-        return isinstance(self.config, UnlabeledConfig)
+        return isinstance(self.config, UnlabeledImagesConfig)
+
+    def reads_unlabeled(self, progress: float) -> bool:
+        """Whether the step at this share of the training gets unlabelled images."""
+        return self.uses_unlabeled
 
     @property
     def mixes_unlabeled(self) -> bool:
@@ -240,6 +267,9 @@ class Method(Generic[C]):
 
     def start(self, batches: Iterator[Batch]) -> None:
         """Before the first step of a training that is not continued: first values from data."""
+
+    def before_epoch(self, epoch: int) -> None:
+        """Before anything of an epoch: may change the unlabelled cases."""
 
     def on_epoch_start(self) -> None:
         """Before the first step of an epoch."""

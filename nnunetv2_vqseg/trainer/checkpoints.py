@@ -98,6 +98,7 @@ class Checkpoints:
                 "curves": to_plain(trainer.curves.history),
                 "random_states": random_states(),
                 "runtime": trainer.runtime(),
+                "cases": trainer.pool.state(),
                 **trainer.method.state(),
             },
         }
@@ -147,6 +148,7 @@ class Checkpoints:
         trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         unwrap(trainer.network).load_state_dict(state["student"], strict=strict)
         trainer.method.load_state(state, strict)
+        trainer.pool.load_state(state.get("cases", {}))
         if strict:
             scales = [group["lr_scale"] for group in trainer.optimizer.param_groups]
             trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])

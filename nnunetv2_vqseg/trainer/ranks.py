@@ -111,6 +111,14 @@ class Ranks:
                     message.format(rank=rank, host=host, value=other, first_host=first_host, first=first)
                 )
 
+    def from_rank_0(self, value: T) -> T:
+        """Rank 0's value, a plain one, on every rank."""
+        if not self.distributed:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def rank_0_first(self, task: str, work: Callable[[], T], afterwards: Callable[[], T]) -> T:
         """`work()` on rank 0, `afterwards()` on the others once it is done, however long it takes.
 

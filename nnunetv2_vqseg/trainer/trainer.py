@@ -33,7 +33,7 @@ from nnunetv2_vqseg.methods.base import (
     CommonConfig,
     Context,
     Method,
-    UnlabeledConfig,
+    UnlabeledImagesConfig,
     known_keys,
     switch_deep_supervision,
 )
@@ -48,6 +48,7 @@ from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
 from nnunetv2_vqseg.trainer.curves import EpochCurves
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
+from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
 from nnunetv2_vqseg.trainer.ranks import Ranks, distribute
 from nnunetv2_vqseg.trainer.step import Stepper
@@ -81,7 +82,6 @@ class MethodTrainer(nnUNetTrainer):
     network: nn.Module
     grad_scaler: Any
     dataloader_unlabeled: Any = None
-    unlabeled_identifiers: list[str]
     only_validates = False
     labeled_cases: int | None = None
     package: str | None = None
@@ -121,7 +121,7 @@ class MethodTrainer(nnUNetTrainer):
             self.grad_scaler = self.grad_scaler if device.type == "cuda" else None
         self.stop_request: StopRequest | None = None
         self.checkpoints = Checkpoints(self)
-        self.unlabeled_identifiers = []
+        self.pool = CasePool(self)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
@@ -176,7 +176,7 @@ class MethodTrainer(nnUNetTrainer):
         low, high = self.config.batch_size_range
         labeled = fixed or min(max(int(self.configuration_manager.batch_size), low), high)
         labeled = self.ranks.even_batch(labeled, fixed is None, "labelled", "labeled_batch_size")
-        if not isinstance(self.config, UnlabeledConfig) or not getattr(self.config, "use_unlabeled", True):
+        if not isinstance(self.config, UnlabeledImagesConfig) or not getattr(self.config, "use_unlabeled", True):
             return labeled, 0
         fixed = self.config.unlabeled_batch_size
         unlabeled = fixed or max(1, round(labeled * self.config.unlabeled_per_labeled))
@@ -214,7 +214,7 @@ class MethodTrainer(nnUNetTrainer):
             self.ranks,
             getattr(self.config, "max_gradient_norm", CommonConfig.max_gradient_norm),
             getattr(self.config, "max_bad_steps", CommonConfig.max_bad_steps),
-            self._asked_to_stop,
+            self.asked_to_stop,
             self.print_to_log_file,
             self._what_next,
         )
@@ -244,6 +244,7 @@ class MethodTrainer(nnUNetTrainer):
             autocast=(lambda: autocast("cuda", enabled=True)) if cuda else dummy_context,
             log=self.print_to_log_file,
             require_same=self.ranks.require_same,
+            cases=self.pool,
         )
 
     def _check_network(self, channels: int, heads: int) -> list[str]:
@@ -305,6 +306,11 @@ class MethodTrainer(nnUNetTrainer):
             self.print_to_log_file,
         )
 
+    @property
+    def unlabeled_identifiers(self) -> list[str]:
+        """The unlabelled cases that are drawn from."""
+        return self.pool.names
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's, and every case that it names is there.
 
@@ -341,7 +347,7 @@ class MethodTrainer(nnUNetTrainer):
             remove_leftovers(self.output_folder)
         self.ranks.rank_0_first("checking the labelled cases", self.cases.check_labeled, lambda: None)
         if self.method.uses_unlabeled:
-            self.unlabeled_identifiers = self.cases.prepare_unlabeled(self.ranks, self.config.labeled_as_unlabeled)
+            self.pool.fill(self.cases.prepare_unlabeled(self.ranks, self.config.labeled_as_unlabeled))
         self._tell_of_shared_patients()
         self.ranks.require_same(
             self.current_epoch,
@@ -390,30 +396,31 @@ class MethodTrainer(nnUNetTrainer):
             self.stop_request.install()
         loaders = super().get_dataloaders()
         if self.method.uses_unlabeled:
-            rotation, _, initial_patch_size, mirror_axes = (
-                self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-            )
-            patch_size = self.configuration_manager.patch_size
-            workers = get_allowed_n_proc_DA()
-            self.dataloader_unlabeled = build_unlabeled_loader(
-                self.cases.unlabeled_folder,
-                self.unlabeled_identifiers,
-                self.unlabeled_batch_size // self.ranks.world_size,
-                initial_patch_size,
-                patch_size,
-                weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),
-                num_processes=0 if workers == 0 else max(1, workers // 2),
-                pin_memory=self.device.type == "cuda",
-            )
+            self.dataloader_unlabeled = self._unlabeled_loader()
             next(self.dataloader_unlabeled)
         return loaders
 
-    def _join(self, batch: dict) -> Batch:
-        """nnU-Net's batch and the next unlabelled images, on the device."""
+    def _unlabeled_loader(self) -> Any:
+        rotation, _, initial_patch_size, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        patch_size = self.configuration_manager.patch_size
+        workers = get_allowed_n_proc_DA()
+        return build_unlabeled_loader(
+            self.cases.unlabeled_folder,
+            self.pool.names,
+            self.unlabeled_batch_size // self.ranks.world_size,
+            initial_patch_size,
+            patch_size,
+            weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),
+            num_processes=0 if workers == 0 else max(1, workers // 2),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _join(self, batch: dict, progress: float) -> Batch:
+        """nnU-Net's batch and the next unlabelled images, where the method reads them, on the device."""
         target = batch["target"]
         target = [self._moved(level) for level in target] if isinstance(target, list) else self._moved(target)
         labeled = self._moved(batch["data"])
-        if self.dataloader_unlabeled is None:
+        if self.dataloader_unlabeled is None or not self.method.reads_unlabeled(progress):
             return Batch(labeled, target)
         return Batch(labeled, target, self._moved(next(self.dataloader_unlabeled)["data"]))
 
@@ -422,7 +429,7 @@ class MethodTrainer(nnUNetTrainer):
 
     def _batches(self) -> Iterator[Batch]:
         while True:
-            yield self._join(next(self.dataloader_train))
+            yield self._join(next(self.dataloader_train), 0.0)
 
     # Training
 
@@ -436,13 +443,13 @@ class MethodTrainer(nnUNetTrainer):
             self.stop_request = StopRequest()
             try:
                 super().run_training()
-                if self.ranks.any(self._asked_to_stop(), self.device):
+                if self.ranks.any(self.asked_to_stop(), self.device):
                     self.print_to_log_file(f"Stopped before the final validation; {VALIDATE_AGAIN}.")
                     raise SystemExit(EXIT_INTERRUPTED)
             except RuntimeError:
                 # Where workers are not forked the signal kills them, and the next batch does not come. On several ranks
                 # there is no agreement left at that point; they continue from the last checkpoint.
-                if not self._asked_to_stop() or self.is_ddp:
+                if not self.asked_to_stop() or self.is_ddp:
                     raise
                 self._save_and_stop()
             finally:
@@ -450,7 +457,12 @@ class MethodTrainer(nnUNetTrainer):
                 self.stop_loaders()
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's, then the method's."""
+        """The method may change the unlabelled cases first; then nnU-Net's, then the method's."""
+        self.method.before_epoch(self.current_epoch)
+        if self.pool.has_changed:
+            self._stop_loader(self.dataloader_unlabeled)
+            self.dataloader_unlabeled = self._unlabeled_loader()
+            self.pool.has_changed = False
         super().on_train_epoch_start()
         self.method.on_epoch_start()
 
@@ -462,7 +474,7 @@ class MethodTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """One step, the same for all methods: terms, backward, step, what follows it."""
         progress = self.progress
-        joined = self._join(batch)
+        joined = self._join(batch, progress)
         self.method.before_step(progress)
         with self.method.context.autocast():
             terms, metrics = self.method.terms(joined, progress)
@@ -508,11 +520,25 @@ class MethodTrainer(nnUNetTrainer):
     def stop_loaders(self) -> None:
         """Stop the workers of all three loaders; nnU-Net stops those of its own two, and only where all went well."""
         for loader in (self.dataloader_train, self.dataloader_val, self.dataloader_unlabeled):
-            if isinstance(loader, NonDetMultiThreadedAugmenter):
-                loader._finish()
+            self._stop_loader(loader)
 
-    def _asked_to_stop(self) -> bool:
+    @staticmethod
+    def _stop_loader(loader: Any) -> None:
+        if isinstance(loader, NonDetMultiThreadedAugmenter):
+            loader._finish()
+
+    def asked_to_stop(self) -> bool:
+        """Whether this process was."""
         return self.stop_request is not None and self.stop_request.received is not None
+
+    def stop_if_asked(self) -> None:
+        """Between steps; every rank calls this.
+
+        Raises:
+            SystemExit: with `EXIT_INTERRUPTED`, once the state is saved.
+        """
+        if self.ranks.any(self.asked_to_stop(), self.device):
+            self._save_and_stop()
 
     def _save_and_stop(self) -> None:
         self._end_swap()
@@ -557,8 +583,7 @@ class MethodTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's, then a look at whether to stop."""
         outputs = super().validation_step(batch)
-        if self.ranks.any(self._asked_to_stop(), self.device):
-            self._save_and_stop()
+        self.stop_if_asked()
         return outputs
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

@@ -145,7 +145,8 @@ def steps_of_methods(folder: str, *trainings: Sequence[str]) -> None:
             seen.append(float(batch["data"].sum()))
             trainer.train_step(batch)
         trainer.stop_loaders()
-        content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **trainer.method.state()}
+        own = {"cases": trainer.pool.state(), **trainer.method.state()}
+        content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **own}
         torch.save(content, Path(folder) / f"{type(trainer).__name__}.{dist.get_rank()}.pt")
         dist.barrier()
     dist.destroy_process_group()
