@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
+from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
@@ -111,6 +112,12 @@ class nnUNetTrainerSSNet(MethodTrainer):
     """SS-Net: robust against adversarial changes, and features close to a memory of their class."""
 
     method_class = SSNet
+
+
+class nnUNetTrainerNNFilterMatch(MethodTrainer):
+    """nnFilterMatch: learns its own labels on turned images, and leaves out the surest cases."""
+
+    method_class = NNFilterMatch
 
 
 class nnUNetTrainerUAMT(MethodTrainer):

@@ -11,6 +11,7 @@ from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledCon
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
+from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Config]] = {
     "Bidirectional copy-paste (BCP)": BCP.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "SS-Net": SSNet.Config,
+    "nnFilterMatch": NNFilterMatch.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
     "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,

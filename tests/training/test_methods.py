@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},
+    "nnUNetTrainerNNFilterMatch": {"filter_at": [0.0, 0.75], "warm_up": 0.2},
     "nnUNetTrainerUAMT": {"passes": 2},
     "nnUNetTrainerUniMatch": {},
     "nnUNetTrainerUniMatchV2": {},
