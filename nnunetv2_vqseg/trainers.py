@@ -15,6 +15,7 @@ from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
@@ -148,6 +149,12 @@ class nnUNetTrainerSupervisedEMA(MethodTrainer):
     """nnU-Net on the labelled cases alone; the EMA of the weights is what is saved and scored."""
 
     method_class = SupervisedEMA
+
+
+class nnUNetTrainerUNet(MethodTrainer):
+    """The small U-Net of the semi-supervised literature with its loss, on the labelled cases alone."""
+
+    method_class = UNet
 
 
 class nnUNetTrainerSupervisedVQ(nnUNetTrainerVQSeg):

@@ -17,6 +17,7 @@ from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Config]] = {
     "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,
     "Supervised, with an EMA of the weights": SupervisedEMA.Config,
+    "U-Net of the literature, supervised": UNet.Config,
 }
 
 

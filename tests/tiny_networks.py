@@ -43,7 +43,7 @@ def unet(kind: type = PlainConvUNet, ndim: int = 2, deep_supervision: bool = Tru
 
 def plan_of(network: nn.Module, ndim: int = 2, channels: int = 1) -> NetworkPlan:
     """A plan that builds this network itself, for patches of 32 x 32 or 16 x 16 x 16."""
-    return NetworkPlan(PATCH if ndim == 2 else (16, 16, 16), strides(ndim), channels, lambda: network)
+    return NetworkPlan(PATCH if ndim == 2 else (16, 16, 16), strides(ndim), channels, lambda: network, CLASSES)
 
 
 def context(plan: NetworkPlan, **labels: Any) -> Context:

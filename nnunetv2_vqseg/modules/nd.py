@@ -11,6 +11,10 @@ from torch import Tensor, nn
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MAX_POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+LINEAR = {2: "bilinear", 3: "trilinear"}
+"""Names of linear interpolation."""
 CONVOLVE: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
 AXES = {2: "H, W", 3: "D, H, W"}
 

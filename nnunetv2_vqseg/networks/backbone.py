@@ -24,12 +24,16 @@ class NetworkPlan(NamedTuple):
     strides: one entry a stage with a factor per axis, the first stage's first.
     channels: of the images.
     build: makes the planned U-Net, with fresh weights.
+    heads: channels of the logits.
+    deep_supervision: the planned U-Net gives logits at several resolutions.
     """
 
     patch_size: Sequence[int]
     strides: Strides
     channels: int
     build: Callable[[], nn.Module]
+    heads: int = 2
+    deep_supervision: bool = True
 
     @property
     def ndim(self) -> int:

@@ -273,7 +273,7 @@ class MethodTrainer(nnUNetTrainer):
             self.loss = self._build_loss()
 
     def _supervised_loss(self) -> Any:
-        if getattr(self.config, "supervised_loss", "nnunet") == "nnunet":
+        if getattr(self.config, "supervised_loss", "nnunet") != "ce":
             return self.loss
         if self.label_manager.has_regions:
             raise NotImplementedError(
@@ -690,4 +690,6 @@ def network_plan(
         lambda: nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, channels, heads, deep_supervision
         ),
+        heads,
+        deep_supervision,
     )

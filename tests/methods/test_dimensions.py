@@ -18,6 +18,7 @@ from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
+from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import VQSeg
@@ -40,6 +41,7 @@ VQ_TERMS = {"supervised", "pseudo_perturbed", "vq", "entropy", "reconstruction",
 METHODS = {
     "supervised": Case(Supervised, {}, {"supervised"}),
     "supervised, EMA": Case(SupervisedEMA, {}, {"supervised"}),
+    "U-Net": Case(UNet, {}, {"supervised"}),
     "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
     "BCP": Case(BCP, {}, {"supervised", "pseudo"}),

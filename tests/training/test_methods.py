@@ -18,6 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},
     "nnUNetTrainerNNFilterMatch": {"filter_at": [0.0, 0.75], "warm_up": 0.2},
     "nnUNetTrainerUAMT": {"passes": 2},
+    "nnUNetTrainerUNet": {},
     "nnUNetTrainerUniMatch": {},
     "nnUNetTrainerUniMatchV2": {},
 }

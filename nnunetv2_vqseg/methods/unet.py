@@ -1,0 +1,100 @@
+"""The row "U-Net" in the tables of semi-supervised papers: supervised training of a small U-Net.
+
+Code whose form and constants this follows: https://github.com/HiLab-git/SSL4MIS, train_fully_supervised_2D.py and
+networks/unet.py. Five stages of 16 to 256 features, batch normalisation, element dropout in the encoder, interpolation
+in the decoder (the code's parameter `bilinear: False` does not arrive there), half cross entropy and half Dice.
+
+What differs: nnU-Net's preprocessing, patches, augmentation, optimiser and sliding window instead of images that are
+scaled to 256 x 256; volumes as well. On several GPUs batches are normalised over all of them, on CPUs each process's on
+its own, with the mean of their running statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nnunetv2_vqseg.core.config import Config, Range
+from nnunetv2_vqseg.core.errors import ConfigError
+from nnunetv2_vqseg.methods.base import CommonConfig, Context, Loss, Method
+from nnunetv2_vqseg.methods.supervised import Supervised
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
+from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.losses.cross_entropy_dice import CrossEntropyAndDice
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.networks.unet import LiteratureUNet
+
+
+@dataclass(frozen=True)
+class UNetArchitecture(Config):
+    """The network."""
+
+    unet_features: Annotated[
+        tuple[int, int, int, int, int], Range(1, 4096), "features of the five stages, shallowest first"
+    ] = (16, 32, 64, 128, 256)
+    unet_dropout: Annotated[
+        tuple[float, float, float, float, float], Range(0, 0.99), "dropout between the two convolutions of each stage"
+    ] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+    architecture: ClassVar[frozenset[str]] = frozenset({"unet_features"})
+
+
+@dataclass(frozen=True)
+class UNetConfig(UNetArchitecture, CommonConfig):
+    """Hyper-parameters of the literature's U-Net."""
+
+    supervised_loss: Annotated[
+        Literal["literature", "nnunet", "ce"],
+        "half cross entropy and half Dice with background and squares; nnU-Net's; or cross entropy alone",
+    ] = "literature"  # type: ignore[assignment]  # one more than the others have
+
+
+class UNet(Method[UNetConfig]):
+    """The literature's U-Net on labelled images alone."""
+
+    Architecture = UNetArchitecture
+    Config = UNetConfig
+    terms = Supervised.terms
+
+    def __init__(self, config: UNetConfig, context: Context) -> None:
+        super().__init__(config, context)
+        patch, factor = context.plan.patch_size, 2 ** (len(config.unet_features) - 1)
+        if any(side % factor for side in patch):
+            raise ConfigError(
+                f"nnUNetTrainerUNet halves a patch four times and needs sides that are multiples of {factor}, the "
+                f"plan's patch_size is {' x '.join(map(str, patch))}; change it there, or train nnU-Net's own U-Net "
+                f"with nnUNetTrainerSupervised."
+            )
+
+    @classmethod
+    def network(cls, plan: NetworkPlan, architecture: Any) -> nn.Module:
+        """Of the plan only channels and dimensions count."""
+        return LiteratureUNet(
+            plan.channels,
+            plan.heads,
+            architecture.unet_features,
+            architecture.unet_dropout,
+            plan.deep_supervision,
+            plan.ndim,
+        )
+
+    def begin(self, student: nn.Module, supervised: Loss) -> None:
+        """The literature's loss in the place of nnU-Net's."""
+        context = self.context
+        own = CrossEntropyAndDice(context.regions, context.ignore_label, context.ddp)
+        super().begin(student, own if self.config.supervised_loss == "literature" else supervised)
+
+    @torch.no_grad()
+    def after_step(self) -> dict[str, float]:
+        """Every process has the same running statistics."""
+        if self.context.ddp:
+            norms = [module for module in unwrap(self.student).modules() if isinstance(module, _BatchNorm)]
+            buffers: list[Any] = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+            means = mean_over_processes(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.copy_(mean)
+        return {}

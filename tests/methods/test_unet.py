@@ -1,0 +1,70 @@
+"""The literature's U-Net: what it is built from, and which loss trains it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_networks import CLASSES, context, plan_of, unet
+
+from nnunetv2_vqseg.core.errors import ConfigError
+from nnunetv2_vqseg.methods.base import Batch, Context, switch_deep_supervision
+from nnunetv2_vqseg.methods.unet import UNet, UNetArchitecture, UNetConfig
+from nnunetv2_vqseg.modules.losses.cross_entropy_dice import CrossEntropyAndDice
+
+
+def method(**settings: object) -> UNet:
+    made = UNet(UNetConfig(**settings), context(plan_of(unet())))
+    made.begin(made.training_network(), lambda outputs, target: outputs[0].mean())
+    return made
+
+
+def target() -> list[torch.Tensor]:
+    return [torch.randint(CLASSES, (2, 1, side, side)) for side in (32, 16, 8)]
+
+
+def test_the_own_loss_is_that_of_the_finest_level():
+    made, batch = method(), Batch(torch.randn(2, 1, 32, 32), target())
+    made.student.eval()
+    terms, _ = made.terms(batch, 0.0)
+    expected = CrossEntropyAndDice()(made.student(batch.labeled), batch.target[0])
+    assert terms["supervised"] == (1.0, expected)
+    other = method(supervised_loss="nnunet")
+    other.student.eval()
+    assert other.terms(batch, 0.0)[0]["supervised"][1] == other.student(batch.labeled)[0].mean()
+
+
+def test_other_widths_are_an_architecture_of_their_own():
+    assert UNetConfig.architecture == {"unet_features"}
+    plan = plan_of(unet())._replace(deep_supervision=False)
+    narrow = UNet.network(plan, UNetArchitecture(unet_features=(2, 3, 4, 5, 6)))
+    assert narrow.encoder.output_channels == [2, 3, 4, 5, 6]
+    assert narrow.eval()(torch.randn(1, 1, 32, 32)).shape == (1, CLASSES, 32, 32), "logits, as prediction wants them"
+
+
+def test_switching_deep_supervision_off_gives_logits():
+    network = method().student.eval()
+    x = torch.randn(1, 1, 32, 32)
+    (logits,) = network(x)
+    switch_deep_supervision(network, False)
+    assert torch.equal(network(x), logits)
+
+
+@pytest.mark.parametrize("patch", [(40, 32), (16, 16, 24)])
+def test_a_patch_that_cannot_be_halved_is_refused(patch):
+    plan = plan_of(unet())._replace(patch_size=patch)
+    with pytest.raises(ConfigError, match=r"multiples of 16.*nnUNetTrainerSupervised"):
+        UNet(UNetConfig(), context(plan))
+
+
+def test_processes_share_their_running_statistics(monkeypatch):
+    made = method()
+    made.context = dataclasses.replace(made.context, ddp=True)
+    assert isinstance(made.context, Context)
+    monkeypatch.setattr("nnunetv2_vqseg.methods.unet.mean_over_processes", lambda values: values + 0.5)
+    before = {key: value.clone() for key, value in made.student.state_dict().items()}
+    made.after_step()
+    for key, value in made.student.state_dict().items():
+        changed = key.endswith(("running_mean", "running_var"))
+        torch.testing.assert_close(value, before[key] + 0.5 if changed else before[key])
