@@ -224,13 +224,18 @@ class Method(Generic[C]):
         self.student = student
         self.supervised = supervised
 
-    def predictor(self) -> nn.Module:
-        """What is validated, saved as `network_weights` and predicts: a part of the student, or a twin of it."""
+    @property
+    def main(self) -> nn.Module:
+        """What answers for the student in evaluation mode, without wrappers: all of it, or one of its networks."""
         return unwrap(self.student)
+
+    def predictor(self) -> nn.Module:
+        """What is validated, saved as `network_weights` and predicts: `main`, or a twin of it."""
+        return self.main
 
     def pretrained(self) -> list[nn.Module]:
         """The networks that start from the file of `-pretrained_weights`."""
-        return [unwrap(self.student)]
+        return [self.main]
 
     def parameter_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """The optimiser's groups with their `lr_scale`: encoders at the plain rate, the rest `head_lr_scale` times."""

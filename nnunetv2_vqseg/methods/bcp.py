@@ -70,7 +70,7 @@ class BCP(EMAMethod[BCPConfig]):
 
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher."""
-        return self.followed if self.config.saved_network == "student" else super().predictor()
+        return self.main if self.config.saved_network == "student" else super().predictor()
 
     @property
     def unlabeled_views(self) -> int:
@@ -85,7 +85,7 @@ class BCP(EMAMethod[BCPConfig]):
         """The teacher is a copy in the first stage, and so at the start of the second; there it follows."""
         if not self.pretraining:
             return super().after_step()
-        self.teacher.module.load_state_dict(self.followed.state_dict())
+        self.teacher.module.load_state_dict(self.main.state_dict())
         return {}
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.methods.base import Batch, Context, Method, Metrics, Terms, UnlabeledConfig, finest, split
-from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, UnlabeledConfig, finest, split
+from nnunetv2_vqseg.methods.pair import PairMethod
 from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, pseudo_labels
-from nnunetv2_vqseg.networks.backbone import Logits
-from nnunetv2_vqseg.networks.pair import Pair
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class CPSConfig(UnlabeledConfig):
     pseudo_loss: Annotated[Literal["ce", "ce_dice"], "loss against the other network's labels"] = "ce"
 
 
-class CPS(Method[CPSConfig]):
+class CPS(PairMethod[CPSConfig]):
     """Each of two networks learns the other's labels; the first one is saved and predicts."""
 
     Config = CPSConfig
@@ -44,26 +41,6 @@ class CPS(Method[CPSConfig]):
         super().__init__(config, context)
         dice = config.pseudo_loss == "ce_dice"
         self.pseudo = PseudoLabelLoss(use_dice=dice, threshold=0.0, regions=context.regions, ddp=context.ddp)
-
-    def training_network(self) -> nn.Module:
-        """Two planned U-Nets, the second with fresh weights of its own."""
-        plan = self.context.plan
-        return Pair(self.network(plan, self.config), self.network(plan, self.config))
-
-    @property
-    def pair(self) -> Pair:
-        """Both networks, without DDP's and torch.compile's wrappers."""
-        pair = unwrap(self.student)
-        assert isinstance(pair, Pair)
-        return pair
-
-    def predictor(self) -> nn.Module:
-        """The first network."""
-        return self.pair.first
-
-    def pretrained(self) -> list[nn.Module]:
-        """The first network alone: two equal ones would agree for ever."""
-        return [self.pair.first]
 
     @property
     def unlabeled_views(self) -> int:
@@ -84,8 +61,3 @@ class CPS(Method[CPSConfig]):
             "pseudo": (weight, self.pseudo(own, *other_labels)),
             "pseudo_second": (weight, self.pseudo(other, *own_labels)),
         }, {"agreement": (own_labels[0] == other_labels[0]).float().mean()}
-
-    @torch.no_grad()
-    def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
-        """Both networks' segmentations."""
-        return {}, {"first": self.pair.first(images), "second": self.pair.second(images)}

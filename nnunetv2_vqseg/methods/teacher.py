@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from nnunetv2_vqseg.core.config import Config, Range
 from nnunetv2_vqseg.methods.base import Batch, CommonConfig, Loss, Method, Metrics, switch_deep_supervision
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig, StrongViewMethod
-from nnunetv2_vqseg.modules.ema import build_teacher, unwrap, update_teacher
+from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
 from nnunetv2_vqseg.networks.backbone import Logits
 
 
@@ -49,24 +49,19 @@ class EMAMethod(Method[E]):
 
     teacher: AveragedModel
 
-    @property
-    def followed(self) -> nn.Module:
-        """The network whose weights the teacher averages, without DDP's and torch.compile's wrappers."""
-        return unwrap(self.student)
-
     def begin(self, student: nn.Module, supervised: Loss) -> None:
         """The teacher begins as a copy of the student."""
         super().begin(student, supervised)
-        self.teacher = build_teacher(self.followed, self.config.ema_decay, self.config.ema_warmup)
+        self.teacher = build_teacher(self.main, self.config.ema_decay, self.config.ema_warmup)
         switch_deep_supervision(self.teacher, False)
 
     def start(self, batches: Iterator[Batch]) -> None:
         """The teacher takes over the student's first values, which may be pretrained."""
-        self.teacher.module.load_state_dict(self.followed.state_dict())
+        self.teacher.module.load_state_dict(self.main.state_dict())
 
     def after_step(self) -> dict[str, float]:
         """One EMA step."""
-        update_teacher(self.teacher, self.followed)
+        update_teacher(self.teacher, self.main)
         return {}
 
     def predictor(self) -> nn.Module:
@@ -83,7 +78,7 @@ class EMAMethod(Method[E]):
 
     def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
         """The teacher beside the student."""
-        return {}, {"teacher": self.teacher(images), "student": self.followed(images)}
+        return {}, {"teacher": self.teacher(images), "student": self.main(images)}
 
 
 class TeacherMethod(StrongViewMethod[E], EMAMethod[E]):

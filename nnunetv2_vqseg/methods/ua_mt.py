@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, UnlabeledConfig, finest, ramp, split
 from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod
-from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.losses.consistency import masked_mse, predictive_entropy
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale
 from nnunetv2_vqseg.modules.skip_dropout import skip_dropout
@@ -82,7 +81,7 @@ class UAMT(EMAMethod[UAMTConfig]):
 
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher."""
-        return unwrap(self.student) if self.config.saved_network == "student" else super().predictor()
+        return self.main if self.config.saved_network == "student" else super().predictor()
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """The labels' loss, and the consistency on unlabelled images (Eq. 1 to 4)."""

@@ -25,7 +25,6 @@ from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, finest, split
 from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
 from nnunetv2_vqseg.modules.complementary_dropout import complementary_dropout
-from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import backbone_of
 from nnunetv2_vqseg.networks.planned import ChangedUNet
 
@@ -78,7 +77,7 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
 
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher."""
-        return unwrap(self.student) if self.config.saved_network == "student" else super().predictor()
+        return self.main if self.config.saved_network == "student" else super().predictor()
 
     @property
     def unlabeled_views(self) -> int:

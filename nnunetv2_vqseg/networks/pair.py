@@ -20,6 +20,6 @@ class Pair(nn.Module):
         self.first = first
         self.second = second
 
-    def forward(self, x: Tensor) -> Logits | tuple[Logits, Logits]:
-        """Both networks' logits of images (B, C, ...) in training, else the first one's."""
-        return (self.first(x), self.second(x)) if self.training else self.first(x)
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Logits | tuple[Logits, Logits]:
+        """Both networks' logits of images (B, C, ...) in training, else the first one's. The second sees `other`."""
+        return (self.first(x), self.second(x if other is None else other)) if self.training else self.first(x)

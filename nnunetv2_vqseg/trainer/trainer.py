@@ -566,9 +566,9 @@ class MethodTrainer(nnUNetTrainer):
         return self._swap is not None
 
     def _begin_swap(self) -> None:
-        network, predictor = unwrap(self.network), self.method.predictor()
-        if all(module is not predictor for module in network.modules()):
-            self._swap = WeightSwap(network, predictor)
+        main, predictor = self.method.main, self.method.predictor()
+        if all(module is not predictor for module in main.modules()):
+            self._swap = WeightSwap(main, predictor)
 
     def _end_swap(self) -> None:
         if self._swap is not None:
