@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from nnunetv2_vqseg.core.config import Range
+from nnunetv2_vqseg.core.config import Config, Range
 from nnunetv2_vqseg.methods.base import Context, Method, Metrics, UnlabeledConfig
 from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
@@ -16,12 +16,9 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
 
 
 @dataclass(frozen=True)
-class StrongViewConfig(UnlabeledConfig):
-    """Strong views and the loss of hard labels on them."""
+class JitterConfig(Config):
+    """The intensity jitter of strong views."""
 
-    confidence_threshold: Annotated[
-        float, Range(0, 1), "teacher's probability under which a pixel is left out; 0: none"
-    ] = 0.95
     jitter_strength: Annotated[float, Range(0, 5), "scale of the intensity jitter's ranges"] = 1.0
     jitter_brightness: Annotated[float, Range(0, 10), "largest shift, in standard deviations"] = 0.5
     jitter_contrast: Annotated[float, Range(0, 10), "largest log of the factor about the mean"] = 0.5
@@ -31,9 +28,6 @@ class StrongViewConfig(UnlabeledConfig):
     jitter_color_probability: Annotated[float, Range(0, 1), "chance of each of brightness, contrast and gamma"] = 0.8
     jitter_blur_probability: Annotated[float, Range(0, 1), "chance of blur"] = 0.5
     jitter_noise_probability: Annotated[float, Range(0, 1), "chance of noise"] = 0.5
-    cutmix_probability: Annotated[float, Range(0, 1), "share of the strong views that get a CutMix box [43]"] = 0.5
-    cutmix_area: Annotated[tuple[float, float], Range(0, 1), "a box's share of the image"] = (0.02, 0.4)
-    cutmix_aspect: Annotated[tuple[float, float], Range(0.01, 100), "a box's height over its width"] = (0.3, 1 / 0.3)
 
     def jitter(self, z_scored: bool) -> IntensityJitter:
         """The strong view's intensity jitter."""
@@ -41,6 +35,18 @@ class StrongViewConfig(UnlabeledConfig):
         ranges = {name: getattr(self, f"jitter_{name}") for name in names}
         chances = {f"{name}_probability": getattr(self, f"jitter_{name}_probability") for name in ("color", *names[3:])}
         return IntensityJitter(self.jitter_strength, **ranges, **chances, relative=not z_scored)
+
+
+@dataclass(frozen=True)
+class StrongViewConfig(JitterConfig, UnlabeledConfig):
+    """Strong views and the loss of hard labels on them."""
+
+    confidence_threshold: Annotated[
+        float, Range(0, 1), "teacher's probability under which a pixel is left out; 0: none"
+    ] = 0.95
+    cutmix_probability: Annotated[float, Range(0, 1), "share of the strong views that get a CutMix box [43]"] = 0.5
+    cutmix_area: Annotated[tuple[float, float], Range(0, 1), "a box's share of the image"] = (0.02, 0.4)
+    cutmix_aspect: Annotated[tuple[float, float], Range(0.01, 100), "a box's height over its width"] = (0.3, 1 / 0.3)
 
 
 S = TypeVar("S", bound=Any)

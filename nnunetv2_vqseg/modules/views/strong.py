@@ -40,14 +40,24 @@ def strong_view(
     Args:
         images, labels, confidence: the weak view and the teacher's, shapes as in `UnlabeledView`.
         probability, area, aspect: as for `sample_cutmix_plan`.
-        masked: of each channel, whether its background was set to 0 (nnU-Net's `use_mask_for_norm`) and stays so, as
-            nnU-Net masks after its own intensity transforms; none for ().
+        masked: as for `jittered`.
 
     Returns:
         New tensors; a batch of one is jittered only.
     """
     plan = sample_cutmix_plan(len(images), images.shape[2:], probability, area, aspect, device=images.device)
+    changed = jittered(images, jitter, masked)
+    return UnlabeledView(plan.apply(changed), plan.apply(labels), plan.apply(confidence), plan.apply(images))
+
+
+def jittered(images: Tensor, jitter: IntensityJitter, masked: Sequence[bool] = ()) -> Tensor:
+    """Images (B, C, ...) after the jitter, new tensors.
+
+    Args:
+        masked: of each channel, whether its background was set to 0 (nnU-Net's `use_mask_for_norm`) and stays so, as
+            nnU-Net masks after its own intensity transforms; none for ().
+    """
     changed = jitter(images)
     for channel in (number for number, is_masked in enumerate(masked) if is_masked):
         changed[:, channel].masked_fill_(images[:, channel] == 0, 0.0)
-    return UnlabeledView(plan.apply(changed), plan.apply(labels), plan.apply(confidence), plan.apply(images))
+    return changed
