@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
+from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
@@ -95,6 +96,12 @@ class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
 
     method_class = MeanTeacherDropout
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "perturbation": "dropout"}
+
+
+class nnUNetTrainerABD(MethodTrainer):
+    """Adaptive bidirectional displacement on BCP: two networks agree on views that exchanged patches."""
+
+    method_class = ABD
 
 
 class nnUNetTrainerBCP(MethodTrainer):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
+from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
     "Bidirectional copy-paste (BCP)": BCP.Config,
+    "Adaptive bidirectional displacement on BCP (ABD)": ABD.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "SS-Net": SSNet.Config,
     "nnFilterMatch": NNFilterMatch.Config,

@@ -90,13 +90,11 @@ class BCP(EMAMethod[BCPConfig]):
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """The labelled and the unlabelled parts of mixed images; in the first stage mixed labelled ones alone."""
-        box, labeled = self.box(batch), self.labeled(batch)
+        box = self.box(batch)
         if self.pretraining:
-            mix = paste(box, *labeled.halves(len(batch.labeled)))
-            return {"supervised": (1.0, self.pretraining_loss(self.student(mix.images), mix, box))}, {}
-        assert batch.unlabeled is not None
-        taught, metrics = self.teach(batch.unlabeled)
-        mix = both_ways(box, labeled, taught)
+            mix = self.labeled_mix(batch, box)
+            return {"supervised": (1.0, self.labeled_loss(self.student(mix.images), mix, box))}, {}
+        mix, metrics = self.mix(batch, box)
         supervised, pseudo = self.losses(self.student(mix.images), mix, box)
         return {
             "supervised": (1.0, supervised),
@@ -123,9 +121,21 @@ class BCP(EMAMethod[BCPConfig]):
         metrics = {"foreground": left, "kept_by_component": (left + 1e-9) / (found + 1e-9)}
         return LabeledImages(images, kept, torch.ones_like(kept[:, :1], dtype=torch.bool)), metrics
 
-    def pretraining_loss(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> Tensor:
+    def labeled_mix(self, batch: Batch, box: Tensor) -> LabeledImages:
+        """Boxes of one half of the labelled images in the other half."""
+        return paste(box, *self.labeled(batch).halves(len(batch.labeled)))
+
+    def labeled_loss(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> Tensor:
         """The mean of the inside's and the outside's loss."""
         return self.region(outputs, mix.labels, (mix.known & box, mix.known & ~box)).mean()
+
+    def mix(self, batch: Batch, box: Tensor) -> tuple[LabeledImages, Metrics]:
+        """Labelled boxes in unlabelled images, the first half; unlabelled boxes in labelled images, the second."""
+        assert batch.unlabeled is not None
+        taught, metrics = self.teach(batch.unlabeled)
+        images = max(len(batch.labeled), len(batch.unlabeled))
+        (labeled_a, labeled_b), (taught_a, taught_b) = self.labeled(batch).halves(images), taught.halves(images)
+        return paste(box, inside=join(labeled_a, taught_b), outside=join(taught_a, labeled_b)), metrics
 
     def losses(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> tuple[Tensor, Tensor]:
         """The labelled parts' loss and the unlabelled parts', each the mean over both ways of mixing."""
@@ -137,10 +147,3 @@ class BCP(EMAMethod[BCPConfig]):
             )
         )
         return (first[0] + second[1]) / 2, (first[1] + second[0]) / 2
-
-
-def both_ways(box: Tensor, labeled: LabeledImages, taught: LabeledImages) -> LabeledImages:
-    """Labelled boxes in unlabelled images, the first half; unlabelled boxes in labelled images, the second."""
-    images = max(len(labeled.images), len(taught.images))
-    (labeled_a, labeled_b), (taught_a, taught_b) = labeled.halves(images), taught.halves(images)
-    return paste(box, inside=join(labeled_a, taught_b), outside=join(taught_a, labeled_b))

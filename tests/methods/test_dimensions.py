@@ -10,6 +10,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
+from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.base import Batch, Method
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
@@ -38,12 +39,15 @@ class Case(NamedTuple):
 
 
 VQ_TERMS = {"supervised", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled"}
+TWICE = {"supervised", "supervised_second", "consistency", "consistency_second", "displaced", "displaced_second"}
 METHODS = {
     "supervised": Case(Supervised, {}, {"supervised"}),
     "supervised, EMA": Case(SupervisedEMA, {}, {"supervised"}),
     "U-Net": Case(UNet, {}, {"supervised"}),
     "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
+    "ABD": Case(ABD, {}, {*TWICE, "pseudo", "pseudo_second"}),
+    "ABD, teacher": Case(ABD, {"saved_network": "teacher", "pretrain_share": 0.0}, {*TWICE, "pseudo", "pseudo_second"}),
     "BCP": Case(BCP, {}, {"supervised", "pseudo"}),
     "BCP, teacher": Case(BCP, {"saved_network": "teacher", "pretrain_share": 0.0}, {"supervised", "pseudo"}),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),

@@ -13,6 +13,7 @@ from tiny_trainings import variables
 pytestmark = pytest.mark.slow
 
 METHODS: dict[str, dict[str, Any]] = {
+    "nnUNetTrainerABD": {"pretrain_share": 0.5, "saved_network": "teacher"},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},

@@ -1,0 +1,166 @@
+"""ABD on BCP: which network sees and learns what, by hand-computed numbers."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nnunetv2_vqseg.core.errors import ConfigError
+from nnunetv2_vqseg.methods.abd import ABD, ABDConfig
+from nnunetv2_vqseg.methods.base import Batch, Context
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
+
+BOX = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+BOX[..., :5, :5] = True
+
+
+class Margin(nn.Module):
+    """Two classes; the margin of the second is the image times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return torch.cat((torch.zeros_like(x), self.scale * x), dim=1)
+
+
+def method(**settings: object) -> ABD:
+    plan = NetworkPlan((8, 8), [[1, 1]], 1, Margin)
+    made = ABD(ABDConfig(**settings), Context(plan, device="cpu"))
+    made.begin(made.training_network(), lambda outputs, target: outputs[0].sum() * 0)
+    made.box = lambda batch: BOX
+    made.before_step(0.5)
+    return made
+
+
+def images(*values: float) -> torch.Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+
+
+# Two labelled images of class 1 and 0, and two that the teacher calls class 1 and 0.
+BATCH = Batch(images(3, 1), images(1, 0).long(), images(2, -4))
+
+
+def entropy(margin: float, label: int) -> float:
+    return math.log(1 + math.exp(-margin if label else margin))
+
+
+def test_the_first_network_learns_the_weak_mixes_and_the_second_the_strong_ones():
+    abd = method(supervised_loss="ce")
+    with torch.no_grad():
+        abd.pair.second.scale.fill_(-2.0)
+    cut = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    abd.strong = lambda x: (x / 2, cut)
+    terms, _ = abd.terms(BATCH, 0.5)
+    weak = torch.cat((torch.where(BOX, images(3), images(2)), torch.where(BOX, images(-4), images(1))))
+    assert torch.equal(abd.pair.first.seen[0], weak)
+    assert torch.equal(abd.pair.second.seen[0], weak / 2), "strong views of the same mixes, with the same box"
+    assert terms["supervised"][1].item() == pytest.approx((entropy(3, 1) + entropy(1, 0)) / 2, rel=1e-5)
+    assert terms["supervised_second"][1].item() == pytest.approx((entropy(-3, 1) + entropy(-1, 0)) / 2, rel=1e-5)
+    # The teacher is a copy of the first network's start, and labels the strong views by itself.
+    assert terms["pseudo"][1].item() == pytest.approx((entropy(2, 1) + entropy(-4, 0)) / 2, rel=1e-5)
+    assert terms["pseudo_second"][1].item() == pytest.approx((entropy(-2, 1) + entropy(4, 0)) / 2, rel=1e-5)
+    assert (terms["pseudo"][0], terms["pseudo_second"][0]) == (0.5, 0.5)
+    names = ("consistency", "consistency_second", "displaced", "displaced_second")
+    assert [terms[name][0] for name in names] == [1.0] * 4
+
+
+def test_each_network_s_dice_is_against_the_other_s_labels():
+    abd = method()
+    x = images(2.0)[:, :, :1, :2]
+    with torch.no_grad():
+        abd.pair.second.scale.fill_(-1.0)
+    first, second = abd.mutual(abd.student(x))
+    p = 1 / (1 + math.exp(-2))  # of class 1 by the first, of class 0 by the second
+    # Two pixels. The first is compared with class 0: foreground has no intersection, background has.
+    dice = (0.0 + 2 * 2 * (1 - p) / (2 * (1 - p) ** 2 + 2)) / 2
+    assert first.item() == pytest.approx(1 - dice, abs=1e-4)
+    assert second.item() == pytest.approx(1 - dice, abs=1e-4)
+    first.backward(retain_graph=True)
+    assert abd.pair.first.scale.grad is not None
+    assert abd.pair.second.scale.grad is None, "the labels' network learns nothing from being a teacher"
+    abd.pair.first.scale.grad = None
+    second.backward()
+    assert abd.pair.first.scale.grad is None
+    assert abd.pair.second.scale.grad is not None
+
+
+def test_both_networks_see_both_views_with_one_patch_of_the_other():
+    abd = method(cutout_probability=0.0)
+    abd.strong = lambda x: (x + 100, torch.zeros(len(x), 1, 8, 8, dtype=torch.bool))
+    batch = Batch(torch.rand(2, 1, 8, 8), images(1, 0).long(), torch.rand(2, 1, 8, 8))
+    abd.terms(batch, 0.5)
+    mixed, displaced = abd.pair.first.seen
+    assert torch.equal(abd.pair.second.seen[1], displaced)
+    weak, strong = displaced.chunk(2)
+    for view, before, other in ((weak, mixed, mixed + 100), (strong, mixed + 100, mixed)):
+        moved = view != before
+        assert moved.flatten(1).sum(1).tolist() == [4, 4], "one patch of 2 x 2 an image"
+        assert torch.isin(view[moved], other).all()
+
+
+def test_the_choice_by_divergence_is_for_a_share_of_the_images():
+    first, second = torch.randn(2, 1, 3, 8, 8).repeat(1, 400, 1, 1, 1)
+    weak, strong = torch.arange(128.0).view(2, 1, 1, 8, 8).repeat(1, 400, 1, 1, 1)
+    seen = {}
+    for share in (0.0, 0.5, 1.0):
+        displaced = method(divergence_share=share).displaced(weak, strong, first, second).chunk(2)[0]
+        seen[share] = displaced.unique(dim=0, return_counts=True)[1].tolist()
+    assert seen[0.0] == seen[1.0] == [400]
+    assert len(seen[0.5]) in (1, 2)  # both rules may name the same patch
+    assert len(seen[0.5]) == 1 or min(seen[0.5]) > 150
+
+
+def test_labels_are_background_where_something_was_cut_out():
+    abd = method(cutout_probability=1.0)
+    batch = Batch(torch.randn(4, 1, 8, 8), [torch.ones(4, 1, 8, 8, dtype=torch.int16)], torch.randn(4, 1, 8, 8))
+    boxes = None
+    strong = abd.strong
+
+    def kept(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal boxes
+        result = strong(x)
+        boxes = result[1] if boxes is None else boxes
+        return result
+
+    abd.strong = kept
+    changed = abd.strong_batch(batch)
+    assert boxes.any()
+    assert torch.equal(changed.target == 0, boxes)
+    assert (batch.target[0] == 1).all()
+    assert changed.labeled.shape == batch.labeled.shape
+    assert not torch.equal(changed.unlabeled, batch.unlabeled)
+
+
+def test_both_networks_learn_the_first_stage():
+    abd = method(supervised_loss="ce")
+    abd.before_step(0.0)
+    terms, _ = abd.terms(BATCH, 0.0)
+    assert terms.keys() == {"supervised", "supervised_second"}
+    assert torch.equal(abd.pair.first.seen[0], torch.where(BOX, images(3), images(1)))
+    assert torch.equal(abd.pair.second.seen[0], abd.pair.first.seen[0])
+    for _, loss in terms.values():
+        assert loss.item() == pytest.approx((entropy(3, 1) + entropy(1, 0)) / 2, rel=1e-5)
+
+
+def test_the_teacher_follows_the_first_network_which_is_saved():
+    abd = method()
+    assert abd.predictor() is abd.main is abd.pair.first
+    assert abd.pretrained() == [abd.pair.first]
+    with torch.no_grad():
+        abd.pair.first.scale.fill_(3.0)
+        abd.pair.second.scale.fill_(500.0)
+    abd.after_step()
+    assert abd.teacher.module.scale.item() == pytest.approx(0.99 * 1 + 0.01 * 3)
+    teacher = method(saved_network="teacher")
+    assert teacher.predictor() is teacher.teacher.module
+
+
+def test_a_patch_that_has_no_four_parts_is_refused():
+    plan = NetworkPlan((3, 8), [[1, 1]], 1, Margin)
+    with pytest.raises(ConfigError, match=r"3x8 pixels .*patches_per_axis, or use nnUNetTrainerBCP"):
+        ABD(ABDConfig(), Context(plan, device="cpu"))
