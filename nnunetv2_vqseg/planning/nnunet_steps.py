@@ -128,7 +128,7 @@ def preprocess(
     labels.mkdir(exist_ok=True)
     plan = (plans_manager, configuration_manager, dataset.dataset_json)
     jobs = {case: (entry, str(output), plan, verbose) for case, entry in visible.items()}
-    for_each_case(_preprocess_case, jobs, num_processes, "Preprocessing cases", show_progress, lambda *_: None)
+    for_each_case(preprocess_case, jobs, num_processes, "Preprocessing cases", show_progress, lambda *_: None)
     for case, entry in visible.items():
         shutil.copy2(entry["label"], labels / (case + dataset.dataset_json["file_ending"]))
 
@@ -154,7 +154,8 @@ def _number_of_fingerprinted(file: Path) -> int:
     return len(content["spacings"])
 
 
-def _preprocess_case(case: str, entry: TrainingCase, output: str, plan: tuple, verbose: bool) -> None:
+def preprocess_case(case: str, entry: TrainingCase, output: str, plan: tuple, verbose: bool) -> None:
+    """nnU-Net's preprocessing of one labelled case; `plan` is what `run_case_save` wants beside the files."""
     _, configuration_manager, _ = plan
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     preprocessor.run_case_save(str(Path(output) / case), entry["images"], entry["label"], *plan)
