@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SECONDS_FOR_FINAL = 300.0
 SECONDS_BETWEEN_TRIES = 20.0
 
+POLY = 0.9
+"""Exponent of nnU-Net's learning rate."""
+
 
 class Checkpoints:
     """The predictor as `network_weights`, everything else that continuing needs under `vqseg`.
@@ -160,6 +163,19 @@ class Checkpoints:
         trainer.stepper.skipped_steps = state.get("skipped_steps", 0)
         trainer.curves.restore(state["curves"], trainer.current_epoch)
         self.random_states = state.get("random_states")
+        self._tell_of_another_length(state["config"].get("num_epochs"))
+
+    def _tell_of_another_length(self, before: int | None) -> None:
+        """Rate and ramp are those of a training that had its new length from the start: both may step back up."""
+        trainer = self.trainer
+        if before in (None, trainer.num_epochs) or trainer.only_validates:
+            return
+        left = max(0.0, 1.0 - trainer.current_epoch / trainer.num_epochs)
+        trainer.print_to_log_file(
+            f"num_epochs was {before} and is {trainer.num_epochs}: learning rate and ramp go on as in a training of "
+            f"{trainer.num_epochs} epochs that has done {trainer.current_epoch}; the rate is {left**POLY:.3g} of "
+            f"initial_lr now."
+        )
 
     def _compare_settings(self, source: str, before: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or optimiser, and name the other settings that have changed since."""

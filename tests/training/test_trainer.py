@@ -122,6 +122,24 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
         assert equal(mine["random_states"][name], theirs["random_states"][name]), name
 
 
+def test_a_finished_training_goes_on_with_more_epochs(make_trainer, trained, capsys):
+    """Rate and ramp are those of a training that had the new length from the start, at the epoch that is reached."""
+    before = torch.load(trained / "checkpoint_final.pth", weights_only=True)
+    longer = make_trainer(continue_training=True, num_epochs=8)
+    longer.load_checkpoint(str(trained / "checkpoint_final.pth"))
+    assert "num_epochs was 2 and is 8" in capsys.readouterr().out
+    assert longer.current_epoch == 2
+    assert longer.progress == pytest.approx(2 / 8)
+    assert same(longer.method.teacher.state_dict(), before["vqseg"]["teacher"])
+    longer.on_train_start()
+    longer.on_epoch_start()
+    longer.on_train_epoch_start()
+    rate = longer.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(1e-2 * (1 - 2 / 8) ** 0.9)
+    assert longer.method.schedule(longer.progress)["ramp"] == pytest.approx(math.exp(-5 * (1 - 0.25 / 0.8) ** 2))
+    assert longer.optimizer.state_dict()["state"], "momentum goes on"
+
+
 def equal(first, second) -> bool:
     """Of nested tuples of numbers and tensors."""
     if isinstance(first, tuple):
