@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
+from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
@@ -126,6 +127,12 @@ class nnUNetTrainerNNFilterMatch(MethodTrainer):
     """nnFilterMatch: learns its own labels on turned images, and leaves out the surest cases."""
 
     method_class = NNFilterMatch
+
+
+class nnUNetTrainerMCNet(MethodTrainer):
+    """MC-Net+: decoders that upsample differently agree with each other's sharpened probabilities."""
+
+    method_class = MCNet
 
 
 class nnUNetTrainerUAMT(MethodTrainer):

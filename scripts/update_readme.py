@@ -11,6 +11,7 @@ from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
+from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Config]] = {
     "Cross pseudo supervision (CPS)": CPS.Config,
     "SS-Net": SSNet.Config,
     "nnFilterMatch": NNFilterMatch.Config,
+    "Mutual consistency (MC-Net+)": MCNet.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
     "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,

@@ -14,6 +14,7 @@ from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.base import Batch, Method
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
+from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.ss_net import SSNet
@@ -52,6 +53,8 @@ METHODS = {
     "BCP, teacher": Case(BCP, {"saved_network": "teacher", "pretrain_share": 0.0}, {"supervised", "pseudo"}),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "nnFilterMatch": Case(NNFilterMatch, {"flip_start": 0.0, "warm_up": 0.05}, {"supervised"}),
+    "MC-Net": Case(MCNet, {"nearest_decoder": False}, {"supervised", "supervised_linear", "consistency"}),
+    "MC-Net+": Case(MCNet, {}, {"supervised", "supervised_linear", "supervised_nearest", "consistency"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
     "UniMatch": Case(UniMatch, {}, {"supervised", "pseudo_first", "pseudo_second", "pseudo_perturbed"}),

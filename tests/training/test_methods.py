@@ -18,6 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},
     "nnUNetTrainerNNFilterMatch": {"filter_at": [0.0, 0.75], "warm_up": 0.2},
+    "nnUNetTrainerMCNet": {},
     "nnUNetTrainerUAMT": {"passes": 2},
     "nnUNetTrainerUNet": {},
     "nnUNetTrainerUniMatch": {},
