@@ -9,6 +9,7 @@ import re
 from typing import Any, ClassVar
 
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
@@ -103,6 +104,12 @@ class nnUNetTrainerABD(MethodTrainer):
     """Adaptive bidirectional displacement on BCP: two networks agree on views that exchanged patches."""
 
     method_class = ABD
+
+
+class nnUNetTrainerARCO(MethodTrainer):
+    """ARCO's second stage: a teacher's labels, and contrast of classes with stratified sampling."""
+
+    method_class = ARCO
 
 
 class nnUNetTrainerBCP(MethodTrainer):

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
@@ -39,6 +40,7 @@ SHARED: dict[str, type[Config]] = {
 METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
+    "ARCO, second stage": ARCO.Config,
     "Bidirectional copy-paste (BCP)": BCP.Config,
     "Adaptive bidirectional displacement on BCP (ABD)": ABD.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,

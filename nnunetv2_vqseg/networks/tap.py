@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from nnunetv2_vqseg.modules.nd import CONV
 from nnunetv2_vqseg.networks.backbone import Logits, backbone_of
 
 
@@ -53,3 +54,34 @@ class TappedUNet(nn.Module):
         if x.ndim == 3:
             return self.heads(x)
         return self.tap(x) if self.training else self.unet(x)
+
+
+class RepresentedUNet(TappedUNet):
+    """A planned U-Net with a vector for each place of one of its decoder's stages.
+
+    A teacher's vectors are a linear projection of the features; a student's pass two more linear layers, which learn to
+    predict the teacher's. Pixel by pixel, without activations.
+
+    Args:
+        unet, level: as of `TappedUNet`.
+        dim: of the vectors.
+        ndim: number of spatial axes.
+    """
+
+    def __init__(self, unet: nn.Module, level: int, dim: int, ndim: int) -> None:
+        super().__init__(unet, level)
+        conv = CONV[ndim]
+        self.projection: nn.Module = conv(self.backbone.widths[level], dim, 1)
+        self.prediction = nn.Sequential(conv(dim, dim, 1), conv(dim, dim, 1))
+
+    def represent(self, images: Tensor) -> Tapped:
+        """A teacher's logits and vectors (B, dim, ...) of images (B, C, ...), in any mode."""
+        logits, features = self.tap(images)
+        return Tapped(logits, self.projection(features))
+
+    def forward(self, x: Tensor) -> Any:
+        """Of images (B, C, ...) a student's logits and vectors in training, else the U-Net's logits."""
+        if not self.training:
+            return self.unet(x)
+        logits, vectors = self.represent(x)
+        return Tapped(logits, self.prediction(vectors))

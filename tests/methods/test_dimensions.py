@@ -11,6 +11,7 @@ from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.base import Batch, Method
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
@@ -63,6 +64,11 @@ METHODS = {
         UniMatchV2,
         {"saved_network": "teacher", "pseudo_loss": "ce_dice", "first_dropped_stage": 2},
         {"supervised", "pseudo_first", "pseudo_second"},
+    ),
+    "ARCO": Case(
+        ARCO,
+        {"anchors": 32, "negatives": 32, "queue_size": 64, "queue_push": 16, "representation_dim": 8},
+        {"supervised", "pseudo_strong", "contrast"},
     ),
     "SS-Net": Case(SSNet, {"pixels_per_class": 64}, {"supervised", "smoothness", "separation", "separation_unlabeled"}),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),

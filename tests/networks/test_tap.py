@@ -8,7 +8,7 @@ from test_backbone import EVERY_UNET, images, same
 from tiny_networks import WIDTHS, unet
 from torch import nn
 
-from nnunetv2_vqseg.networks.tap import Tapped, TappedUNet
+from nnunetv2_vqseg.networks.tap import RepresentedUNet, Tapped, TappedUNet
 
 
 @EVERY_UNET
@@ -41,3 +41,21 @@ def test_pixels_pass_the_heads_alone():
     tapped = TappedUNet(unet(), 0, nn.Linear(WIDTHS[0], 2))
     pixels = torch.randn(3, 5, WIDTHS[0])
     assert torch.equal(tapped(pixels), tapped.heads(pixels))
+
+
+@EVERY_UNET
+def test_vectors_are_a_projection_and_a_student_s_a_prediction_of_it(kind, ndim):
+    network, x = unet(kind, ndim), images(ndim)
+    represented = RepresentedUNet(network, 1, 5, ndim)
+    assert [key for key in represented.state_dict() if key.startswith("unet.")] == [
+        f"unet.{key}" for key in network.state_dict()
+    ]
+    tapped = represented.tap(x)
+    teacher, student = represented.represent(x), represented(x)
+    assert teacher.features.shape == (len(x), 5, *[side // 2 for side in x.shape[2:]])
+    torch.testing.assert_close(teacher.features, represented.projection(tapped.features))
+    torch.testing.assert_close(student.features, represented.prediction(teacher.features))
+    assert same(student.segmentation, tapped.segmentation)
+    represented.eval()
+    assert same(represented(x), network(x))
+    torch.testing.assert_close(represented.represent(x).features, teacher.features)

@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerABD": {"pretrain_share": 0.5, "saved_network": "teacher"},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
+    "nnUNetTrainerARCO": {"anchors": 32, "negatives": 32, "queue_size": 64, "queue_push": 16, "representation_dim": 8},
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},
     "nnUNetTrainerNNFilterMatch": {"filter_at": [0.0, 0.75], "warm_up": 0.2},
     "nnUNetTrainerMCNet": {},

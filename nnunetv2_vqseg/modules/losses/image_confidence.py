@@ -1,0 +1,37 @@
+"""Cross entropy against pseudo-labels that weighs whole images by how much of them is sure (ReCo, ARCO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
+
+
+@dataclass(frozen=True)
+class ImageConfidenceLoss:
+    """Mean over pixels with a cross entropy above 0 of their image's share of sure pixels times that cross entropy.
+
+    Args:
+        threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not.
+        ddp: the mean is over the pixels of all processes.
+    """
+
+    threshold: float
+    ddp: bool = False
+
+    def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+        """A scalar, in float32.
+
+        Args:
+            logits: student, (B, K, ...).
+            labels, confidence: (B, ...) of the teacher.
+        """
+        share = (confidence >= self.threshold).float().flatten(1).mean(dim=1)
+        entropy = F.cross_entropy(logits.float(), labels, reduction="none").flatten(1)
+        number = (entropy > 0).sum().float()
+        number = mean_over_processes(number) if self.ddp else number
+        return (share[:, None] * entropy).sum() / number.clamp(min=torch.finfo(number.dtype).tiny)
