@@ -1,0 +1,96 @@
+"""Write what the arena measured of a method into its page of docs/methods, between two markers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_vqseg.report.statistics import MEAN
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES, DATA = ROOT / "docs" / "methods", ROOT / "docs" / "results" / "data"
+BEGIN, END = "<!-- arena: begin (python scripts/update_methods.py) -->\n", "<!-- arena: end -->\n"
+ROWS = {
+    "supervised": "stock nnU-Net",
+    "unet": "U-Net",
+    "mean-teacher": "mean teacher",
+    "vq-seg": "VQ-Seg",
+    "cps": "CPS",
+    "ua-mt": "UA-MT",
+    "mc-net": "MC-Net+",
+    "ss-net": "SS-Net",
+    "bcp": "BCP",
+    "abd": "ABD",
+    "arco": "ARCO",
+    "unimatch": "UniMatch",
+    "unimatch-v2": "UniMatch V2",
+    "nnfiltermatch": "nnFilterMatch",
+    "self-training": "self-training",
+}
+"""Page of a method -> its row in the arena."""
+ARENAS = {"arena-cpu": "ACDC, {} labelled patients", "arena-busi-cpu": "BUSI, {} labelled images"}
+BASELINES = ("stock nnU-Net", "mean teacher")
+NOT_YET = "Not measured here yet."
+
+Row = Mapping[str, Any]
+
+
+def measured(data: Path = DATA) -> dict[str, dict[str, Row]]:
+    """Data and labels -> name of a row -> the row, on the test patients where they were read, else for validation."""
+    found: dict[str, dict[str, Row]] = {}
+    for name, title in ARENAS.items():
+        file = data / f"{name}.json"
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        split = "test" if "test" in content else "val"
+        for row in content.get(split, []):
+            if "summary" in row:
+                where = f"{title.format(row['labeled'])} ({'test' if split == 'test' else 'validation'})"
+                found.setdefault(where, {})[row["name"]] = row
+    return found
+
+
+def here(name: str, found: Mapping[str, Mapping[str, Row]]) -> str:
+    """What the arena says of a row, as Markdown."""
+    others = [other for other in BASELINES if other != name]
+    lines = []
+    for where, rows in found.items():
+        if name in rows:
+            scores = [_dice(rows[name]), *(_dice(rows[other]) if other in rows else "" for other in others)]
+            lines.append(f"| {' | '.join([where, *scores, _cost(rows[name], rows)])} |")
+    if not lines:
+        return NOT_YET
+    head = ["Dice here", name, *others, "time of a training over stock's"]
+    rule = ["---"] * len(head)
+    return "\n".join(
+        [*(f"| {' | '.join(cells)} |" for cells in (head, rule)), *lines, "", "From [the arena](../results/arena.md)."]
+    )
+
+
+def _dice(row: Row) -> str:
+    score = row["summary"][MEAN]["Dice"]
+    seeds = len(row["settings"]["seed"])
+    spread = "" if seeds == 1 else f" ± {score['sd_folds']:.3f}"
+    return f"{score['mean']:.3f}{spread} ({seeds} seed{'s' if seeds > 1 else ''})"
+
+
+def _cost(row: Row, rows: Mapping[str, Row]) -> str:
+    stock = rows.get(BASELINES[0])
+    if stock is None or not (row["minutes"] and stock["minutes"]):
+        return ""
+    mean, first = (sum(one["minutes"]) / len(one["minutes"]) for one in (row, stock))
+    return f"{mean / first:.1f}"
+
+
+def with_arena(text: str, page: str, found: Mapping[str, Mapping[str, Row]]) -> str:
+    """A page's text with the current figures."""
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}{here(ROWS[page], found)}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    figures = measured()
+    for page in ROWS:
+        file = PAGES / f"{page}.md"
+        file.write_text(with_arena(file.read_text(encoding="utf-8"), page, figures), encoding="utf-8")

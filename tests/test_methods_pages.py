@@ -1,0 +1,62 @@
+"""Every method has a page, with the figures of the arena as they are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from experiment_files import read_experiment  # noqa: E402
+from update_methods import NOT_YET, PAGES, ROWS, here, measured, with_arena  # noqa: E402
+
+PAGE_NAMES = sorted(file.stem for file in PAGES.glob("*.md") if file.stem != "README")
+
+
+def test_every_page_has_a_row_of_the_arena_and_every_row_a_page():
+    assert sorted(ROWS) == PAGE_NAMES
+    assert {run.name for run in read_experiment("arena", "cpu").runs} <= set(ROWS.values())
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_its_figures_are_current_and_its_trainer_exists(page):
+    from nnunetv2_vqseg import trainers
+
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    assert with_arena(text, page, measured()) == text, "run python scripts/update_methods.py"
+    names = re.findall(r"nnUNetTrainer\w+", text)
+    assert names
+    assert all(hasattr(trainers, name) for name in names)
+    index = (PAGES / "README.md").read_text(encoding="utf-8")
+    assert f"({page}.md) | `{names[0]}` |" in index
+
+
+def row(name: str, dice: float, minutes: float, seeds: int = 1) -> dict[str, Any]:
+    score = {"Dice": {"mean": dice, "sd_folds": 0.012}}
+    settings = {"seed": list(range(seeds))}
+    return {
+        "name": name,
+        "labeled": 3,
+        "summary": {"mean": score},
+        "settings": settings,
+        "minutes": [minutes] * seeds,
+    }
+
+
+def test_figures_stand_beside_the_baselines(tmp_path):
+    rows = [row("stock nnU-Net", 0.7, 10), row("mean teacher", 0.75, 15), row("BCP", 0.8, 20, seeds=3)]
+    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
+    text = here("BCP", measured(tmp_path))
+    expected = (
+        "| ACDC, 3 labelled patients (validation) | 0.800 ± 0.012 (3 seeds) | 0.700 (1 seed) | 0.750 (1 seed) | 2.0 |"
+    )
+    assert expected in text
+    assert here("ABD", measured(tmp_path)) == NOT_YET
+    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
+    assert here("BCP", measured(tmp_path)) == NOT_YET, "the test patients of it were not read"
+    assert "(test)" in here("stock nnU-Net", measured(tmp_path))
