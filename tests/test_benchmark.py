@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,3 +186,21 @@ def test_fresh_memory_is_told_by_its_page_faults() -> None:
     assert faults >= size // (1 << 21)  # pages of 2 MB at most
     assert seconds >= 0.0
     assert measure.in_the_kernel(lambda: None)[1] < faults
+
+
+def test_a_step_of_any_trainer_at_any_time_of_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = benchmark.parse(["step", "--variants", "VQ-Seg", "nnUNetTrainerBCP", "--progress", "0.6"])
+    assert args.variants == ["VQ-Seg", "nnUNetTrainerBCP"]
+    with pytest.raises(SystemExit):
+        benchmark.parse(["step", "--variants", "nnUNetTrainerOfNobody"])
+
+    class Bench:
+        def started_trainer(self, name: str, **block: object) -> SimpleNamespace:
+            return SimpleNamespace(name=name, block=block, num_epochs=10, num_iterations_per_epoch=5, stepper=Stepper())
+
+    class Stepper:
+        step = 0
+
+    trainer = step._start(Bench(), "nnUNetTrainerBCP", 0.6)
+    assert trainer.stepper.step == 30
+    assert trainer.block == {"unlabeled_batch_size": None}, "the method's own"

@@ -15,6 +15,7 @@ import torch
 from benchmarks import workbench
 from benchmarks.measure import clock, compare, in_the_kernel, peak_memory
 from benchmarks.output import Row, print_table
+from nnunetv2_vqseg import trainers as all_trainers
 from nnunetv2_vqseg.methods import teacher as teacher_module
 from nnunetv2_vqseg.methods.teacher import EMAMethod, TeacherMethod
 from nnunetv2_vqseg.methods.vqseg import VQSeg
@@ -33,7 +34,21 @@ WINDOW = 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     workbench.add_arguments(parser)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        type=_variant,
+        metavar="NAME",
+        help=f"{', '.join(VARIANTS)} (the default), or any trainer with the batch that its method has",
+    )
+    parser.add_argument(
+        "--progress",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the training that is over, for methods that have stages (default: 0)",
+    )
     parser.add_argument(
         "--train-first",
         type=int,
@@ -51,9 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _variant(name: str) -> str:
+    if name not in VARIANTS and name not in all_trainers.__all__:
+        raise argparse.ArgumentTypeError(
+            f"there is no {name}; there are {', '.join([*VARIANTS, *all_trainers.__all__])}"
+        )
+    return name
+
+
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
-        trainers = {name: _start(bench, name) for name in args.variants}
+        trainers = {name: _start(bench, name, args.progress) for name in args.variants}
         if args.plain_steps:
             for trainer in trainers.values():
                 _train(trainer, range(args.plain_steps))
@@ -82,11 +105,13 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     return {"totals": totals, "parts": parts, "tables": counted}
 
 
-def _start(bench: workbench.Workbench, name: str) -> Any:
-    trainer, block = VARIANTS[name]
+def _start(bench: workbench.Workbench, name: str, progress: float) -> Any:
+    trainer_name, block = VARIANTS.get(name, (name, {"unlabeled_batch_size": None}))
     if block.get("foundation"):
         block = workbench.foundation_weights(Path(os.environ["nnUNet_results"]).parent)
-    return bench.started_trainer(trainer, **block)
+    trainer = bench.started_trainer(trainer_name, **block)
+    trainer.stepper.step = round(progress * trainer.num_epochs * trainer.num_iterations_per_epoch)
+    return trainer
 
 
 def _step(trainer: Any) -> None:
