@@ -9,6 +9,7 @@ import re
 from typing import Any, ClassVar
 
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.abd_cross_teaching import ABDCrossTeaching
 from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
@@ -104,6 +105,12 @@ class nnUNetTrainerABD(MethodTrainer):
     """Adaptive bidirectional displacement on BCP: two networks agree on views that exchanged patches."""
 
     method_class = ABD
+
+
+class nnUNetTrainerABDCrossTeaching(MethodTrainer):
+    """Adaptive bidirectional displacement with cross teaching: two networks, no teacher, no copy-paste."""
+
+    method_class = ABDCrossTeaching
 
 
 class nnUNetTrainerARCO(MethodTrainer):

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunetv2_vqseg.core.config import Config, markdown_table
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.abd_cross_teaching import ABDCrossTeaching
 from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledConfig, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.bcp import BCP
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Config]] = {
     "ARCO, second stage": ARCO.Config,
     "Bidirectional copy-paste (BCP)": BCP.Config,
     "Adaptive bidirectional displacement on BCP (ABD)": ABD.Config,
+    "ABD with cross teaching": ABDCrossTeaching.Config,
     "Cross pseudo supervision (CPS)": CPS.Config,
     "SS-Net": SSNet.Config,
     "nnFilterMatch": NNFilterMatch.Config,

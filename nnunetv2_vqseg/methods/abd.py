@@ -27,6 +27,7 @@ from nnunetv2_vqseg.methods.pair import PairMethod
 from nnunetv2_vqseg.methods.strong_view import JitterConfig
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
 from nnunetv2_vqseg.modules.losses.squared_dice import squared_dice_loss
+from nnunetv2_vqseg.modules.targets import full_resolution
 from nnunetv2_vqseg.modules.views.cutmix import AREA, ASPECT
 from nnunetv2_vqseg.modules.views.cutout import cutout
 from nnunetv2_vqseg.modules.views.displacement import displace_unlabeled
@@ -83,9 +84,8 @@ class DisplacementMethod(PairMethod[D]):
     def strong_batch(self, batch: Batch) -> Batch:
         """Strong views with labels at full resolution, background where something was cut out."""
         assert batch.unlabeled is not None
-        target = batch.target[0] if isinstance(batch.target, list) else batch.target
         labeled, boxes = self.strong(batch.labeled)
-        return Batch(labeled, target.masked_fill(boxes, 0), self.strong(batch.unlabeled)[0])
+        return Batch(labeled, full_resolution(batch.target).masked_fill(boxes, 0), self.strong(batch.unlabeled)[0])
 
     @torch.no_grad()
     def displaced(self, weak: Tensor, strong: Tensor, first: Tensor, second: Tensor) -> Tensor:

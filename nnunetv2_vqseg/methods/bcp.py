@@ -27,7 +27,7 @@ from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod
 from nnunetv2_vqseg.modules.components import largest_components
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
 from nnunetv2_vqseg.modules.losses.region import RegionLoss
-from nnunetv2_vqseg.modules.targets import split_ignored
+from nnunetv2_vqseg.modules.targets import full_resolution, split_ignored
 from nnunetv2_vqseg.modules.views.copy_paste import LabeledImages, join, paste, random_box
 from nnunetv2_vqseg.networks.backbone import Logits
 
@@ -107,7 +107,7 @@ class BCP(EMAMethod[BCPConfig]):
 
     def labeled(self, batch: Batch) -> LabeledImages:
         """The labelled images."""
-        target = batch.target[0] if isinstance(batch.target, list) else batch.target
+        target = full_resolution(batch.target)
         return LabeledImages(batch.labeled, *split_ignored(target, self.context.regions, self.context.ignore_label))
 
     @torch.no_grad()

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def full_resolution(target: Tensor | list[Tensor]) -> Tensor:
+    """The finest of a target's levels."""
+    return target[0] if isinstance(target, list) else target
+
+
 def split_ignored(target: Tensor, regions: bool = False, ignore_label: int | None = None) -> tuple[Tensor, Tensor]:
     """Labels, and where there are any.
 
@@ -31,3 +36,8 @@ def at_size(values: Tensor, size: Sequence[int]) -> Tensor:
     if values.shape[2:] == tuple(size):
         return values
     return F.interpolate(values.float(), tuple(size), mode="nearest-exact").to(values.dtype)
+
+
+def at_scales(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """A target at full resolution at the size of each output (B, K, ...) of deep supervision."""
+    return [at_size(target, output.shape[2:]) for output in outputs]

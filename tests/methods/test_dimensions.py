@@ -11,6 +11,7 @@ from tiny_networks import CLASSES, context, plan_of, unet
 from torch import Tensor
 
 from nnunetv2_vqseg.methods.abd import ABD
+from nnunetv2_vqseg.methods.abd_cross_teaching import ABDCrossTeaching
 from nnunetv2_vqseg.methods.arco import ARCO
 from nnunetv2_vqseg.methods.base import Batch, Method
 from nnunetv2_vqseg.methods.bcp import BCP
@@ -50,6 +51,7 @@ METHODS = {
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
     "ABD": Case(ABD, {}, {*TWICE, "pseudo", "pseudo_second"}),
     "ABD, teacher": Case(ABD, {"saved_network": "teacher", "pretrain_share": 0.0}, {*TWICE, "pseudo", "pseudo_second"}),
+    "ABD, cross teaching": Case(ABDCrossTeaching, {}, {*TWICE, "displaced_labeled", "displaced_labeled_second"}),
     "BCP": Case(BCP, {}, {"supervised", "pseudo"}),
     "BCP, teacher": Case(BCP, {"saved_network": "teacher", "pretrain_share": 0.0}, {"supervised", "pseudo"}),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),

@@ -3,7 +3,7 @@
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 
-from nnunetv2_vqseg.modules.targets import at_size, split_ignored
+from nnunetv2_vqseg.modules.targets import at_scales, at_size, split_ignored
 
 
 def test_ignored_pixels_are_unknown_background():
@@ -35,3 +35,10 @@ def test_coarser_labels_are_those_of_nnunet():
         assert torch.equal(mine[0], level)
     volume = torch.arange(8).view(1, 1, 2, 2, 2) > 3
     assert at_size(volume, (1, 2, 2)).all(), "the second of two slices"
+
+
+def test_a_target_for_every_output():
+    target, outputs = torch.randint(3, (2, 1, 8, 12)), [torch.zeros(2, 3, 8, 12), torch.zeros(2, 3, 4, 6)]
+    first, second = at_scales(target, outputs)
+    assert torch.equal(first, target)
+    assert torch.equal(second, target[..., 1::2, 1::2])

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerABD": {"pretrain_share": 0.5, "saved_network": "teacher"},
+    "nnUNetTrainerABDCrossTeaching": {},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
     "nnUNetTrainerARCO": {"anchors": 32, "negatives": 32, "queue_size": 64, "queue_push": 16, "representation_dim": 8},
