@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunetv2_vqseg.core.config import Config, Range
@@ -87,14 +87,32 @@ class UNet(Method[UNetConfig]):
         context = self.context
         own = CrossEntropyAndDice(context.regions, context.ignore_label, context.ddp)
         super().begin(student, own if self.config.supervised_loss == "literature" else supervised)
+        self._sound = torch.cat(self._statistics())
 
-    @torch.no_grad()
+    def before_step(self, progress: float) -> None:
+        """Forget the running statistics of a step that was skipped because it was not finite."""
+        current = torch.cat(self._statistics())
+        self._sound = torch.where(current.isfinite(), current, self._sound)
+        self._set_statistics(self._sound)
+
     def after_step(self) -> dict[str, float]:
         """Every process has the same running statistics."""
         if self.context.ddp:
-            norms = [module for module in unwrap(self.student).modules() if isinstance(module, _BatchNorm)]
-            buffers: list[Any] = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
-            means = mean_over_processes(torch.cat(buffers)).split([len(buffer) for buffer in buffers])
-            for buffer, mean in zip(buffers, means, strict=True):
-                buffer.copy_(mean)
+            self._set_statistics(mean_over_processes(torch.cat(self._statistics())))
         return {}
+
+    def on_epoch_done(self) -> dict[str, float]:
+        """Before the validation as before a step."""
+        self.before_step(1.0)
+        return {}
+
+    def _statistics(self) -> list[Tensor]:
+        norms = [module for module in unwrap(self.student).modules() if isinstance(module, _BatchNorm)]
+        found: list[Any] = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        return found
+
+    @torch.no_grad()
+    def _set_statistics(self, values: Tensor) -> None:
+        buffers = self._statistics()
+        for buffer, value in zip(buffers, values.split([len(buffer) for buffer in buffers]), strict=True):
+            buffer.copy_(value)

@@ -68,3 +68,18 @@ def test_processes_share_their_running_statistics(monkeypatch):
     for key, value in made.student.state_dict().items():
         changed = key.endswith(("running_mean", "running_var"))
         torch.testing.assert_close(value, before[key] + 0.5 if changed else before[key])
+
+
+@pytest.mark.parametrize("then", [lambda made: made.before_step(0.1), lambda made: made.on_epoch_done()])
+def test_a_step_that_was_not_finite_leaves_no_trace_in_the_running_statistics(then):
+    made, images = method(), torch.randn(2, 1, 32, 32)
+    made.student.train()
+    made.before_step(0.0)
+    made.student(images)
+    made.before_step(0.1)
+    before = {key: value.clone() for key, value in made.student.state_dict().items() if "running" in key}
+    images[0, 0, 3, 3] = float("nan")
+    made.student(images)
+    assert not all(value.isfinite().all() for value in made.student.state_dict().values())
+    then(made)
+    assert all(torch.equal(value, made.student.state_dict()[key]) for key, value in before.items())
