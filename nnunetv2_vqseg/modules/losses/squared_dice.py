@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.collectives import sum_over_processes
-from nnunetv2_vqseg.modules.nd import spatial_axes
+from nnunetv2_vqseg.modules.losses.soft_dice import soft_dice_loss
 
 SMOOTH = 1e-5
 
@@ -46,7 +45,4 @@ def squared_dice_loss(
         if kept is not None:
             weight = (kept if regions else kept[:, None]).float()
             p, y = p * weight, y * weight
-        axes = (0, *spatial_axes(logits))
-        sums = torch.stack(((p * y).sum(axes), p.square().sum(axes) + y.sum(axes)))  # y is its own square
-        intersection, both = sum_over_processes(sums) if ddp else sums
-        return (1.0 - (2.0 * intersection + SMOOTH) / (both + SMOOTH)).mean()
+        return soft_dice_loss(p, y, SMOOTH, ddp)
