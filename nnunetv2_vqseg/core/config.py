@@ -5,7 +5,7 @@
         epsilon: Annotated[float, Range(0, 1), "share of the tokens that are replaced"] = 0.7
 
 The type says what is valid (numbers with a `Range`, `Literal` for a choice, `| None`, tuples of one kind), the last
-text what it means. From both come the errors and the README's tables.
+text what it means. From both come the errors and the tables of docs/reference/keys.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the tables of hyper-parameters into README.md, between two markers."""
+"""Write the tables of keys into docs/reference/keys.md, between two markers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN = "<!-- hyper-parameters: begin (python scripts/update_readme.py) -->\n"
-END = "<!-- hyper-parameters: end -->"
+KEYS = Path(__file__).resolve().parents[1] / "docs" / "reference" / "keys.md"
+BEGIN = "<!-- keys: begin (python scripts/update_reference.py) -->\n"
+END = "<!-- keys: end -->"
 
 SHARED: dict[str, type[Config]] = {
     "All methods": BudgetConfig,
@@ -65,7 +65,7 @@ def tables() -> Iterator[str]:
         own = [key for name, key in keys.items() if name not in shown or shown[name] != key.default]
         of_all = {name for other in SHARED.values() if issubclass(config, other) for name in other.declared()}
         others = [f"`{name}`" for name, key in keys.items() if key not in own and name not in of_all]
-        yield f"### {title}"
+        yield f"## {title}"
         if own:
             yield markdown_table(own, PAPER if issubclass(VQSeg.Config, config) else None)
         if others:
@@ -74,7 +74,7 @@ def tables() -> Iterator[str]:
 
 
 def with_table(text: str) -> str:
-    """README text with the current tables."""
+    """Text of the page with the current tables."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     content = "\n\n".join(tables())
@@ -82,4 +82,4 @@ def with_table(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    KEYS.write_text(with_table(KEYS.read_text(encoding="utf-8")), encoding="utf-8")
