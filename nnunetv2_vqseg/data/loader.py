@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -22,6 +23,8 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunetv2_vqseg.data.label_store import PseudoLabeledDataset
 
 
 class EndWithParent(BasicTransform):
@@ -60,25 +63,31 @@ def build_unlabeled_loader(
     transforms: BasicTransform | None,
     num_processes: int,
     pin_memory: bool,
+    labels: str | Path | None = None,
+    oversample_foreground: float = 0.0,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
     """An endless iterator of batches `{"data": (B, C, H, W) float32, "target": ..., "keys": [...]}`.
 
-    `target` holds no label: 0 everywhere, before `RemoveLabelTansform` -1 outside the image.
+    Without `labels`, `target` holds none: 0 everywhere, before `RemoveLabelTansform` -1 outside the image.
 
     Args:
         folder: `preprocess.unlabeled_folder(...)`.
         initial_patch_size: what is cut out before the spatial transform crops it to `patch_size`.
         num_processes: workers; 0 draws in this process.
         pin_memory: for a CUDA device.
+        labels: folder of a `LabelStore`.
+        oversample_foreground: share of the batch whose patches are centred on their foreground.
     """
+    cases = list(identifiers)
+    dataset = nnUNetDatasetBlosc2(folder, cases) if labels is None else PseudoLabeledDataset(folder, cases, labels)
     loader = nnUNetDataLoader(
-        nnUNetDatasetBlosc2(folder, list(identifiers)),
+        dataset,
         batch_size,
         list(initial_patch_size),
         list(patch_size),
         # Without an ignore label, with which the loader would look for annotated voxels to centre on.
         LabelManager({"background": 0, "foreground": 1}, regions_class_order=None),
-        oversample_foreground_percent=0.0,
+        oversample_foreground_percent=oversample_foreground,
         transforms=transforms if transforms is None else EndWithParent(transforms),
     )
     if num_processes == 0:

@@ -124,11 +124,14 @@ class Batch(NamedTuple):
     labeled: (B, C, ...).
     target: as nnU-Net's loader gives it.
     unlabeled: the weak view (B', C, ...); None for methods without.
+    unlabeled_target: as `target`, once the cases have labels of the training's own; the images are then augmented as
+        labelled ones.
     """
 
     labeled: Tensor
     target: Tensor | list[Tensor]
     unlabeled: Tensor | None = None
+    unlabeled_target: Tensor | list[Tensor] | None = None
 
 
 class Cases(Protocol):
@@ -144,6 +147,11 @@ class Cases(Protocol):
 
     def keep(self, names: Sequence[str]) -> None:
         """Draw from these alone from the next epoch on; to be called from `before_epoch`."""
+
+    def label(self) -> dict[str, float]:
+        """Write the predictor's labels of all cases, also of those that are drawn no more; to be called from
+        `before_epoch`, from when on batches have them. Of each case that had labels by its name: differing voxels over
+        foreground voxels of the new ones."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,7 @@ class Context:
     log: a line for the training's log.
     require_same: (value, message) stops all processes where one has another value.
     cases: the unlabelled cases; None outside a training.
+    reset_optimizer: forget what the optimiser remembers of earlier steps.
     """
 
     plan: NetworkPlan
@@ -175,6 +184,7 @@ class Context:
     log: Callable[[str], None] = print
     require_same: Callable[[object, str], None] = lambda value, message: None
     cases: Cases | None = None
+    reset_optimizer: Callable[[], None] = lambda: None
 
 
 C = TypeVar("C", bound=BudgetConfig)
@@ -269,6 +279,10 @@ class Method(Generic[C]):
     def unlabeled_views(self) -> int:
         """Views of each unlabelled image that pass the student in a step."""
         return int(self.uses_unlabeled)
+
+    def rate_epoch(self, epoch: int) -> float:
+        """The epoch of nnU-Net's schedule whose rate an epoch has."""
+        return epoch
 
     def start(self, batches: Iterator[Batch]) -> None:
         """Before the first step of a training that is not continued: first values from data."""

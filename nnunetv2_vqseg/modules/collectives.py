@@ -44,6 +44,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return _SumOverProcesses.apply(values) if is_distributed() else values
 
 
+@torch.no_grad()
+def copy_from_process_0(values: list[Tensor]) -> None:
+    """Gives `values`, in place, those of the first process; every process must call this."""
+    if is_distributed():
+        for value in values:
+            dist.broadcast(value, src=0)
+
+
 class _SumOverProcesses(torch.autograd.Function):
     """All-reduce with a gradient. torch.distributed.nn.functional's is deprecated and cannot be compiled."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ from nnunetv2_vqseg.modules.collectives import mean_over_processes
 
 
 class ScaledPolyLR(PolyLRScheduler):
-    """nnU-Net's poly schedule, times each parameter group's `lr_scale`."""
+    """nnU-Net's poly schedule, times each parameter group's `lr_scale`.
+
+    Attributes:
+        place: epoch -> epoch of the schedule whose rate it has.
+    """
+
+    place: Callable[[int], float] = staticmethod(lambda epoch: epoch)
 
     def step(self, current_step: int | None = None) -> None:
-        super().step(current_step)
+        super().step(current_step if current_step is None else self.place(current_step))
         for group in self.optimizer.param_groups:
             group["lr"] *= group["lr_scale"]
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

@@ -14,7 +14,6 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
@@ -25,7 +24,7 @@ from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError, explained_d
 from nnunetv2_vqseg.core.versions import package
 from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.preprocessed import check_split, preprocessed_cases, require_enough_cases
-from nnunetv2_vqseg.data.loader import EndWithParent, build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.loader import EndWithParent
 from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
 from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits
 from nnunetv2_vqseg.methods.base import (
@@ -245,6 +244,7 @@ class MethodTrainer(nnUNetTrainer):
             log=self.print_to_log_file,
             require_same=self.ranks.require_same,
             cases=self.pool,
+            reset_optimizer=lambda: self.optimizer.state.clear(),
         )
 
     def _check_network(self, channels: int, heads: int) -> list[str]:
@@ -284,7 +284,9 @@ class MethodTrainer(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's own, or the paper's (4.2)."""
         groups = self.method.parameter_groups(self.network)
-        return build_optimizer(groups, self.config, self.initial_lr, self.weight_decay)
+        optimizer, schedule = build_optimizer(groups, self.config, self.initial_lr, self.weight_decay)
+        schedule.place = self.method.rate_epoch
+        return optimizer, schedule
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Of every decoder that is trained."""
@@ -396,35 +398,23 @@ class MethodTrainer(nnUNetTrainer):
             self.stop_request.install()
         loaders = super().get_dataloaders()
         if self.method.uses_unlabeled:
-            self.dataloader_unlabeled = self._unlabeled_loader()
+            self.dataloader_unlabeled = self.pool.loader()
             next(self.dataloader_unlabeled)
         return loaders
 
-    def _unlabeled_loader(self) -> Any:
-        rotation, _, initial_patch_size, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        patch_size = self.configuration_manager.patch_size
-        workers = get_allowed_n_proc_DA()
-        return build_unlabeled_loader(
-            self.cases.unlabeled_folder,
-            self.pool.names,
-            self.unlabeled_batch_size // self.ranks.world_size,
-            initial_patch_size,
-            patch_size,
-            weak_transforms(patch_size, rotation, mirror_axes, self.configuration_manager.use_mask_for_norm),
-            num_processes=0 if workers == 0 else max(1, workers // 2),
-            pin_memory=self.device.type == "cuda",
-        )
-
     def _join(self, batch: dict, progress: float) -> Batch:
         """nnU-Net's batch and the next unlabelled images, where the method reads them, on the device."""
-        target = batch["target"]
-        target = [self._moved(level) for level in target] if isinstance(target, list) else self._moved(target)
-        labeled = self._moved(batch["data"])
+        labeled, target = self._moved(batch["data"]), self._moved(batch["target"])
         if self.dataloader_unlabeled is None or not self.method.reads_unlabeled(progress):
             return Batch(labeled, target)
-        return Batch(labeled, target, self._moved(next(self.dataloader_unlabeled)["data"]))
+        drawn = next(self.dataloader_unlabeled)
+        own = self._moved(drawn["target"]) if self.pool.labels is not None else None
+        return Batch(labeled, target, self._moved(drawn["data"]), own)
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _moved(self, tensor: Any) -> Any:
+        """A tensor, or a list of them, on the device."""
+        if isinstance(tensor, list):
+            return [self._moved(level) for level in tensor]
         return tensor.to(self.device, non_blocking=True)
 
     def _batches(self) -> Iterator[Batch]:
@@ -461,7 +451,7 @@ class MethodTrainer(nnUNetTrainer):
         self.method.before_epoch(self.current_epoch)
         if self.pool.has_changed:
             self._stop_loader(self.dataloader_unlabeled)
-            self.dataloader_unlabeled = self._unlabeled_loader()
+            self.dataloader_unlabeled = self.pool.loader()
             self.pool.has_changed = False
         super().on_train_epoch_start()
         self.method.on_epoch_start()

@@ -130,7 +130,7 @@ def twenty_steps(folder: str, *arguments: str) -> None:
 
 
 def steps_of_methods(folder: str, *trainings: Sequence[str]) -> None:
-    """Five steps of several trainers, one after the other, on several ranks.
+    """Five steps of several trainers in their last epoch, one after the other, on several ranks.
 
     What each rank saw and became goes to `folder/<trainer>.<rank>.pt`.
     """
@@ -138,6 +138,7 @@ def steps_of_methods(folder: str, *trainings: Sequence[str]) -> None:
     for arguments in trainings:
         trainer = _trainer(arguments)
         trainer.on_train_start()
+        trainer.current_epoch = trainer.num_epochs - 1
         trainer.on_train_epoch_start()
         seen = []
         for _ in range(5):
