@@ -16,6 +16,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
+from nnunetv2_vqseg.methods.self_training import SelfTraining
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
@@ -147,6 +148,12 @@ class nnUNetTrainerMCNet(MethodTrainer):
     """MC-Net+: decoders that upsample differently agree with each other's sharpened probabilities."""
 
     method_class = MCNet
+
+
+class nnUNetTrainerSelfTraining(MethodTrainer):
+    """Self-training in rounds: each round's network learns the labels of the one before."""
+
+    method_class = SelfTraining
 
 
 class nnUNetTrainerUAMT(MethodTrainer):

@@ -16,6 +16,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
+from nnunetv2_vqseg.methods.self_training import SelfTraining
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
@@ -49,6 +50,7 @@ METHODS: dict[str, type[Config]] = {
     "SS-Net": SSNet.Config,
     "nnFilterMatch": NNFilterMatch.Config,
     "Mutual consistency (MC-Net+)": MCNet.Config,
+    "Self-training": SelfTraining.Config,
     "Uncertainty-aware mean teacher (UA-MT)": UAMT.Config,
     "UniMatch (V1)": UniMatch.Config,
     "UniMatch V2": UniMatchV2.Config,

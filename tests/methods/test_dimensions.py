@@ -19,6 +19,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
+from nnunetv2_vqseg.methods.self_training import SelfTraining
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.supervised import Supervised, SupervisedEMA
 from nnunetv2_vqseg.methods.ua_mt import UAMT
@@ -58,6 +59,7 @@ METHODS = {
     "nnFilterMatch": Case(NNFilterMatch, {"flip_start": 0.0, "warm_up": 0.05}, {"supervised"}),
     "MC-Net": Case(MCNet, {"nearest_decoder": False}, {"supervised", "supervised_linear", "consistency"}),
     "MC-Net+": Case(MCNet, {}, {"supervised", "supervised_linear", "supervised_nearest", "consistency"}),
+    "self-training": Case(SelfTraining, {}, {"supervised"}),
     "UA-MT": Case(UAMT, {"passes": 2}, {"supervised", "consistency"}),
     "UA-MT, teacher": Case(UAMT, {"passes": 2, "saved_network": "teacher"}, {"supervised", "consistency"}),
     "UniMatch": Case(UniMatch, {}, {"supervised", "pseudo_first", "pseudo_second", "pseudo_perturbed"}),
@@ -113,7 +115,7 @@ def started(
     patch = tuple(plan.patch_size)
     target = [_target(tuple(side // factor for side in patch), **labels) for factor in (1, 2, 4)]
     unlabeled = torch.randn(UNLABELED, channels, *patch) if method.uses_unlabeled else None
-    batch = Batch(torch.randn(LABELED, channels, *patch), target, unlabeled)
+    batch = Batch(torch.randn(LABELED, channels, *patch), target, unlabeled, [level.clone() for level in target])
     method.start(iter([batch] * 100))
     method.student.train()
     method.on_epoch_start()

@@ -75,3 +75,21 @@ def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results
     trainer = nnUNetTrainerVQSegPaper(plans, "2d", 0, dataset_json, torch.device("cpu"))
     with pytest.raises(NotImplementedError, match=r"'ce' is not implemented for region-based labels"):
         trainer.initialize()
+
+
+def test_pseudo_labels_of_regions_are_drawn_as_regions_and_nothing_of_them_is_ignored(two_channels, results):
+    from nnunetv2_vqseg.trainers import nnUNetTrainerSelfTraining
+
+    plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
+    plans["continue_training"] = False
+    plans["configurations"]["2d"]["vqseg"]["rounds"] = 2
+    dataset_json = json.loads((two_channels / "dataset.json").read_text(encoding="utf-8"))
+    trainer = nnUNetTrainerSelfTraining(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer.run_training()
+    store = trainer.pool.labels
+    assert {int(label) for case in store.files for label in np.unique(store.read(case))} <= {-1, 0, 1, 3}
+    batch = trainer._join(next(trainer.dataloader_train), 0.9)
+    assert batch.unlabeled_target[0].shape[1:] == batch.target[0].shape[1:] == (3, 32, 32)
+    assert not any(level[:, 2].any() for level in batch.unlabeled_target)
+    assert any(level[:, 2].any() for level in batch.target)
+    assert all(math.isfinite(value) for value in trainer.curves.history["loss"])
