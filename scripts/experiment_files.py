@@ -17,7 +17,8 @@ from nnunetv2_vqseg.methods.base import known_keys
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 PLANS = "nnUNetVQSegPlans"
-_EXPERIMENT_KEYS = {"title", "question", "dataset", "labeled", "seeds", "columns", "figure", "runs", "against"}
+_EXPERIMENT_KEYS = {"title", "question", "notes", "answer", "dataset", "labeled", "seeds", "columns", "figure", "runs"}
+_EXPERIMENT_KEYS |= {"against"}
 _RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line", "against"}
 
 
@@ -140,6 +141,9 @@ class Experiment:
     """A file of scripts/experiments as one profile has it.
 
     Attributes:
+        question: one sentence, with which the page opens.
+        notes: what one must know to read all rows; folded away with them.
+        answer: names of the rows that stand above the fold, the first few of all where it is empty.
         columns: of our curves, whose last values the page shows.
         figure: see `experiment_figures.draw`; empty for one row of dots a run.
         profile: device, plan and environment.
@@ -153,6 +157,8 @@ class Experiment:
     figure: Mapping[str, Any]
     profile: Mapping[str, Any]
     runs: tuple[Run, ...]
+    notes: str = ""
+    answer: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -188,7 +194,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
     for row in content["runs"]:
         _check_keys(row, _RUN_KEYS | set(profiles), f"{name}.yaml, run '{row.get('name')}'")
         own = row.get(profile_name, {})
-        _check_keys(here, {"settings", "seeds", "labeled", "plan"}, f"{name}.yaml, {profile_name}")
+        _check_keys(here, {"settings", "seeds", "labeled", "plan", "answer"}, f"{name}.yaml, {profile_name}")
         _check_keys(own, {"settings", "seeds"}, f"{name}.yaml, {profile_name}")
         if row.get("line") not in {None, *lines}:
             raise ExperimentError(f"{name}.yaml: the figure has no line '{row['line']}', only {', '.join(lines)}.")
@@ -227,6 +233,8 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
         figure=content.get("figure", {}),
         profile=profile,
         runs=tuple(sorted(runs, key=lambda run: run.labeled)),
+        notes=content.get("notes", "").strip(),
+        answer=_known_rows(here.get("answer", content.get("answer", ())), names, name),
     )
 
 
@@ -242,6 +250,13 @@ def _why_not_measured(row: Mapping[str, Any], profile_name: str) -> str | None:
     if "PFA" in row["trainer"]:
         return "needs DINOv2 weights"
     return f"{' or '.join(profiles).replace('gpu', 'GPU')} profile"
+
+
+def _known_rows(asked: Sequence[str], names: set[str], experiment: str) -> tuple[str, ...]:
+    unknown = sorted(set(asked) - names)
+    if unknown:
+        raise ExperimentError(f"{experiment}.yaml: answer names no run: {', '.join(unknown)}.")
+    return tuple(asked)
 
 
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -17,6 +17,9 @@ from nnunetv2_vqseg.report.statistics import DEFAULT_PATIENT_REGEX, MEAN, analys
 
 Scores = Mapping[str, Mapping[str, Any]]  # seed -> case -> scores
 BEGIN, END = "<!-- results: begin ({}) -->", "<!-- results: end -->"
+ANSWER_BEGIN, ANSWER_END = "<!-- answer: begin -->", "<!-- answer: end -->"
+FOLD = "<details markdown>\n<summary>All rows, classes and tests, what they cost, and the command</summary>"
+UNFOLD = "</details>"
 NOT_RUN = "not run"
 FEWEST_SEEDS = 3
 """Of which a test over seeds is made."""
@@ -277,31 +280,45 @@ def _p(test: Mapping[str, float], kind: str) -> str:
     return f"{test[f'p_{kind}']:.2g}"
 
 
-def write_page(file: Path, experiment: Experiment, parts: Sequence[str], tested: bool = False) -> None:
-    """Write title, question and, between the markers, the generated part; all other text of the page stays.
+def write_page(
+    file: Path, experiment: Experiment, parts: Sequence[str], answer: Sequence[str] = (), tested: bool = False
+) -> None:
+    """Write title, question, answer and, folded away, all results; all other text of the page stays.
 
     The title is the page's first line, the question the paragraph under it.
 
     Args:
+        answer: picture and table under the question.
         tested: scores of test patients are shown.
 
     Raises:
-        ExperimentError: the page has lost the marker at the end of the results.
+        ExperimentError: the page has lost the marker at the end of the answer or of the results.
     """
     begin = BEGIN.format(experiment.command)
     old = file.read_text(encoding="utf-8") if file.is_file() else ""
     head, found, rest = old.partition(begin)
     if found and END not in rest:
         raise ExperimentError(f"{file} has no line '{END}' after its results; put it back, or delete the page.")
-    tail = rest.partition(END)[2]
-    head = head.strip()
-    prose = [head]
-    if head.startswith("# "):
-        prose = head.partition("\n")[2].strip().split("\n\n")[1:]
-    before = [f"# {experiment.title} ({experiment.profile_name} profile)", experiment.question, *filter(None, prose)]
-    text = "\n\n".join([*before, begin, "\n".join(parts).strip(), EXPLANATION, _bash(experiment, tested), END])
+    before = [f"# {experiment.title} ({experiment.profile_name} profile)", experiment.question]
+    before += [ANSWER_BEGIN, "\n".join(answer).strip(), ANSWER_END, *_prose(file, head)]
+    everything = [experiment.notes, "\n".join(parts).strip(), EXPLANATION, _bash(experiment, tested)]
+    text = "\n\n".join(filter(None, [*before, FOLD, begin, *everything, END, UNFOLD]))
+    tail = rest.partition(END)[2].strip().removeprefix(UNFOLD).strip()
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text + (tail or "\n"))
+    replace_text(file, f"{text}\n\n{tail}\n" if tail else f"{text}\n")
+
+
+def _prose(file: Path, head: str) -> list[str]:
+    """What somebody wrote between question or answer and the results."""
+    head = head.strip().removesuffix(FOLD).strip()
+    _, found, rest = head.partition(ANSWER_BEGIN)
+    if found:
+        if ANSWER_END not in rest:
+            raise ExperimentError(
+                f"{file} has no line '{ANSWER_END}' after its table; put it back, or delete the page."
+            )
+        return [rest.partition(ANSWER_END)[2].strip()]
+    return head.partition("\n")[2].strip().split("\n\n")[1:] if head.startswith("# ") else [head]
 
 
 def _bash(experiment: Experiment, tested: bool) -> str:

@@ -8,7 +8,7 @@ Trainings that are there already are not repeated, also where another experiment
 on; those that another process is at are left to it. Ctrl-C or SIGTERM lets the running trainings save, then stops.
 
 The page docs/results/NAME-PROFILE.md shows every finished seed of every run, also those that were trained elsewhere and
-are kept in docs/results/data/trainings. Scores are those of the validation patients; `--test` computes those of the
+are kept in results/trainings. Scores are those of the validation patients; `--test` computes those of the
 test patients too, to be read once, when everything is chosen. The generated part stands between two markers under the
 title and the question: all other text of a page stays.
 """
@@ -34,6 +34,7 @@ from types import FrameType
 from typing import IO, Any
 
 from benchmarks.output import processor
+from experiment_answer import answer, answer_rows
 from experiment_figures import draw
 from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
 from experiment_page import measure, seeds_of_row, tables, write_page
@@ -44,10 +45,12 @@ from nnunetv2_vqseg.core.files import replace_bytes, replace_text
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.report.case_files import SPLITS, Split
+from nnunetv2_vqseg.report.pictures import Picture
 from nnunetv2_vqseg.trainer.cpu import obey_omp_num_threads
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES, RESULTS = ROOT / "docs" / "results", ROOT / "results"
 NNUNET_PLANNING = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
 SECONDS_BETWEEN_NOTES = 30.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -310,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--home", type=Path, default=ROOT / "experiments_output", help="default: experiments_output/")
     parser.add_argument(
-        "--results", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="of the page (docs/results/)"
+        "--results", type=Path, metavar="DIR", help="of page, scores and records (docs/results/ and results/)"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="train these instead of the experiment's")
@@ -350,28 +353,23 @@ def run_experiment(args: argparse.Namespace) -> list[str]:
     asked = {run: trainings_of(run, args.seeds or run.seeds) for run in wanted}
     failed = [] if args.report_only else train_all(asked, args, experiment, home)
     testing = {training.folder for trainings in asked.values() for training in trainings if args.test}
-    page = args.results / f"{args.experiment}-{args.profile}.md"
-    shown = earlier_rows(page)
+    page = (args.results or PAGES) / f"{args.experiment}-{args.profile}.md"
+    file = (args.results or RESULTS) / f"{page.stem}.json"
+    shown = earlier_rows(file)
     known = {
         run: trainings_of(run, sorted({*run.known_seeds, *(args.seeds or ()), *seeds_of_row(run, shown)}))
         for run in experiment.runs
     }
-    report(experiment, known, testing, page, shown)
+    report(experiment, known, testing, page, file, shown)
     return failed
 
 
-def data_file(page: Path) -> Path:
-    """The rows of a page as JSON."""
-    return page.parent / "data" / f"{page.stem}.json"
-
-
-def earlier_rows(page: Path) -> dict[Split, list[dict[str, Any]]]:
+def earlier_rows(file: Path) -> dict[Split, list[dict[str, Any]]]:
     """The rows of each split that the page shows now.
 
     Raises:
-        DatasetError: the file beside the page cannot be read.
+        DatasetError: the file of them cannot be read.
     """
-    file = data_file(page)
     earlier = read_json(file, "delete it, or take it back from git", dict) if file.is_file() else {}
     return {split: earlier[split] for split in SPLITS if split in earlier}
 
@@ -433,6 +431,7 @@ def report(
     trainings: Mapping[Run, list[Training]],
     testing: set[Path],
     page: Path,
+    file: Path,
     shown: Mapping[Split, list[dict[str, Any]]],
 ) -> None:
     """Write page, figures and JSON of everything that is finished, here or, by what was kept of it, elsewhere.
@@ -440,37 +439,52 @@ def report(
     Args:
         testing: folders of the trainings whose test patients are to be scored; those that were scored before are
             shown anyway.
+        file: of the rows as JSON; beside it are the records of the trainings.
         shown: rows that the page showed until now, see `earlier_rows`.
     """
-    unit = experiment.runs[0].data.unit
-    file = data_file(page)
-    data = file.parent
     everything = [training for items in trainings.values() for training in items]
-    kept, device = data / "trainings" / experiment.profile_name, experiment.profile["device"]
+    kept, device = file.parent / "trainings" / experiment.profile_name, experiment.profile["device"]
     results = gather(everything, kept, lambda training: training.folder in testing, device, 2)
+    rows = {split: measure(experiment, trainings, results, split, shown) for split in reversed(SPLITS)}
+    if not any("summary" in row for row in rows["test"]):
+        del rows["test"]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    parts, figure = _parts_and_answer_figure(experiment, rows, page)
+    print("\n".join(parts))
+    write_page(page, experiment, parts, answer(experiment, rows, figure), tested="test" in rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"experiment": experiment.name, "profile": experiment.profile_name, **rows}, file)
+
+
+def _parts_and_answer_figure(
+    experiment: Experiment, rows: Mapping[Split, list[dict[str, Any]]], page: Path
+) -> tuple[list[str], Picture | None]:
+    """Tables and figures of all rows, and the figure above the fold: the last of them, or one of the answer's rows."""
     parts: list[str] = []
-    content: dict[str, Any] = {"experiment": experiment.name, "profile": experiment.profile_name}
-    for split in reversed(SPLITS):
-        rows = measure(experiment, trainings, results, split, shown)
-        if split == "test" and not any("summary" in row for row in rows):
-            continue
-        content[split] = rows
+    figures: list[Picture] = []
+    unit = experiment.runs[0].data.unit
+    for split, found in rows.items():
         title = "validation" if split == "val" else "test"
         parts += [
             f"**{title.capitalize()} patients**",
             "",
-            *tables(rows, unit, experiment.columns),
-            "",
+            *tables(found, unit, experiment.columns),
         ]
-        figure = draw(experiment, rows, title, page.stem if split == "val" else f"{page.stem}-test")
+        parts.append("")
+        figure = draw(experiment, found, title, page.stem if split == "val" else f"{page.stem}-test")
         if figure is not None:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            replace_bytes(page.parent / f"{figure.name}.png", figure.png)
+            figures.append(figure)
             parts += [f"![{figure.alt}]({figure.name}.png)", ""]
-    print("\n".join(parts))
-    write_page(page, experiment, parts, tested="test" in content)
-    data.mkdir(parents=True, exist_ok=True)
-    write_json(content, file)
+    names = {(row["name"], row["labeled"]) for row in answer_rows(experiment, rows["val"])}
+    chosen = [row for row in found if (row["name"], row["labeled"]) in names]
+    if figures and not experiment.figure and len(chosen) < sum("summary" in row for row in found):
+        figure = draw(experiment, chosen, title, f"{page.stem}-answer")
+        figures += [] if figure is None else [figure]
+    elif figures:  # it stands above the fold instead
+        parts = parts[:-2]
+    for drawn in figures:
+        replace_bytes(page.parent / f"{drawn.name}.png", drawn.png)
+    return parts, figures[-1] if figures else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2_vqseg.report.statistics import MEAN
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES, DATA = ROOT / "docs" / "methods", ROOT / "docs" / "results" / "data"
+PAGES, DATA = ROOT / "docs" / "methods", ROOT / "results"
 BEGIN, END = "<!-- arena: begin (python scripts/update_methods.py) -->\n", "<!-- arena: end -->\n"
 ROWS = {
     "supervised": "stock nnU-Net",

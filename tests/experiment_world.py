@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import experiment_answer as answer  # noqa: E402, F401
 import experiment_figures as figures  # noqa: E402, F401
 import experiment_files as files  # noqa: E402
 import experiment_page as page  # noqa: E402, F401

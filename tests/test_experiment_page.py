@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_world import VARIABLES, add_scores, figures, files, finish, page, results, runner, use_fake_trainer
+from experiment_world import (
+    VARIABLES,
+    add_scores,
+    answer,
+    figures,
+    files,
+    finish,
+    page,
+    results,
+    runner,
+    use_fake_trainer,
+)
 from scipy import stats
 
 from nnunetv2_vqseg import trainers
@@ -28,11 +39,11 @@ def runs_of(name: str, *names: str) -> list[runner.Run]:
 def write(home: Path, *options: str) -> tuple[str, dict[str, Any]]:
     runner.main(["modules", "--home", str(home), "--results", str(home / "results"), "--report-only", *options])
     text = (home / "results" / "modules-cpu.md").read_text(encoding="utf-8")
-    return text, json.loads((home / "results" / "data" / "modules-cpu.json").read_text(encoding="utf-8"))
+    return text, json.loads((home / "results" / "modules-cpu.json").read_text(encoding="utf-8"))
 
 
 def kept_file(home: Path, training: runner.Training) -> Path:
-    return results.kept_file(home / "results" / "data" / "trainings" / "cpu", training)
+    return results.kept_file(home / "results" / "trainings" / "cpu", training)
 
 
 def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +91,7 @@ def test_page_keeps_test_scores_and_seeds_that_a_later_run_does_not_ask_for(
         finish(tmp_path, runner.Training(stock, seed), 0.5, ("val", "test"))
         finish(tmp_path, runner.Training(teacher, seed), 0.6)
     text, content = write(tmp_path, "--seeds", "1")
-    validation, _, test = text.partition("**Test patients**")
+    validation, _, test = text.partition("<details")[2].partition("**Test patients**")
     assert "0, 1 |" in validation.partition("| 3 | stock nnU-Net | 0.515")[2].splitlines()[0]
     assert "0, 1 |" in test.partition("| 3 | stock nnU-Net | 0.515")[2].splitlines()[0]
     assert "| 3 | mean teacher | not read |" in test
@@ -240,7 +251,7 @@ def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: 
     stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
     finish(tmp_path, runner.Training(stock, 0), 0.5)
     text, _ = write(tmp_path)
-    kept = tmp_path / "results" / "data" / "trainings"
+    kept = tmp_path / "results" / "trainings"
     kept.rename(tmp_path / "lost")
     (tmp_path / "nnUNet_results").rename(tmp_path / "gone")
     assert write(tmp_path)[0] == text
@@ -251,7 +262,7 @@ def test_a_row_stays_where_only_its_table_was_kept(tmp_path: Path, monkeypatch: 
     assert "| 3 | mean teacher | 0.615 |" in text
     rows = {row["name"]: row for row in content["val"]}
     assert rows["mean teacher"]["test_against_first"] is None, "the baseline's cases are not known any more"
-    file = tmp_path / "results" / "data" / "modules-cpu.json"
+    file = tmp_path / "results" / "modules-cpu.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"num_epochs": 15', '"num_epochs": 16'), encoding="utf-8")
     kept.joinpath("cpu").rename(tmp_path / "lost too")
     assert "Not run: stock nnU-Net (3 labelled)" in write(tmp_path)[0], "a row with other settings is another row"
@@ -292,21 +303,58 @@ def test_scores_older_than_the_weights_are_not_used(tmp_path: Path, monkeypatch:
 
 def test_page_follows_the_experiment_and_keeps_what_was_written_around_it(tmp_path: Path) -> None:
     file = tmp_path / "modules-cpu.md"
-    page.write_page(file, experiment(), ["first table"])
+    page.write_page(file, experiment(notes="To know."), ["first table"], ["first answer"])
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("# Modules (cpu profile)\n\nWhich?\n\n<!-- results: begin")
-    file.write_text(text.replace("Which?", "Which?\n\nA warning.") + "\nWhat we read.\n", encoding="utf-8")
-    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"])
+    assert text.startswith("# Modules (cpu profile)\n\nWhich?\n\n<!-- answer: begin -->\n\nfirst answer\n")
+    order = ["first answer", "<details markdown>", "<!-- results: begin", "To know.", "first table", "</details>"]
+    assert sorted(order, key=text.index) == order
+    text = text.replace("answer: end -->", "answer: end -->\n\nThree sentences.\n\nA warning.")
+    file.write_text(text + "\nWhat we read.\n", encoding="utf-8")
+    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"], ["second answer"])
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("# Parts (cpu profile)\n\nWhich of them?\n\nA warning.\n\n<!-- results: begin")
+    assert text.startswith("# Parts (cpu profile)\n\nWhich of them?\n\n<!-- answer: begin -->\n\nsecond answer\n")
     assert "first table" not in text
+    assert "first answer" not in text
     assert "Which?" not in text
-    assert text.index("second table") < text.index("results: end") < text.index("What we read.")
+    order = [
+        "answer: end -->\n\nThree sentences.\n\nA warning.\n\n<details",
+        "second table",
+        "</details>",
+        "What we read.",
+    ]
+    assert sorted(order, key=text.index) == order
+    assert text.count("<details") == text.count("</details>") == 1
     assert "--test" not in text
-    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"])
+    page.write_page(file, experiment(title="Parts", question="Which of them?"), ["second table"], ["second answer"])
     assert file.read_text(encoding="utf-8") == text
     page.write_page(file, experiment(), ["third table"], tested=True)
     assert "modules --profile cpu --data FOLDER --test\n" in file.read_text(encoding="utf-8")
+
+
+def test_page_of_an_earlier_layout_keeps_what_was_written_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "modules-cpu.md"
+    old = f"# M\n\nWhich?\n\nA warning.\n\n{page.BEGIN.format(experiment().command)}\n\nold\n\n{page.END}\n\nRead.\n"
+    file.write_text(old, encoding="utf-8")
+    page.write_page(file, experiment(), ["new"], ["answer"])
+    text = file.read_text(encoding="utf-8")
+    assert "<!-- answer: end -->\n\nA warning.\n\n<details" in text
+    assert text.endswith("</details>\n\nRead.\n")
+
+
+def test_answer_has_few_rows_and_the_test_patients_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    stock, teacher = runs_of("modules", "stock nnU-Net", "mean teacher")
+    finish(tmp_path, runner.Training(stock, 0), 0.5, ("val", "test"))
+    finish(tmp_path, runner.Training(teacher, 0), 0.6)
+    text, content = write(tmp_path)
+    above = text.partition("<details")[0]
+    assert "| 3 | stock nnU-Net | 0.515 | 0.515 | 12.5 | 1 |" in above
+    assert "| 3 | mean teacher |  | 0.615 |  | 1 |" in above
+    assert above.count("](modules-cpu") == 1
+    rows = {"val": [{**content["val"][0], "name": str(number)} for number in range(20)]}
+    shown = answer.answer_rows(experiment(), rows["val"])
+    assert [row["name"] for row in shown] == [str(number) for number in range(8)]
+    assert [row["name"] for row in answer.answer_rows(experiment(answer=("9", "3")), rows["val"])] == ["3", "9"]
 
 
 def test_page_without_its_end_is_not_cut(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How much two trainings of the same method differ that have nothing but their seed apart.
 
-    python scripts/probes/seed_noise.py docs/results/data/trainings/cpu --split test --steps 3000
+    python scripts/probes/seed_noise.py results/trainings/cpu --split test --steps 3000
 
 Reads what `run_experiment.py` keeps of its trainings, groups those whose dataset, trainer, number of steps and settings
 are the same, and tests each pair of a group as two methods are tested: the mean Dice of each patient, by Wilcoxon.
