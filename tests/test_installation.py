@@ -101,3 +101,52 @@ def test_trainers_are_found_once_installed_and_nothing_is_left_once_not(
     assert contents(environment) == before
     variable = [python, "-c", "import os; print(os.environ.get('nnUNet_extTrainer'))"]
     assert subprocess.run(variable, env=clean, capture_output=True, text=True, check=True).stdout.strip() == "None"
+
+
+def interpreter(version: str) -> str | None:
+    """Python of this version, on the path or pyenv's."""
+    known = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
+    return shutil.which(f"python{version}") if not known else str(known[-1])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_it_installs_is_found_and_trains_an_epoch(wheel: Path, tmp_path: Path, version: str):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"there is no Python {version} here")
+    environment = tmp_path / "env"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet", "PYTHON", "NNUNET"))}
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    few = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "nnUNet_compile": "f"}
+    path = f"{environment / 'bin'}{os.pathsep}{clean['PATH']}"
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, words)),
+            env=clean | folders | few | {"PATH": path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    for folder in folders.values():
+        Path(folder).mkdir()
+    run(python, "-m", "venv", environment)
+    run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    assert f" {version}." in run("python", "-V")
+    sizes = ["--labeled", "2", "--unlabeled", "2", "--val", "1", "--test", "1", "--size", "48", "56"]
+    run("python", ROOT / "scripts" / "make_phantoms.py", *sizes)
+    run("nnUNetv2_vqseg_plan_and_preprocess", "-d", "901", "-np", "1", "-npfp", "1")
+    small = ["--patch", "32", "--features", "8", "--max-features", "16"]
+    keys = ["iterations_per_epoch=2", "val_iterations_per_epoch=1", "num_codes=64", "labeled_batch_size=2"]
+    run("python", ROOT / "scripts" / "small_plan.py", "-d", "901", *small, "--set", *keys, "unlabeled_batch_size=2")
+    model = ["-tr", "nnUNetTrainerVQSeg_1epoch", "-p", "nnUNetVQSegPlans", "-device", "cpu"]
+    run("nnUNetv2_train", "901", "2d", "0", *model)
+    images = tmp_path / "raw" / "Dataset901_Phantom" / "imagesTs"
+    run("nnUNetv2_predict", "-i", images, "-o", "out", "-d", "901", "-c", "2d", "-f", "0", *model)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == len(list(images.iterdir())) > 0
+    shutil.rmtree(environment)  # several GB each
