@@ -27,6 +27,7 @@ ROWS = {
     "unimatch": "UniMatch",
     "unimatch-v2": "UniMatch V2",
     "nnfiltermatch": "nnFilterMatch",
+    "self-training": "self-training",
 }
 """Page of a method -> its row in the arena."""
 ARENAS = {"arena-cpu": "ACDC, {} labelled patients", "arena-busi-cpu": "BUSI, {} labelled images"}
