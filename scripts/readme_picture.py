@@ -9,7 +9,7 @@ test patients.
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from run_experiment import ROOT, data_file
+from run_experiment import RESULTS, ROOT
 
 from nnunetv2_vqseg.core.files import replace_bytes
 from nnunetv2_vqseg.core.json import read_json
@@ -24,7 +24,7 @@ TARGET = ROOT / "docs" / "dice.png"
 
 def scores() -> dict[int, dict[str, float]]:
     """Labelled patients -> name in the picture -> Dice."""
-    content = read_json(data_file(ROOT / "docs" / "results" / "finalists-gpu-short.md"), "take it back from git", dict)
+    content = read_json(RESULTS / "finalists-gpu-short.json", "take it back from git", dict)
     found: dict[int, dict[str, float]] = {count: {} for count in LABELED}
     for row in content["test"]:
         if row["name"] in ROWS and row["labeled"] in LABELED and "summary" in row:

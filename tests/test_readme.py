@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+from readme_picture import scores  # noqa: E402
 from update_reference import KEYS, with_table  # noqa: E402
 
 PAGES = ("README.md", "docs/reference/keys.md")
@@ -35,3 +36,10 @@ def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert (folder / target).exists(), target
+
+
+def test_the_picture_has_every_method_with_both_numbers_of_patients():
+    """The same split, patients and number of steps; a row that is renamed on its page would be missing."""
+    methods = {"stock nnU-Net", "mean teacher", "VQ-Seg"}
+    assert {count: set(values) for count, values in scores().items()} == {3: methods, 7: methods}
+    assert all(0 < dice < 1 for values in scores().values() for dice in values.values())
