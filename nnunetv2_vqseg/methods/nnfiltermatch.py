@@ -18,7 +18,6 @@ Every process draws its own turn; rank 0 predicts the cases, all leave out the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -28,7 +27,9 @@ from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Method, Metrics, Terms, UnlabeledImagesConfig
+from nnunetv2_vqseg.methods.case_filter import without_extreme
 from nnunetv2_vqseg.modules.losses.consistency import predictive_entropy
+from nnunetv2_vqseg.modules.targets import together
 from nnunetv2_vqseg.modules.views.rotate import sample_turn
 
 
@@ -74,8 +75,8 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
         labels = self.label(batch.unlabeled, levels)
         sizes = [values.shape[2:] for values in (batch.unlabeled, *labels)]
         turn = sample_turn(sizes, self.config.flip_probability if progress >= self.config.flip_start else 0.0)
-        both = [torch.cat((level, turn.apply(own))) for level, own in zip(levels, labels, strict=True)]
         logits = self.student(torch.cat((batch.labeled, turn.apply(batch.unlabeled))))
+        both = together(levels, [turn.apply(own) for own in labels])
         loss = self.supervised(logits, both if isinstance(batch.target, list) else both[0])
         return {"supervised": (1.0, loss)}, {"pseudo_foreground": (labels[0] > 0).float().mean()}
 
@@ -125,13 +126,3 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
     def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Restore it."""
         self.filtered = state.get("filtered", 0)
-
-
-def without_extreme(values: Mapping[str, float], share: float, smallest: bool) -> list[str]:
-    """Names without this share of them that has the smallest or the largest values; at least one stays.
-
-    As the original's percentile with linear interpolation: ceil(share * (n - 1)) go, of equal ones the first by name.
-    """
-    number = math.ceil(share * (len(values) - 1) - 1e-9)
-    ordered = sorted(values, key=lambda name: (values[name] if smallest else -values[name], name))
-    return sorted(ordered[number:])

@@ -4,15 +4,13 @@ Rounds: nnU-Net on the labelled images; its labels of all unlabelled cases, pred
 mirroring; a new nnU-Net on both; and so on. Cases whose labels change most from round to round are left out:
 differing voxels over foreground voxels of the later labels, averaged over the rounds so far; FLARE's 1924 of 2000 stay.
 
-What differs: all rounds share one budget in equal parts (the original's are trainings of their own, the first ones of
-1000 epochs); the first round is one network instead of five folds' ensemble; half of a batch is labelled and half
-pseudo-labelled, instead of cases by their number; the filter acts as soon as there are two rounds of labels, and the
-networks of all rounds are the same plan's, where the original's last one is smaller and does not mirror.
+What differs: all rounds share one budget in equal parts; the first round is one network instead of five folds' ensemble;
+half of a batch is labelled and half pseudo-labelled; the filter acts as soon as there are two rounds of labels; the last
+round's network is the same plan's and mirrors.
 
 Each round has fresh weights (those of -pretrained_weights where there are any), an optimiser without memory and
-nnU-Net's whole rate schedule. The gradient scaler's state, the curves and nnU-Net's moving average for
-checkpoint_best.pth go on: that file may be an earlier round's; what is saved at the end is the last round's network.
-Rank 0 predicts and writes the labels, all ranks begin a round with its weights.
+nnU-Net's whole rate schedule. Scaler, curves and nnU-Net's moving average for checkpoint_best.pth go on: that file may
+be an earlier round's. Rank 0 predicts and writes the labels, all ranks begin a round with its weights.
 """
 
 from __future__ import annotations
@@ -36,8 +34,10 @@ from nnunetv2_vqseg.methods.base import (
     Terms,
     UnlabeledImagesConfig,
 )
+from nnunetv2_vqseg.methods.case_filter import most_stable
 from nnunetv2_vqseg.modules.collectives import copy_from_process_0
 from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.targets import together
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,9 @@ class SelfTrainingConfig(UnlabeledImagesConfig):
     """Hyper-parameters of self-training."""
 
     unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
-    rounds: Annotated[
-        int, Range(1, 1000), "networks trained one after the other, the first on labelled images alone"
-    ] = 3
+    rounds: Annotated[int, Range(1, 1000), "networks one after the other, the first on labelled images alone"] = 3
     unstable_share: Annotated[
-        float,
-        Range(0, 0.99),
-        "share of the unlabelled cases that is left out: those whose labels changed most; 0: none",
+        float, Range(0, 0.99), "share of the cases that is left out: whose labels changed most; 0: none"
     ] = 0.038
 
     same_to_continue: ClassVar[frozenset[str]] = CommonConfig.same_to_continue | {"rounds"}
@@ -108,11 +104,7 @@ class SelfTraining(Method[SelfTrainingConfig]):
         images, target = batch.labeled, batch.target
         if batch.unlabeled is not None and batch.unlabeled_target is not None:
             images = torch.cat((images, batch.unlabeled))
-            if isinstance(target, list):
-                target = [torch.cat(pair) for pair in zip(target, batch.unlabeled_target, strict=True)]
-            else:
-                assert isinstance(batch.unlabeled_target, Tensor)
-                target = torch.cat((target, batch.unlabeled_target))
+            target = together(target, batch.unlabeled_target)
         return {"supervised": (1.0, self.supervised(self.student(images), target))}, {}
 
     def before_epoch(self, epoch: int) -> None:
@@ -152,12 +144,6 @@ class SelfTraining(Method[SelfTrainingConfig]):
         self.round = state.get("round", 0)
         self.changes = dict(state.get("changes", {}))
         self.pretrained_weights = state.get("pretrained_weights")
-
-
-def most_stable(changes: Mapping[str, float], share: float) -> list[str]:
-    """Names without this share of them whose labels changed most, but at least one; of equal ones the last go."""
-    ordered = sorted(changes, key=lambda name: (changes[name], name))
-    return sorted(ordered[: max(1, len(ordered) - round(share * len(ordered)))])
 
 
 def checksum(network: nn.Module) -> float:

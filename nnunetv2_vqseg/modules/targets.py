@@ -41,3 +41,11 @@ def at_size(values: Tensor, size: Sequence[int]) -> Tensor:
 def at_scales(target: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
     """A target at full resolution at the size of each output (B, K, ...) of deep supervision."""
     return [at_size(target, output.shape[2:]) for output in outputs]
+
+
+def together(first: Tensor | list[Tensor], second: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """Two targets as one batch, level by level where they have levels."""
+    if isinstance(first, list):
+        return [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    assert isinstance(second, Tensor)
+    return torch.cat((first, second))

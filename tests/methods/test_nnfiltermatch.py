@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from nnunetv2_vqseg.methods.base import Batch, Context
-from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch, NNFilterMatchConfig, without_extreme
+from nnunetv2_vqseg.methods.case_filter import without_extreme
+from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch, NNFilterMatchConfig
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.methods.base import Batch, Context
-from nnunetv2_vqseg.methods.self_training import SelfTraining, SelfTrainingConfig, most_stable
+from nnunetv2_vqseg.methods.case_filter import most_stable
+from nnunetv2_vqseg.methods.self_training import SelfTraining, SelfTrainingConfig
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 
 
