@@ -1,11 +1,13 @@
-"""Write the tables of keys into docs/reference/keys.md, between two markers."""
+"""Write the tables of keys and commands into docs/reference, between two markers a page."""
 
 from __future__ import annotations
 
+from argparse import SUPPRESS, Action
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_vqseg.commands import add_labels, compare, convert_weights, evaluate, plan, split, train
 from nnunetv2_vqseg.core.config import Config, markdown_table
 from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.abd_cross_teaching import ABDCrossTeaching
@@ -27,9 +29,11 @@ from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
-KEYS = Path(__file__).resolve().parents[1] / "docs" / "reference" / "keys.md"
-BEGIN = "<!-- keys: begin (python scripts/update_reference.py) -->\n"
-END = "<!-- keys: end -->"
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+KEYS, COMMANDS = REFERENCE / "keys.md", REFERENCE / "commands.md"
+BEGIN = "<!-- tables: begin (python scripts/update_reference.py) -->\n"
+END = "<!-- tables: end -->"
+PARSERS = (plan, split, train, compare, evaluate, add_labels, convert_weights)
 
 SHARED: dict[str, type[Config]] = {
     "All methods": BudgetConfig,
@@ -75,13 +79,39 @@ def tables() -> Iterator[str]:
         shown = {name: key.default for name, key in keys.items()} | shown
 
 
-def with_table(text: str) -> str:
-    """Text of the page with the current tables."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    content = "\n\n".join(tables())
-    return f"{head}{BEGIN}\n{content}\n\n{END}{tail}"
+def commands() -> Iterator[str]:
+    """What the argument parsers of the commands know."""
+    for command in PARSERS:
+        parser = command.build_parser()
+        yield f"## {parser.prog}"
+        yield (parser.description or "").strip()
+        rows = [_option(action) for action in parser._actions if action.dest != "help" and action.help != SUPPRESS]
+        head = ["option", "default", "meaning"]
+        yield "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _option(action: Action) -> list[str]:
+    value = action.metavar or (action.dest.upper() if action.nargs != 0 and action.option_strings else "")
+    if action.choices:
+        value = " or ".join(map(str, action.choices))
+    name = " ".join(filter(None, [", ".join(action.option_strings) or action.dest, str(value)]))
+    if action.nargs == "+":
+        name += " ..."
+    told = "default" in (action.help or "").lower()  # by the sentence, as some depend on the machine
+    known = not told and action.default is not None and action.nargs != 0 and action.default != SUPPRESS
+    values = action.default if isinstance(action.default, list) else [action.default]
+    default = "required" if action.required else f"`{' '.join(map(str, values))}`" if known else ""
+    meaning = (action.help or "") % {**vars(action), "prog": ""} if action.help else ""
+    return [f"`{name}`".replace("|", "\\|"), default, " ".join(meaning.split()).replace("|", "\\|")]
+
+
+def with_tables(page: Path) -> str:
+    """Text of a page with its current tables."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    content = "\n\n".join(tables() if page == KEYS else commands())
+    return f"{head}{BEGIN}\n{content}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    KEYS.write_text(with_table(KEYS.read_text(encoding="utf-8")), encoding="utf-8")
+    for written in (KEYS, COMMANDS):
+        written.write_text(with_tables(written), encoding="utf-8")

@@ -9,14 +9,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from readme_picture import scores  # noqa: E402
-from update_reference import KEYS, with_table  # noqa: E402
+from update_reference import COMMANDS, KEYS, with_tables  # noqa: E402
 
-PAGES = ("README.md", "docs/reference/keys.md")
+PAGES = ("README.md", "docs/index.md", "docs/glossary.md")
 
 
-def test_tables_of_keys_are_current():
-    text = KEYS.read_text(encoding="utf-8")
-    assert with_table(text) == text, "run python scripts/update_reference.py"
+@pytest.mark.parametrize("page", [KEYS, COMMANDS], ids=lambda page: page.stem)
+def test_tables_are_current(page):
+    assert with_tables(page) == page.read_text(encoding="utf-8"), "run python scripts/update_reference.py"
+
+
+def test_every_command_is_in_the_reference():
+    text = COMMANDS.read_text(encoding="utf-8")
+    scripts = re.findall(
+        r"^(nnUNetv2_vqseg_\w+) = ", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert scripts
+    assert all(f"## {name}\n" in text or f"`{name}`" in text for name in scripts)
 
 
 def test_every_trainer_is_named_among_the_methods():

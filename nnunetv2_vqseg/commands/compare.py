@@ -13,7 +13,7 @@ from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `nnUNetv2_vqseg_compare`."""
-    args = _parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     from nnunetv2_vqseg.report.compare import Comparison
 
     try:
@@ -24,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Report: {args.output / 'report' / 'index.html'}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Its destinations are the fields of `Comparison`."""
     parser = argparse.ArgumentParser(
+        prog="nnUNetv2_vqseg_compare",
         description="Predicts with trained models what is not predicted yet, scores them on the same cases and writes "
-        "a report with tables, figures and paired tests. The first trainer is the baseline."
+        "a report with tables, figures and paired tests. The first trainer is the baseline.",
     )
     parser.add_argument("-d", dest="dataset", required=True, help="dataset name or id")
     parser.add_argument(

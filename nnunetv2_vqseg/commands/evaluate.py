@@ -15,16 +15,7 @@ from nnunetv2_vqseg.core.json import read_json, write_json
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `nnUNetv2_vqseg_evaluate`."""
-    parser = argparse.ArgumentParser(description="Dice, Jaccard, HD95 and ASD of predictions against references.")
-    parser.add_argument("-ref", type=Path, required=True, help="folder with the reference segmentations")
-    parser.add_argument("-pred", type=Path, required=True, help="folder with the predicted segmentations")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("-d", help="dataset name or id, for its dataset.json in nnUNet_raw")
-    source.add_argument("--dataset-json", type=Path, help="a dataset.json, where the dataset is not in nnUNet_raw")
-    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
-    parser.add_argument("--chill", action="store_true", help="score the cases that have a prediction, skip the others")
-    add_scoring_arguments(parser)
-    args = parser.parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     from nnunetv2_vqseg.report.case_files import dataset_name
     from nnunetv2_vqseg.report.scoring import evaluate_folder
 
@@ -41,6 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         raise SystemExit(f"Error: {error}") from error
     _print_summary(result)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Folders, dataset and file."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_vqseg_evaluate", description="Dice, Jaccard, HD95 and ASD of predictions against references."
+    )
+    parser.add_argument("-ref", type=Path, required=True, help="folder with the reference segmentations")
+    parser.add_argument("-pred", type=Path, required=True, help="folder with the predicted segmentations")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-d", help="dataset name or id, for its dataset.json in nnUNet_raw")
+    source.add_argument("--dataset-json", type=Path, help="a dataset.json, where the dataset is not in nnUNet_raw")
+    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
+    parser.add_argument("--chill", action="store_true", help="score the cases that have a prediction, skip the others")
+    add_scoring_arguments(parser)
+    return parser
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:

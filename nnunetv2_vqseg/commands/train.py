@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(EXIT_REFUSED) from error
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of `nnUNetv2_train`, with a sentence for those that make no sense together."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of `nnUNetv2_train`."""
     parser = argparse.ArgumentParser(
         prog="python -m nnunetv2_vqseg.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -81,6 +81,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of checkpoint_final")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoint")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of `nnUNetv2_train`, with a sentence for those that make no sense together."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.fold != "all":
         if not args.fold.isdigit():
