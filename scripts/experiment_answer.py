@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,10 @@ Row = Mapping[str, Any]
 def answer_rows(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
     """The first `MOST_ROWS` measured rows of those named in the experiment's `answer`, or of all."""
     measured = [row for row in rows if "summary" in row]
-    return [row for row in measured if not experiment.answer or row["name"] in experiment.answer][:MOST_ROWS]
+    shown = [row for row in measured if not experiment.answer or row["name"] in experiment.answer][:MOST_ROWS]
+    counts = Counter(row["labeled"] for row in shown)
+    compared = [row for row in shown if counts[row["labeled"]] > 1]  # a row alone is no comparison
+    return compared or shown
 
 
 def answer(experiment: Experiment, rows: Mapping[Split, Sequence[Row]], figure: Picture | None) -> list[str]:

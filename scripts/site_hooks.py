@@ -1,6 +1,7 @@
 """What mkdocs needs to build the pages, which are written to be read in the repository too.
 
-The navigation has every page of docs. Links from a page to a file outside docs (code, data, the README) cannot be followed in the site: they become the path.
+The navigation has every page of docs. Links from a page to a file outside docs (code, data, the README) cannot be
+followed in the site: they become the path.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 #   scripts/test.sh -m 'not slow'    arguments go to pytest
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$VQSEG_ROOT"
-install_package '[dev]'
+install_package '[dev,docs]'
 ruff format --check .
 ruff check .
 mypy

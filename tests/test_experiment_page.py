@@ -355,6 +355,8 @@ def test_answer_has_few_rows_and_the_test_patients_first(tmp_path: Path, monkeyp
     shown = answer.answer_rows(experiment(), rows["val"])
     assert [row["name"] for row in shown] == [str(number) for number in range(8)]
     assert [row["name"] for row in answer.answer_rows(experiment(answer=("9", "3")), rows["val"])] == ["3", "9"]
+    with_one_alone = [*rows["val"][:3], {**rows["val"][3], "labeled": 7}]
+    assert len(answer.answer_rows(experiment(), with_one_alone)) == 3
 
 
 def test_page_without_its_end_is_not_cut(tmp_path: Path) -> None:
