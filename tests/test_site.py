@@ -103,7 +103,8 @@ LOOK = """() => ({
     width: document.documentElement.scrollWidth,
     wide: [...document.querySelectorAll('.md-content *')].filter(one => {
         const box = one.getBoundingClientRect();
-        return box.width > 0 && box.right > window.innerWidth + 1 && !one.closest('table, pre');
+        const scrolls = one.parentElement.closest('table, pre, .md-typeset__scrollwrap');
+        return box.width > 0 && box.right > window.innerWidth + 1 && !scrolls;
     }).map(one => one.tagName + ' ' + one.textContent.slice(0, 60)),
 })"""
 
