@@ -11,7 +11,8 @@ from experiment_files import Experiment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, picture, report_style
+from nnunetv2_vqseg.core.curve_plot import figure_style
+from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, picture
 from nnunetv2_vqseg.report.statistics import MEAN
 
 MARKERS = "osD^v"
@@ -27,7 +28,7 @@ def draw(experiment: Experiment, rows: Sequence[Mapping[str, Any]], split: str, 
     if not measured:
         return None
     patients = f"{measured[0]['summary'][MEAN]['Dice']['n_patients']} {split} patients"
-    with report_style():
+    with figure_style():
         figure = _lines(experiment, measured) if experiment.figure else _dots(experiment, measured)
         figure.suptitle(f"{experiment.title} ({experiment.profile_name} profile)", x=0.01, ha="left", fontsize=10)
         figure.supxlabel(

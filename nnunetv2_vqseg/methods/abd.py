@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import ConfigError
@@ -116,6 +116,10 @@ class ABD(DisplacementMethod[ABDConfig], BCP):
     def unlabeled_views(self) -> int:
         """A step has six times as many images as labelled ones: weak, strong, and both displaced in either network."""
         return 5
+
+    def validated(self) -> dict[str, nn.Module]:
+        """The second network beside BCP's teacher and student, which is the first."""
+        return {**BCP.validated(self), "second": self.pair.second}
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """BCP's terms of both networks, and each one's Dice against the other's labels."""

@@ -111,10 +111,14 @@ class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
         size, dim = self.config.queue_size, self.config.representation_dim
         self.queue = self._next_queue = ClassQueue.empty(self.classes, size, dim, self.context.device)
 
+    def validated(self) -> dict[str, nn.Module]:
+        """The teacher and the student, without heads."""
+        teacher: Any = unwrap(self.teacher)
+        return {"teacher": teacher.unet, "student": self.net.unet}
+
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher, without heads."""
-        network: Any = self.net if self.config.saved_network == "student" else unwrap(self.teacher)
-        return network.unet
+        return self.validated()[self.config.saved_network]
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """The labels' loss, the teacher's labels' loss on the strong view, and the contrast."""

@@ -72,6 +72,13 @@ class CommonConfig(BudgetConfig):
         int, Range(1, 100_000), "steps in a row with a NaN or infinite loss after which training stops"
     ] = 20
 
+    val_share_all_networks: Annotated[
+        float,
+        Range(0, 1),
+        "share of the online validation steps that take all networks, as teacher and student, for progress_vqseg.png; "
+        "0: the saved one alone",
+    ] = 0.2
+
     same_to_continue: ClassVar[frozenset[str]] = frozenset({"optimizer"})
 
 
@@ -243,6 +250,10 @@ class Method(Generic[C]):
         """What is validated, saved as `network_weights` and predicts: `main`, or a twin of it."""
         return self.main
 
+    def validated(self) -> dict[str, nn.Module]:
+        """The networks whose Dice on validation patches is drawn, by name; `predictor` is one of them."""
+        return {"network": self.predictor()}
+
     def pretrained(self) -> list[nn.Module]:
         """The networks that start from the file of `-pretrained_weights`."""
         return [self.main]
@@ -303,7 +314,8 @@ class Method(Generic[C]):
     def schedule(self, progress: float) -> dict[str, float]:
         """What changes over a training, for the curves."""
         config: Any = self.config
-        return {"ramp": ramp(progress, config.ramp_up)} if isinstance(config, UnlabeledConfig) else {}
+        rises = isinstance(config, UnlabeledConfig) and config.ramp_up > 0
+        return {"ramp": ramp(progress, config.ramp_up)} if rises else {}
 
     def after_step(self) -> dict[str, float]:
         """After a step that changed the weights: teachers, codebooks, memories; further values for the curves."""

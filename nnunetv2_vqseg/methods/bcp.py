@@ -60,7 +60,10 @@ class BCP(EMAMethod[BCPConfig]):
     """Learns images that are half labelled and half labelled by the teacher, mixed by one box."""
 
     Config = BCPConfig
-    panels: ClassVar = {"pseudo-labels": ("ramp", "foreground", "kept_by_component")}
+    panels: ClassVar = {
+        "pseudo-labels": ("ramp", "kept_by_component"),
+        "foreground in pseudo-labels (share of pixels)": ("foreground",),
+    }
     pretraining = True
 
     def __init__(self, config: BCPConfig, context: Context) -> None:

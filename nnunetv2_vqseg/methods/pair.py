@@ -35,6 +35,10 @@ class PairMethod(Method[P]):
         """The first network. It alone starts from a file of weights: two equal ones would agree for ever."""
         return self.pair.first
 
+    def validated(self) -> dict[str, nn.Module]:
+        """Both."""
+        return {"first": self.pair.first, "second": self.pair.second}
+
     @torch.no_grad()
     def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
         """Both networks' segmentations."""

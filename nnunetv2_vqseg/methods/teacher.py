@@ -68,6 +68,10 @@ class EMAMethod(Method[E]):
         """The teacher."""
         return self.teacher.module
 
+    def validated(self) -> dict[str, nn.Module]:
+        """The teacher and the student."""
+        return {"teacher": self.teacher.module, "student": self.main}
+
     def state(self) -> dict[str, Any]:
         """The teacher's weights and its count of updates."""
         return {"teacher": self.teacher.state_dict()}

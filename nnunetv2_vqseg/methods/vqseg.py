@@ -259,12 +259,11 @@ class VQSeg(TeacherMethod[VQSegConfig]):
     Config = VQSegConfig
     Architecture = VQArchitecture
     panels: ClassVar = {
-        "entropy regulariser": ("entropy",),
         **TeacherMethod.panels,
+        "QPM's step (standard deviations of z)": ("qpm_step",),
         "codebook": ("utilization",),
-        "perplexity (codes)": ("perplexity",),
-        "QPM's step as the decoder sees it (std of z)": ("qpm_step",),
-        "QPM effective neighbours": ("qpm_effective_neighbors",),
+        "codes in use (perplexity)": ("perplexity",),
+        "QPM's effective neighbours": ("qpm_effective_neighbors",),
     }
 
     def __init__(self, config: VQSegConfig, context: Context) -> None:
@@ -480,6 +479,10 @@ class VQSeg(TeacherMethod[VQSegConfig]):
             self.usage.add(output.indices)
         return values
 
+    def schedule(self, progress: float) -> dict[str, float]:
+        """The ramp, where there is an unlabelled loss."""
+        return super().schedule(progress) if self.uses_unlabeled else {}
+
     def on_epoch_done(self) -> dict[str, float]:
         """Use of the codebook (Fig. 7), with the number of tokens it was counted over, and QPM's neighbours."""
         values: dict[str, float] = {}
@@ -491,7 +494,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
                 "perplexity": self.usage.perplexity,
             }
             self.usage.reset()
-        if self.net.perturbation is not None:
+        if self.net.perturbation is not None and self.config.qpm == "literal":  # else it is `qpm_perplexity`
             values["qpm_effective_neighbors"] = self.net.perturbation.effective_neighbors
         return values
 

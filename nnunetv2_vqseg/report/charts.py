@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnunetv2_vqseg.core.curve_plot import COLOURS, Lines, draw_lines, filled_panels
+from nnunetv2_vqseg.core.curve_plot import COLOURS, Lines, draw_lines, figure_style, filled_panels, readable
 from nnunetv2_vqseg.report.formatting import OVERLAPS, number, score, slug, with_unit
 from nnunetv2_vqseg.report.metrics import HIGHER_IS_BETTER
-from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, colour, picture, report_style
+from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, Picture, colour, picture
 from nnunetv2_vqseg.report.statistics import MEAN
 from nnunetv2_vqseg.report.training_records import TrainingRecord
 
-PANELS: dict[str, tuple[str, ...]] = {
+OLD_PANELS: dict[str, tuple[str, ...]] = {
     "loss terms (unweighted)": (
         "supervised",
         "pseudo_strong",
@@ -29,17 +28,18 @@ PANELS: dict[str, tuple[str, ...]] = {
         "alignment",
         "vq",
         "feature",
+        "entropy",
     ),
     "pseudo-labels": ("ramp", "confidence", "kept_share"),
-    "codebook": ("utilization",),
-    "entropy regulariser": ("entropy",),
-    "perplexity (codes)": ("perplexity",),
+    "QPM's step (standard deviations of z)": ("qpm_step",),
     "QPM mean displacement": ("qpm_displacement",),
-    "QPM's step as the decoder sees it (std of z)": ("qpm_step",),
-    "QPM effective neighbours": ("qpm_effective_neighbors",),
+    "codebook": ("utilization",),
+    "codes in use (perplexity)": ("perplexity",),
     "gradient norm": ("gradient_norm",),
 }
-"""Curves that share a figure, in order; others have one each."""
+"""Those of trainings that do not say which panels they have; curves in none of them have one each."""
+
+NO_CURVES = frozenset({"loss", "skipped_steps", "qpm_effective_neighbors"})
 
 _CURVE_TITLES = {
     "train_losses": "Training loss",
@@ -48,11 +48,48 @@ _CURVE_TITLES = {
 }
 
 
+def overview_plot(summary: Mapping[str, Any]) -> Picture:
+    """`draw_overview` as the picture that a report opens with."""
+    with figure_style():
+        figure = Figure(figsize=(6.2, 0.8 + 0.45 * len(summary["methods"])))
+        draw_overview(figure.subplots(), summary)
+        means = ", ".join(
+            f"{name} {score(method['summary'][MEAN]['Dice']['mean'], 'Dice')}"
+            for name, method in summary["methods"].items()
+        )
+        caption = f"{OVERVIEW} Mean: {means}."
+        return picture(figure, "overview_dice", f"Box plot of the Dice of each method. {caption}", caption)
+
+
+OVERVIEW = "A dot is a patient's Dice (mean over classes); the box holds the middle half; diamonds are whole trainings."
+
+
+def draw_overview(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """Mean Dice over classes: of each method a box, a dot per patient, and below it a diamond per training."""
+    generator = np.random.default_rng(0)
+    for position, method in enumerate(summary["methods"].values()):
+        hue = colour(METHOD_COLOURS, position)
+        values = np.array([value for value in method["patients"][MEAN]["Dice"].values() if not math.isnan(value)])
+        if len(values):
+            _draw_box(axes, values, position, hue)
+            heights = position + generator.uniform(-0.16, 0.16, len(values))
+            axes.scatter(values, heights, s=9, color=hue, alpha=0.65, linewidths=0, zorder=3)
+        trainings = [means[MEAN]["Dice"] for means in method["folds"].values()]
+        axes.plot(trainings, [position + 0.36] * len(trainings), "D", color="#222222", markersize=3.5, linestyle="none")
+    axes.set_yticks(range(len(summary["methods"])), [textwrap.fill(name, 24) for name in summary["methods"]])
+    axes.set_ylim(len(summary["methods"]) - 0.4, -0.5)
+    axes.use_sticky_edges = False  # a bar would otherwise end the axis at its own edge
+    axes.margins(x=0.06)
+    axes.set_xlim(max(axes.get_xlim()[0], 0.0), 1.0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("Dice, mean over classes")
+
+
 def box_plot(summary: Mapping[str, Any], key: str, metric: str) -> Picture:
     """Scores of one class, a box per method and a dot per case (repetitions averaged)."""
     name = summary["classes"][key]
     samples = {method: case_values(content["cases"], key, metric) for method, content in summary["methods"].items()}
-    with report_style():
+    with figure_style():
         figure = Figure(figsize=(4.6, 0.9 + 0.55 * len(samples)))
         axes = figure.subplots()
         generator = np.random.default_rng(0)
@@ -97,7 +134,7 @@ def difference_plot(summary: Mapping[str, Any], method: str, metric: str) -> Pic
     ordered = sorted((item for item in differences.items() if not math.isnan(item[1])), key=lambda item: item[1])
     test = next(t for t in summary["paired"] if t["method"] == method and t["metric"] == metric and t["class"] == MEAN)
     better = sum(_is_gain(value, metric) for _, value in ordered)
-    with report_style():
+    with figure_style():
         figure = Figure(figsize=(6.2, 3.0))
         axes = figure.subplots()
         hue = colour(METHOD_COLOURS, list(summary["methods"]).index(method))
@@ -143,34 +180,37 @@ def curve_plots(records: Mapping[str, Mapping[str, TrainingRecord]]) -> list[Pic
 
 
 def vqseg_plots(method: str, folds: Mapping[str, TrainingRecord]) -> list[Picture]:
-    """The curves that only our trainers record, grouped as in progress_vqseg.png; those it does not know, one each."""
+    """The curves that only our trainers record, in the panels of progress_vqseg.png."""
     names = list(dict.fromkeys(name for record in folds.values() for name in record.vqseg_curves))
-    grouped = {name for group in PANELS.values() for name in group}
-    # a token count is a scale for the utilisation, not a curve of its own
-    others = {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
+    panels = {title: curves for record in folds.values() for title, curves in record.panels.items()}
     known = {name: [r.vqseg_curves[name] for r in folds.values() if r.vqseg_curves.get(name)] for name in names}
     pictures = []
-    for title, curves in filled_panels({**PANELS, **others}, known).items():
+    for title, curves in filled_panels(panels or _old_panels(names), known).items():
         caption = f"{method}: {title.replace('_', ' ')}." + _token_note(curves, known)
-        last = ", ".join(f"{_readable(name)} {_last(lines)}" for name, lines in curves.items())
+        last = ", ".join(f"{readable(name)} {_last(lines)}" for name, lines in curves.items())
         name = f"vqseg_{slug(method)}_{slug(title)}"
-        shown = {_readable(name): lines for name, lines in curves.items()}
-        pictures.append(_curves(name, _readable(title), shown, COLOURS, f"{caption} At the end: {last}.", caption))
+        pictures.append(_curves(name, readable(title), curves, COLOURS, f"{caption} At the end: {last}.", caption))
     return pictures
+
+
+def _old_panels(names: Sequence[str]) -> dict[str, Sequence[str]]:
+    grouped = {*NO_CURVES, *(name for group in OLD_PANELS.values() for name in group)}
+    # a token count is a scale for the utilisation, not a curve of its own
+    return OLD_PANELS | {name: [name] for name in names if name not in grouped and not name.endswith("_tokens")}
 
 
 def _curves(
     name: str, title: str, lines: Mapping[str, Lines], colours: Sequence[str], alt: str, caption: str
 ) -> Picture:
-    with report_style():
+    with figure_style():
         figure = Figure(figsize=(4.6, 3.0))
         axes = figure.subplots()
-        draw_lines(axes, lines, colours)
+        draw_lines(axes, lines, colours, str if colours is METHOD_COLOURS else readable)
         axes.set_title(title)
         if len(lines) > 1 or colours is METHOD_COLOURS:
             _legend_below(figure, axes)
         else:
-            axes.set_ylabel(next(iter(lines)))
+            axes.set_ylabel(readable(next(iter(lines))))
         return picture(figure, name, alt, caption)
 
 
@@ -222,9 +262,3 @@ def _token_note(curves: Mapping[str, Lines], known: Mapping[str, Lines]) -> str:
     if not counts:
         return ""
     return f" Share of codes chosen at least once among the {counts[-1]:,.0f} tokens of an epoch."
-
-
-def _readable(name: str) -> str:
-    text = name.replace("unlabeled", "unlabelled").replace("utilization", "utilisation").replace("_", " ")
-    text = re.sub(r"\b(vq|qpm)\b", lambda found: found[0].upper(), text)
-    return text[:1].upper() + text[1:]

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from nnunetv2_vqseg.core.curve_plot import figure_style
 from nnunetv2_vqseg.report.classes import EvaluationClasses
 from nnunetv2_vqseg.report.formatting import number, slug
-from nnunetv2_vqseg.report.pictures import CLASS_COLOURS, Picture, colour, picture, report_style
+from nnunetv2_vqseg.report.pictures import CLASS_COLOURS, Picture, colour, picture
 from nnunetv2_vqseg.report.scored_training import ScoredTraining
 from nnunetv2_vqseg.report.scoring import ScoreSettings
 from nnunetv2_vqseg.report.statistics import MEAN, Scores, protocol_mean
@@ -75,7 +76,7 @@ def overlay(
     low, high = np.percentile(shown, (0.5, 99.5))
     aspect = image.spacing[1] / image.spacing[2]
     height = shown.shape[0] * aspect / shown.shape[1]
-    with report_style():
+    with figure_style():
         figure = Figure(figsize=(5.2, 2.5 * min(max(height, 0.5), 1.6) + 0.65))
         panels = figure.subplots(1, 2)
         for side, (panel, heading) in enumerate(zip(panels, ("Reference", "Prediction"), strict=True)):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib.style
 from matplotlib.figure import Figure
 
 from nnunetv2_vqseg.core.curve_plot import COLOURS
@@ -37,13 +34,6 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels, from the PNG's header."""
         return int.from_bytes(self.png[16:20], "big"), int.from_bytes(self.png[20:24], "big")
-
-
-@contextmanager
-def report_style() -> Iterator[None]:
-    """matplotlib's defaults with our changes, whatever the process has set (nnU-Net sets seaborn's)."""
-    with matplotlib.style.context(["default", Path(__file__).with_name("report.mplstyle")], after_reset=True):
-        yield
 
 
 def picture(figure: Figure, name: str, alt: str, caption: str, dpi: int = 160) -> Picture:

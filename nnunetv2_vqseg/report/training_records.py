@@ -29,6 +29,7 @@ class TrainingRecord:
     epoch_seconds: tuple[float, ...] = ()
     curves: dict[str, list[float]] = field(default_factory=dict)
     vqseg_curves: dict[str, list[float]] = field(default_factory=dict)
+    panels: dict[str, list[str]] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     foundation_model: str | None = None
@@ -94,6 +95,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
         epoch_seconds=tuple(float(end - start) for start, end in zip(started, ended, strict=False)),
         curves={name: _numbers(logging[name]) for name in NNUNET_CURVES if name in logging},
         vqseg_curves={str(name): _numbers(values) for name, values in (extra.get("curves") or {}).items()},
+        panels={str(title): list(map(str, names)) for title, names in (extra.get("panels") or {}).items()},
         runtime=runtime,
         config=dict(extra.get("config") or {}),
         foundation_model=None if foundation is None else str(foundation),

@@ -99,6 +99,7 @@ class Checkpoints:
                 "step": trainer.stepper.step,
                 "skipped_steps": trainer.stepper.skipped_steps,
                 "curves": to_plain(trainer.curves.history),
+                "panels": trainer.curves.panels,
                 "random_states": random_states(),
                 "runtime": trainer.runtime(),
                 "cases": trainer.pool.state(),

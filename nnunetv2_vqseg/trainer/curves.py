@@ -1,4 +1,4 @@
-"""What a VQ-Seg training logs beside nnU-Net's own curves."""
+"""What a training logs beside nnU-Net's own curves."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-TERMS = "loss terms (unweighted)"
-NO_CURVES = frozenset({"loss", "utilization_tokens", "skipped_steps"})
-PANELS: Mapping[str, tuple[str, ...]] = {"gradient norm": ("gradient_norm",)}
+from nnunetv2_vqseg.core.curve_plot import (
+    DICE,
+    TOTAL,
+    WEIGHTED,
+    draw_lines,
+    figure_style,
+    filled_panels,
+    grouped,
+    readable,
+)
+from nnunetv2_vqseg.methods.base import Terms
 
 
 class EpochCurves:
     """Means over the steps of each epoch, one list a name; NaN for an epoch in which nothing was logged.
 
     Args:
-        panels: names of curves by the title of their panel; loss terms have one of their own.
+        panels: names of the method's curves by the title of their panel; Dice and loss terms have panels of their own.
+        saved: the network that is saved.
     """
 
-    def __init__(self, panels: Mapping[str, tuple[str, ...]]) -> None:
-        self.panels = {**panels, **PANELS}
+    def __init__(self, panels: Mapping[str, tuple[str, ...]], saved: str | None = None) -> None:
+        self.method_panels = panels
+        self.saved = saved
         self.history: dict[str, list[float]] = {}
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    @property
+    def panels(self) -> dict[str, list[str]]:
+        """Curves by the title of the panel in which they are drawn."""
+        return grouped(self.history, self.method_panels, self.saved)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Values of one step; those that are not finite are left out of the mean."""
@@ -32,14 +47,25 @@ class EpochCurves:
                 self._sums[name][1] += 1
 
     def close_epoch(self, epoch: int, extra: Mapping[str, float]) -> dict[str, float]:
-        """Append this epoch's means and `extra` values to the history and return them."""
-        means = {name: total / count for name, (total, count) in self._sums.items()} | dict(extra)
+        """Append this epoch's means and `extra` values to the history and return them.
+
+        A weighted term counts 0 in steps without it, so that the terms' means add up to the loss's.
+        """
+        steps = self._sums[TOTAL][1] if TOTAL in self._sums else 0.0
+        means = {
+            name: total / (steps if steps and name.startswith(WEIGHTED) else count)
+            for name, (total, count) in self._sums.items()
+        } | dict(extra)
         self._sums.clear()
-        for name in self.history.keys() | means.keys():
-            values = self.history.setdefault(name, [])
-            values.extend([math.nan] * (epoch - len(values)))
-            values.append(means.get(name, math.nan))
+        self.complete(epoch, {name: means.get(name, math.nan) for name in self.history.keys() | means.keys()})
         return means
+
+    def complete(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Further values of an epoch, also of one that is closed already."""
+        for name, value in values.items():
+            line = self.history.setdefault(name, [])
+            line.extend([math.nan] * (epoch + 1 - len(line)))
+            line[epoch] = value
 
     def restore(self, history: Mapping[str, list[float]], epochs: int) -> None:
         """Continue from a checkpoint's history, cut to its first `epochs` epochs."""
@@ -50,7 +76,9 @@ class EpochCurves:
     def summary_line(epoch: Mapping[str, float]) -> str:
         """One line for the log; utilisation with the number of tokens it was counted over."""
         parts = [
-            f"{name} {value:.4g}" for name, value in epoch.items() if name not in ("utilization", "utilization_tokens")
+            f"{name} {value:.4g}"
+            for name, value in epoch.items()
+            if name not in ("utilization", "utilization_tokens") and not name.startswith(WEIGHTED)
         ]
         if "utilization" in epoch:
             parts.append(f"utilization {epoch['utilization']:.1%} over {epoch['utilization_tokens']:.0f} tokens")
@@ -58,43 +86,42 @@ class EpochCurves:
 
     def plot(self, filename: str | Path) -> None:
         """Write `progress_vqseg.png`: one panel a group of curves."""
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        known = {name for names in self.panels.values() for name in names} | NO_CURVES
-        terms = tuple(name for name in self.history if name not in known)
-        panels = {
-            title: [name for name in names if _has_values(self.history.get(name))]
-            for title, names in {TERMS: terms, **self.panels}.items()
-        }
-        panels = {title: names for title, names in panels.items() if names}
+        panels = filled_panels(self.panels, {name: [values] for name, values in self.history.items()})
         if not panels:
             return
-        columns = 2
+        columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
-        # nnU-Net's own plot leaves seaborn's settings and a large font behind.
-        style = {"font.size": 11, "axes.grid": True, "grid.alpha": 0.3, "axes.formatter.useoffset": False}
-        with plt.style.context(["default", style], after_reset=True):
-            figure, axes = plt.subplots(rows, columns, figsize=(14, 3.4 * rows), squeeze=False, layout="constrained")
-            for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
-                for name in names:
-                    axis.plot(self.history[name], label=name, marker="." if len(self.history[name]) < 30 else None)
-                axis.set_title(self._title(title))
-                axis.set_xlabel("epoch")
-                if len(names) > 3:  # below, where it hides no curve
-                    axis.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4)
-                elif len(names) > 1:
-                    axis.legend(fontsize=9)
-            for axis in list(axes.flat)[len(panels) :]:
-                axis.set_visible(False)
-            figure.savefig(filename, dpi=80)
-            plt.close(figure)
+        with figure_style():
+            layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
+            figure = Figure(figsize=(5.2 * columns, 2.9 * rows), layout=layout)
+            grid = figure.subplots(rows, columns, squeeze=False)
+            for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+                draw_lines(axes, curves, label=readable)
+                axes.set_title(self._title(title))
+                if len(curves) > 1:  # below, where it hides no curve
+                    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=3, fontsize=8, borderpad=0)
+                elif not (name := next(iter(curves))).startswith(DICE) and readable(name).lower() not in title.lower():
+                    axes.set_ylabel(readable(name))
+            for axes in list(grid.flat)[len(panels) :]:
+                axes.set_visible(False)
+            figure.savefig(filename, dpi=100)
 
     def _title(self, title: str) -> str:
         tokens = self.history.get("utilization_tokens")
-        if title == "codebook" and tokens:
-            return f"codebook utilisation over {tokens[-1]:,.0f} tokens an epoch"
-        return title
+        text = (
+            f"codebook utilisation over {tokens[-1]:,.0f} tokens an epoch" if title == "codebook" and tokens else title
+        )
+        return text[:1].upper() + text[1:]
 
 
-def _has_values(values: list[float] | None) -> bool:
-    return values is not None and any(math.isfinite(value) for value in values)
+def weighted(terms: Terms, values: Mapping[str, float]) -> dict[str, float]:
+    """The loss terms of a step times their weights, which add up to the loss.
+
+    Args:
+        terms: of which the weights are read.
+        values: numbers by name, those of the terms among them.
+    """
+    return {f"{WEIGHTED}{name}": weight * values[name] for name, (weight, _) in terms.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -44,8 +45,9 @@ from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
 from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
-from nnunetv2_vqseg.trainer.curves import EpochCurves
+from nnunetv2_vqseg.trainer.curves import EpochCurves, weighted
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
+from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
 from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
@@ -77,6 +79,7 @@ class MethodTrainer(nnUNetTrainer):
     method: Method[Any]
     stepper: Stepper
     curves: EpochCurves
+    online_dice: OnlineDice
     is_ddp: bool
     network: nn.Module
     grad_scaler: Any
@@ -86,6 +89,7 @@ class MethodTrainer(nnUNetTrainer):
     package: str | None = None
     _swap: WeightSwap | None = None
     _preview: PreviewSlices | None = None
+    _validation_step = 0
 
     # Set-up
 
@@ -205,7 +209,8 @@ class MethodTrainer(nnUNetTrainer):
         preprocessed_cases(self.preprocessed_dataset_folder)
         self._initialize_on_one_process()
         self.method.begin(self.network, self._supervised_loss())
-        self.curves = EpochCurves(self.method.panels)
+        self.curves = EpochCurves(self.method.panels, self._saved_name())
+        self.online_dice = OnlineDice()
         self.stepper = Stepper(
             self.network,
             self.optimizer,
@@ -471,7 +476,7 @@ class MethodTrainer(nnUNetTrainer):
         values, finite, stop = self.stepper(terms, metrics)
         if finite:
             values |= self.method.after_step()
-        self.curves.add(values | self.method.schedule(progress))
+        self.curves.add(values | weighted(terms, values) | self.method.schedule(progress))
         if stop:
             self._save_and_stop()
         return {"loss": np.float32(values["loss"])}
@@ -481,6 +486,9 @@ class MethodTrainer(nnUNetTrainer):
         super().on_train_epoch_end(train_outputs)
         extra = {"skipped_steps": float(self.stepper.skipped_steps), **self.method.on_epoch_done()}
         epoch = self.curves.close_epoch(self.current_epoch, extra)
+        self._tell(epoch)
+
+    def _tell(self, epoch: Mapping[str, float]) -> None:
         for logger in self.logger.loggers:
             for name, value in epoch.items():
                 logger.log(f"vqseg/{name}", value, self.current_epoch)
@@ -565,23 +573,64 @@ class MethodTrainer(nnUNetTrainer):
             self._swap.undo()
             self._swap = None
 
+    @contextmanager
+    def _own_weights(self) -> Iterator[None]:
+        swapped = self.is_swapped
+        self._end_swap()
+        try:
+            yield
+        finally:
+            if swapped:
+                self._begin_swap()
+
+    def _saved_name(self) -> str:
+        """What the method calls its predictor."""
+        predictor = self.method.predictor()
+        return next(name for name, network in self.method.validated().items() if network is predictor)
+
     def on_validation_epoch_start(self) -> None:
         """The online pseudo Dice is the predictor's."""
         self._begin_swap()
+        self.online_dice, self._validation_step = OnlineDice(), 0
         super().on_validation_epoch_start()
 
     def validation_step(self, batch: dict) -> dict:
-        """nnU-Net's, then a look at whether to stop."""
+        """nnU-Net's, in a share of the steps for the method's other networks too, then a look at whether to stop."""
+        saved = self._saved_name()
+        others = {name: network for name, network in self.method.validated().items() if name != saved}
+        share = getattr(self.config, "val_share_all_networks", 0.0)
+        steps = math.ceil(share * self.num_val_iterations_per_epoch) if others and share else math.inf
+        compared, self._validation_step = self._validation_step < steps, self._validation_step + 1
+        if compared and share:
+            for name, network in others.items():
+                self.online_dice.add(name, self._validated(network, batch))
         outputs = super().validation_step(batch)
+        if compared:
+            self.online_dice.add(saved, outputs)
         self.stop_if_asked()
         return outputs
 
+    def _validated(self, network: nn.Module, batch: dict) -> dict:
+        """nnU-Net's step for another network with its own weights."""
+        target = batch["target"]  # in which nnU-Net sets pixels to ignore to 0
+        target = [level.clone() for level in target] if isinstance(target, list) else target.clone()
+        kept = self.network
+        with self._own_weights(), deep_supervision(network, self.enable_deep_supervision):
+            self.network = network
+            try:
+                return super().validation_step({**batch, "target": target})
+            finally:
+                self.network = kept
+
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """Give the network its own weights back."""
+        """Give the network its own weights back, and complete the epoch's curves."""
         try:
             super().on_validation_epoch_end(val_outputs)
         finally:
             self._end_swap()
+        dice = self.online_dice.close(self.device)
+        self.curves.complete(self.current_epoch, dice)
+        self._tell(dice)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation with the predictor's weights, which are also those that are saved.
