@@ -26,6 +26,7 @@ from nnunetv2_vqseg.report.page import ReportPictures, render
 from nnunetv2_vqseg.report.pictures import distinct
 from nnunetv2_vqseg.report.scored_training import ScoredTraining, Scoring, describe_method
 from nnunetv2_vqseg.report.scoring import ScoreSettings, Units
+from nnunetv2_vqseg.report.sheet import sheet
 from nnunetv2_vqseg.report.statistics import (
     DEFAULT_PATIENT_REGEX,
     analyse_pairs,
@@ -50,7 +51,7 @@ class Comparison:
         dataset: name or id.
         trainers: `[NAME=]TRAINER[:PLANS[:CONFIGURATION[,CONFIGURATION...]]]`; the first is the baseline. Several
             configurations, for example with different seeds, are repetitions of one method.
-        output: folder for `predictions/` and `report/` (index.html, summary.json, tables/, figures/).
+        output: folder for `predictions/` and `report/` (index.html, report.pdf, summary.json, tables/, figures/).
         configuration: for the trainers that name none.
         plans: one plans name for the trainers that name none, and/or `TRAINER:PLANS` for some.
         folds: repetitions; each is predicted with its own model.
@@ -166,7 +167,7 @@ def write_report(
     settings: ScoreSettings,
     folder: Path,
 ) -> None:
-    """Write index.html, summary.json, tables/ and figures/ into `folder`, and remove figures of an earlier report.
+    """Write index.html, report.pdf, summary.json, tables/ and figures/ into `folder`; figures of an earlier report go.
 
     Args:
         done: the trainings of each method, by repetition.
@@ -175,6 +176,7 @@ def write_report(
     boxed, others = list(summary["classes"])[:MAX_BOXED_CLASSES], list(summary["methods"])[1:]
     records = {method: {key: one.training for key, one in scored.items()} for method, scored in done.items()}
     pictures = ReportPictures(
+        overview=charts.overview_plot(summary),
         boxes={metric: [charts.box_plot(summary, key, metric) for key in boxed] for metric in METRICS},
         differences={metric: [charts.difference_plot(summary, m, metric) for m in others] for metric in METRICS},
         overlays={method: overlays_of_method(summary, method, scored, settings) for method, scored in done.items()},
@@ -192,7 +194,9 @@ def write_report(
     for table in [*made, tables.case_table(summary)]:
         table.write(folder / "tables")
     write_json({**summary, "figures": sorted(named)}, folder / "summary.json")
-    replace_text(folder / "index.html", render(summary, {table.name: table for table in made}, pictures))
+    by_name = {table.name: table for table in made}
+    replace_bytes(folder / "report.pdf", sheet(summary, by_name))
+    replace_text(folder / "index.html", render(summary, by_name, pictures))
 
 
 def _checked_device(device: str | None) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from nnunetv2_vqseg.report.formatting import Table, p_value, score
 from nnunetv2_vqseg.report.pictures import Picture
 from nnunetv2_vqseg.report.statistics import MEAN
+from nnunetv2_vqseg.report.verdict import verdict
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -28,8 +29,9 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class ReportPictures:
-    """The figures of a report: boxes and differences by metric, overlays and VQ curves by method."""
+    """The figures of a report: one to open with, boxes and differences by metric, overlays and our curves by method."""
 
+    overview: Picture
     boxes: dict[str, list[Picture]]
     differences: dict[str, list[Picture]]
     overlays: dict[str, list[Picture]]
@@ -39,7 +41,7 @@ class ReportPictures:
     def all(self) -> list[Picture]:
         """Every picture, in the order of the page."""
         groups = (self.boxes, self.differences, self.overlays, {"": self.curves}, self.vqseg_curves)
-        return [item for group in groups for pictures in group.values() for item in pictures]
+        return [self.overview, *(item for group in groups for pictures in group.values() for item in pictures)]
 
 
 def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: ReportPictures) -> str:
@@ -57,6 +59,7 @@ def render(summary: Mapping[str, Any], tables: Mapping[str, Table], pictures: Re
         pictures=pictures,
         sections={key: title for key, title in SECTIONS.items() if key != "paired" or summary["paired"]},
         facts=facts(summary),
+        verdict=verdict(summary),
         headlines=headlines(summary),
         repeated=_most_repetitions(summary) > 1,
         dice_beside_hd95=[item for pair in pairs for item in pair],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world
+from comparison_world import DATASET, TRAINERS, add_trainings, build_world, enter_world, save_model
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nnunetv2_vqseg.commands.compare import main as compare_main
@@ -26,8 +27,10 @@ from nnunetv2_vqseg.report.compare import Comparison
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.overlays import pick_cases
 from nnunetv2_vqseg.report.page import TEMPLATES
+from nnunetv2_vqseg.report.sheet import sheet
 from nnunetv2_vqseg.report.statistics import paired_test
 from nnunetv2_vqseg.report.training_records import TrainingRecord, read_training_record
+from nnunetv2_vqseg.report.verdict import verdict
 
 PARTS = TEMPLATES.get_template("parts.html").module
 
@@ -99,6 +102,24 @@ def test_report_says_what_was_compared(report):
         assert text in page.text, text
 
 
+def test_page_opens_with_the_verdict_and_a_picture_of_it(report):
+    summary, folder = report
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    start, sentence = page.index("<body>"), html.escape(verdict(summary), quote=False)
+    assert sentence.startswith("VQSeg is ahead of nnU-Net by 0.")
+    assert start < page.index(sentence) < page.index("<img") < page.index("<nav") < page.index("Read this first")
+    assert (folder / "figures" / "overview_dice.png").is_file()
+
+
+def test_report_is_printed_on_one_sheet_that_is_the_same_again(report):
+    summary, folder = report
+    pdf = (folder / "report.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert re.findall(rb"/Count (\d+)", pdf) == [b"1"]
+    assert b"/MediaBox [ 0 0 595 842 ]" in pdf
+    assert sheet(summary, {table.name: table for table in (make(summary) for make in tables.ON_PAGE)}) == pdf
+
+
 def test_page_needs_no_network_and_is_accessible(report):
     page = Reader((report[1] / "index.html").read_text(encoding="utf-8"))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -151,8 +172,9 @@ def test_names_of_curves_cover_no_curve_and_fit_into_the_figure(monkeypatch):
     drawn = []
     monkeypatch.setattr(charts, "picture", lambda figure, *texts: drawn.append(figure))
     names = {name: [0.5, 0.4] for name in ("supervised", *"abcdef", "reconstruction_unlabeled")}
-    monkeypatch.setattr(charts, "PANELS", {"loss terms (unweighted)": list(names)})
-    record = TrainingRecord(curves={"train_losses": [1.0, 0.5]}, vqseg_curves=names)
+    record = TrainingRecord(
+        curves={"train_losses": [1.0, 0.5]}, vqseg_curves=names, panels={"loss and its terms": list(names)}
+    )
     charts.curve_plots({"short": {"0": record}, "a method with a name that takes more than a line " * 3: {"0": record}})
     charts.vqseg_plots("short", {"0": record})
     assert len(drawn) == 2
@@ -166,6 +188,19 @@ def test_names_of_curves_cover_no_curve_and_fit_into_the_figure(monkeypatch):
         assert place.x1 <= figure.bbox.x1
     looks = [(line.get_color(), line.get_linestyle()) for line in drawn[1].axes[0].lines]
     assert len(looks) == len(set(looks)) == len(names)
+
+
+def test_a_training_says_in_which_panels_its_curves_are_drawn(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(charts, "_curves", lambda name, title, lines, *rest: drawn.update({title: list(lines)}))
+    curves = {"dice_teacher": [0.5], "loss": [1.0], "weighted_vq": [1.0], "vq": [2.0], "agreement": [0.7]}
+    panels = {"Dice": ["dice_teacher"], "loss": ["loss", "weighted_vq"], "pseudo-labels": ["agreement"]}
+    save_model(tmp_path / "fold_0", TRAINERS[1], 0, curves=curves, panels=panels)
+    charts.vqseg_plots("new", {"0": read_training_record(tmp_path / "fold_0" / "checkpoint_final.pth")})
+    assert drawn == {"Dice": ["dice_teacher"], "Loss": ["loss", "weighted_vq"], "Pseudo-labels": ["agreement"]}
+    drawn.clear()
+    charts.vqseg_plots("old", {"0": TrainingRecord(vqseg_curves=curves)})
+    assert {"Loss terms (unweighted)": ["vq"], "Agreement": ["agreement"]}.items() <= drawn.items()
 
 
 def test_summary_json_has_the_numbers_of_the_page(report):
