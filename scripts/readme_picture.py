@@ -11,9 +11,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from run_experiment import RESULTS, ROOT
 
+from nnunetv2_vqseg.core.curve_plot import figure_style
 from nnunetv2_vqseg.core.files import replace_bytes
 from nnunetv2_vqseg.core.json import read_json
-from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, picture, report_style
+from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, picture
 from nnunetv2_vqseg.report.statistics import MEAN
 
 ROWS = {"stock nnU-Net": "stock nnU-Net", "mean teacher": "mean teacher", "VQ-Seg without PFA": "VQ-Seg"}
@@ -49,6 +50,6 @@ def draw(dice: dict[int, dict[str, float]]) -> Figure:
 
 
 if __name__ == "__main__":
-    with report_style():
+    with figure_style():
         text = "Dice of stock nnU-Net, a mean teacher and VQ-Seg with 3 and 7 labelled patients"
         replace_bytes(TARGET, picture(draw(scores()), "dice", text, text, dpi=150).png)
