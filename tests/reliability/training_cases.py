@@ -152,7 +152,7 @@ START = [
         "no splits_final.json, and fewer cases than folds",
         train,
         lambda world: (world.preprocessed / "splits_final.json").unlink(),
-        Refused("splits_final.json", "3 labelled case(s) are too few", "nnUNetv2_vqseg_split"),
+        Refused("nnU-Net's split", "3 labelled case(s) are too few", "run `nnUNetv2_vqseg_split -d 901`"),
     ),
     Case(
         "imagesUl: empty, at the start of training",
