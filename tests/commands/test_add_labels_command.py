@@ -92,6 +92,7 @@ def test_a_case_joins_the_labelled_ones(home: Path):
         assert [fold["val"] for fold in folds(home, kind)] == [["C"], ["B"]]
 
 
+@pytest.mark.nightly
 def test_it_is_preprocessed_as_nnunet_would(home: Path, monkeypatch: pytest.MonkeyPatch):
     import blosc2
 

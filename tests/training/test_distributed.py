@@ -229,7 +229,8 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
     home, results, tmp_path: Path, number: signal.Signals
 ) -> None:

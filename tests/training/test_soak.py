@@ -38,7 +38,7 @@ class Soak(NamedTuple):
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param({"num_epochs": 12, "iterations_per_epoch": 20}, id="12 epochs"),
+        pytest.param({"num_epochs": 12, "iterations_per_epoch": 20}, id="12 epochs", marks=pytest.mark.nightly),
         pytest.param(
             {"num_epochs": 200, "iterations_per_epoch": 50, "val_iterations_per_epoch": 10, "save_every": 10},
             id="200 epochs",
