@@ -51,7 +51,8 @@ def test_every_page_is_built_and_has_its_pictures(site):
 def test_nothing_is_loaded_from_elsewhere(site):
     for file in site.rglob("*.html"):
         loaded = re.findall(
-            r'<(?:script|img|link rel="stylesheet")[^>]* (?:src|href)="(https?:[^"]+)"', file.read_text()
+            r'<(?:script|img|link rel="stylesheet")[^>]* (?:src|href)="(https?:[^"]+)"',
+            file.read_text(encoding="utf-8"),
         )
         assert not loaded, f"{file}: {loaded}"
 
