@@ -8,7 +8,10 @@ cd "$VQSEG_ROOT"
 install_package '[dev,docs]'
 ruff format --check .
 ruff check .
-mypy
+types="$(mktemp)"
+trap 'rm -f "$types"' EXIT
+mypy >"$types" 2>&1 & # beside the tests, which leave a processor idle now and then
+mypy=$!
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 if [ "${1:-}" = --all ]; then
     shift
@@ -16,4 +19,7 @@ else
     set -- -m 'not nightly' "$@" # of several -m the last counts
 fi
 # By file, because tests of a file share what takes long to make.
-exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 "$@" || tests=$?
+wait "$mypy" || tests=$?
+cat "$types"
+exit "${tests:-0}"
