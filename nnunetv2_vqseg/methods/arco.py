@@ -90,6 +90,7 @@ class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
     """Labels of the teacher on a strong view, and contrast of vectors between classes."""
 
     Config = ARCOConfig
+    runs_ahead: ClassVar[bool] = False  # its memory would keep what is not finite
     panels: ClassVar = {**TeacherMethod.panels, "contrast": ("queue_share", "classes_present")}
 
     def __init__(self, config: ARCOConfig, context: Context) -> None:

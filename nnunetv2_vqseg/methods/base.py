@@ -214,6 +214,10 @@ class Method(Generic[C]):
     is_stock: ClassVar[bool] = False
     """nnU-Net itself: takes any plan, and continues nnU-Net's checkpoints."""
 
+    runs_ahead: ClassVar[bool] = True
+    """`after_step` does no harm after a step that was skipped because it was not finite: on a GPU nobody then waits to
+    hear whether it was."""
+
     student: nn.Module
     supervised: Loss
 

@@ -60,6 +60,7 @@ class SSNet(TappedMethod[SSNetConfig]):
     """Virtual adversarial training, and pixels' vectors close to the memory of their class."""
 
     Config = SSNetConfig
+    runs_ahead: ClassVar[bool] = False  # its memory would keep what is not finite
     panels: ClassVar = {"smoothness and separation": ("ramp", "right_share", "memory_share")}
 
     def training_network(self) -> nn.Module:

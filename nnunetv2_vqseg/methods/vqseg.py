@@ -79,6 +79,9 @@ class VQSegConfig(VQArchitecture, TeacherConfig):
     restart_after: Annotated[
         int, Range(0, 10_000_000), "steps without use after which a code is restarted; 0: never"
     ] = 500
+    restart_every: Annotated[
+        int, Range(1, 1_000_000), "steps between two looks for such codes, for each of which a GPU is waited for"
+    ] = 25
     codes_from_data: Annotated[bool, "start the codes from tokens of the untrained encoder"] = True
 
     # QPM (3.3, Eq. 3 to 6)
@@ -272,7 +275,8 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         self.foundation_status = "not loaded yet"
         self._load_foundation_model()
         self.usage = CodebookUsage(config.num_codes, device=context.device) if config.quantize else None
-        self._output: VQSegOutput | None = None
+        self._codes: tuple[Tensor, Tensor] | None = None
+        self._since_look = 0
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -404,7 +408,9 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         layout = BatchLayout(len(batch.labeled), sum(map(len, strong)), sum(map(len, perturbed)))
         images = torch.cat([batch.labeled, *strong, *perturbed])
         target = self.alignment_target(images[: layout.aligned])
-        output = self._output = self.student(images, layout)
+        output = self.student(images, layout)
+        if output.indices is not None and output.tokens is not None:
+            self._codes = output.indices, output.tokens
         terms = self.weighted(output, layout, batch, views, progress, target)
         return terms, metrics if output.step is None else metrics | {"qpm_step": output.step}
 
@@ -471,12 +477,14 @@ class VQSeg(TeacherMethod[VQSegConfig]):
 
     @torch.no_grad()
     def after_step(self) -> dict[str, float]:
-        """Teacher, then the codebook's bookkeeping and restarts."""
+        """Teacher, then the codebook's bookkeeping and now and then restarts."""
         values = super().after_step()
-        output, quantizer, self._output = self._output, self.net.quantizer, None
-        if quantizer is not None and self.usage is not None and output is not None and output.indices is not None:
-            quantizer.observe(output.indices, output.tokens)
-            self.usage.add(output.indices)
+        quantizer = self.net.quantizer
+        if quantizer is not None and self.usage is not None and self._codes is not None:
+            indices, tokens = self._codes
+            self._since_look = (self._since_look + 1) % self.config.restart_every
+            quantizer.observe(indices, tokens if self._since_look == 0 else None)
+            self.usage.add(indices)
         return values
 
     def schedule(self, progress: float) -> dict[str, float]:
@@ -505,6 +513,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         quantizer = self.net.quantizer
         return super().state() | {
             "quantizer": quantizer.bookkeeping_state() if quantizer is not None else None,
+            "steps_since_look": self._since_look,
             "foundation_model": self.foundation_status,
             "alignment": self.foundation is not None,
             "method_has_alignment": self.config.foundation_policy != "off",
@@ -522,6 +531,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
             )
         if self.net.quantizer is not None:
             self.net.quantizer.load_bookkeeping_state(state["quantizer"])
+        self._since_look = state.get("steps_since_look", 0)
 
     def why_not_continue(self, state: Mapping[str, Any]) -> str | None:
         """A training with the foundation model never goes on without it, nor the other way round."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SECONDS_FOR_FINAL = 300.0
 SECONDS_BETWEEN_TRIES = 20.0
 
+OWN = ("lr_scale", "fused", "foreach")
+"""What a group of the optimiser does not take from a checkpoint."""
+
 POLY = 0.9
 """Exponent of nnU-Net's learning rate."""
 
@@ -154,10 +157,11 @@ class Checkpoints:
         trainer.method.load_state(state, strict)
         trainer.pool.load_state(state.get("cases", {}))
         if strict:
-            scales = [group["lr_scale"] for group in trainer.optimizer.param_groups]
+            # The plan's and the device's, not the checkpoint's.
+            own = [{key: group[key] for key in OWN if key in group} for group in trainer.optimizer.param_groups]
             trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
-            for group, scale in zip(trainer.optimizer.param_groups, scales, strict=True):
-                group["lr_scale"] = scale  # the plan's, not the checkpoint's
+            for group, kept in zip(trainer.optimizer.param_groups, own, strict=True):
+                group.update(kept)
         if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         trainer.stepper.step = state["step"]

@@ -17,7 +17,6 @@ from nnunetv2_vqseg.core.curve_plot import (
     grouped,
     readable,
 )
-from nnunetv2_vqseg.methods.base import Terms
 
 
 class EpochCurves:
@@ -117,11 +116,11 @@ class EpochCurves:
         return text[:1].upper() + text[1:]
 
 
-def weighted(terms: Terms, values: Mapping[str, float]) -> dict[str, float]:
+def weighted(weights: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
     """The loss terms of a step times their weights, which add up to the loss.
 
     Args:
-        terms: of which the weights are read.
+        weights: of the terms.
         values: numbers by name, those of the terms among them.
     """
-    return {f"{WEIGHTED}{name}": weight * values[name] for name, (weight, _) in terms.items()}
+    return {f"{WEIGHTED}{name}": weight * values[name] for name, weight in weights.items()}

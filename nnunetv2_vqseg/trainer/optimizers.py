@@ -53,22 +53,35 @@ class FullResolutionCrossEntropy(nn.Module):
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]], config: BudgetConfig, initial_lr: float, weight_decay: float
+    groups: list[dict[str, Any]],
+    config: BudgetConfig,
+    initial_lr: float,
+    weight_decay: float,
+    device: str = "cpu",
 ) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
     """nnU-Net's SGD (Nesterov) or AdamW (4.2), and nnU-Net's poly schedule with exponent 0.9.
 
     Args:
         groups: of parameters, each with an `lr_scale`.
         initial_lr, weight_decay: nnU-Net's, for a configuration that leaves them to nnU-Net.
+        device: type of the device; on a GPU the step is one operation, which skips by itself what a `GradScaler` found
+            not to be finite.
     """
+    one_kernel: dict[str, Any] = {"fused": True} if device == "cuda" else {}
     settings = config if isinstance(config, CommonConfig) else CommonConfig()
     decay = settings.weight_decay
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         decay = weight_decay if decay is None else decay
         optimizer = torch.optim.SGD(
-            groups, initial_lr, weight_decay=decay, momentum=settings.momentum, nesterov=settings.momentum > 0
+            groups,
+            initial_lr,
+            weight_decay=decay,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            **one_kernel,
         )
     else:
-        optimizer = torch.optim.AdamW(groups, initial_lr, weight_decay=1e-2 if decay is None else decay)
+        decay = 1e-2 if decay is None else decay
+        optimizer = torch.optim.AdamW(groups, initial_lr, weight_decay=decay, **one_kernel)
     return optimizer, ScaledPolyLR(optimizer, initial_lr, config.num_epochs)

@@ -6,12 +6,12 @@ import inspect
 import itertools
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_vqseg.core.errors import ConfigError
@@ -69,14 +69,6 @@ class Ranks:
             f"A batch of {total} {what} images cannot be split evenly over {world} processes; set vqseg.{key} in the "
             f"plan to a multiple of {world}, or use fewer processes."
         )
-
-    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars of one step as numbers, the same on every rank: not finite on one means not finite on all.
-
-        One transfer from the device, and one small all-reduce.
-        """
-        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-        return dict(zip(values, mean_over_processes(stacked).tolist(), strict=True))
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on any rank; every rank must ask."""

@@ -45,14 +45,14 @@ from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
 from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
-from nnunetv2_vqseg.trainer.curves import EpochCurves, weighted
+from nnunetv2_vqseg.trainer.curves import EpochCurves
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
 from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
 from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
 from nnunetv2_vqseg.trainer.ranks import Ranks, distribute
-from nnunetv2_vqseg.trainer.step import Stepper
+from nnunetv2_vqseg.trainer.step import Reading, Stepper
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED, StopRequest, exit_when_asked
 from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
 
@@ -90,6 +90,7 @@ class MethodTrainer(nnUNetTrainer):
     _swap: WeightSwap | None = None
     _preview: PreviewSlices | None = None
     _validation_step = 0
+    _unread: Reading | None = None
 
     # Set-up
 
@@ -221,6 +222,7 @@ class MethodTrainer(nnUNetTrainer):
             self.asked_to_stop,
             self.print_to_log_file,
             self._what_next,
+            late=self.device.type == "cuda" and self.grad_scaler is not None and self.method.runs_ahead,
         )
         self._plot_or_warn()
 
@@ -289,7 +291,8 @@ class MethodTrainer(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's own, or the paper's (4.2)."""
         groups = self.method.parameter_groups(self.network)
-        optimizer, schedule = build_optimizer(groups, self.config, self.initial_lr, self.weight_decay)
+        settings = (self.config, self.initial_lr, self.weight_decay)
+        optimizer, schedule = build_optimizer(groups, *settings, device=self.device.type)
         schedule.place = self.method.rate_epoch
         return optimizer, schedule
 
@@ -473,17 +476,46 @@ class MethodTrainer(nnUNetTrainer):
         self.method.before_step(progress)
         with self.method.context.autocast():
             terms, metrics = self.method.terms(joined, progress)
-        values, finite, stop = self.stepper(terms, metrics)
-        if finite:
-            values |= self.method.after_step()
-        self.curves.add(values | weighted(terms, values) | self.method.schedule(progress))
-        if stop:
+        reading = self.stepper(self.stepper.backward(terms, metrics))
+        reading.also = self.method.schedule(progress)
+        return {"loss": self._read(reading)}
+
+    def _read(self, reading: Reading) -> Any:
+        """What follows a step, and its numbers: at once, or where nothing waits for them those of the step before.
+
+        Returns:
+            The objective, or what will be it when asked.
+        """
+        if self.stepper.late:
+            reading.also |= self.method.after_step()
+            before, self._unread = self._unread, reading
+            stop = self._settle(before) if before is not None else False
+            if stop if self.ranks.distributed else self.asked_to_stop():
+                self._save_and_stop()
+            return reading
+        if self.stepper.settle(reading):
+            reading.also |= self.method.after_step()
+        self.curves.add(reading.curves())
+        if reading.stop:
             self._save_and_stop()
-        return {"loss": np.float32(values["loss"])}
+        return np.float32(reading.values()["loss"])
+
+    def _settle(self, reading: Reading) -> bool:
+        """Take in a step's numbers; whether any rank was asked to stop."""
+        self.stepper.settle(reading)
+        self.curves.add(reading.curves())
+        return reading.stop
+
+    def _settle_last(self) -> None:
+        """Take in the numbers of the last step, where that is still to do."""
+        last, self._unread = self._unread, None
+        if last is not None:
+            self._settle(last)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Close the epoch's curves."""
-        super().on_train_epoch_end(train_outputs)
+        self._settle_last()
+        super().on_train_epoch_end([{"loss": np.float32(float(output["loss"]))} for output in train_outputs])
         extra = {"skipped_steps": float(self.stepper.skipped_steps), **self.method.on_epoch_done()}
         epoch = self.curves.close_epoch(self.current_epoch, extra)
         self._tell(epoch)
@@ -539,6 +571,7 @@ class MethodTrainer(nnUNetTrainer):
             self._save_and_stop()
 
     def _save_and_stop(self) -> None:
+        self._settle_last()
         self._end_swap()
         latest = join(self.output_folder, "checkpoint_latest.pth")
         saved = self.save_unfinished_epoch(latest)

@@ -27,8 +27,7 @@ def test_values_of_a_closed_epoch_are_added_to_it():
 
 
 def test_terms_are_multiplied_by_their_weights():
-    terms = {"supervised": (1.0, torch.tensor(0.0)), "pseudo": (0.3, torch.tensor(0.0))}
-    assert weighted(terms, {"supervised": 2.0, "pseudo": 10.0, "loss": 5.0}) == {
+    assert weighted({"supervised": 1.0, "pseudo": 0.3}, {"supervised": 2.0, "pseudo": 10.0, "loss": 5.0}) == {
         "weighted_supervised": 2.0,
         "weighted_pseudo": pytest.approx(3.0),
     }

@@ -92,6 +92,7 @@ def test_ranks_of_a_training_draw_differently_and_agree_on_everything_else(home,
         unlabeled_batch_size=4,
         iterations_per_epoch=30,
         restart_after=4,
+        restart_every=1,
     )
     processes = start_ranks(twenty_steps, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
     assert finish(processes) == [0, 0]
@@ -316,7 +317,7 @@ def test_a_step_sends_the_gradients_once_and_little_else(make_trainer, monkeypat
     finally:
         dist.destroy_process_group()
     gradients = 4 * sum(parameter.numel() for parameter in trainer.network.parameters())
-    assert traffic.pop(("all_reduce", "step.py, _backward_and_step", gradients)) == 1
+    assert traffic.pop(("all_reduce", "step.py, backward", gradients)) == 1
     codes = trainer.config.num_codes
     assert traffic.pop(("all_reduce", "entropy.py, _value_and_gradients", 4 * codes)) == 1
     assert traffic.pop(("all_reduce", "quantizer.py, observe", codes)) == 1

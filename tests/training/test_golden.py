@@ -32,7 +32,10 @@ WRITES = os.environ.get("VQSEG_WRITE_GOLDEN") == "1"
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
     "VQ-Seg with heads": ("nnUNetTrainerVQSegQPMDB", {"strong_view": True}),
-    "VQ-Seg with restarts": ("nnUNetTrainerVQSeg", {"qpm": "literal", "restart_after": 2, "num_codes": 512}),
+    "VQ-Seg with restarts": (
+        "nnUNetTrainerVQSeg",
+        {"qpm": "literal", "restart_after": 2, "restart_every": 1, "num_codes": 512},
+    ),
     "VQ-Seg base": ("nnUNetTrainerVQSegBase", {}),
     "VQ-Seg of the paper": ("nnUNetTrainerVQSegPaper", {"confidence_threshold": 0.0}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),

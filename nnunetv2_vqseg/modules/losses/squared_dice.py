@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_vqseg.modules.losses.soft_dice import soft_dice_loss
@@ -41,7 +40,7 @@ def squared_dice_loss(
             p, y = logits.float().sigmoid(), labels.float()
         else:
             p = logits.float().softmax(dim=1)
-            y = F.one_hot(labels.long(), logits.shape[1]).movedim(-1, 1).float()
+            y = torch.zeros_like(p).scatter_(1, labels.long()[:, None], 1.0)
         if kept is not None:
             weight = (kept if regions else kept[:, None]).float()
             p, y = p * weight, y * weight

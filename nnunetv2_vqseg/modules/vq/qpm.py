@@ -70,6 +70,7 @@ class QuantizedPerturbation(nn.Module):
         self.num_neighbors = num_neighbors
         self.rebuild_every = rebuild_every
         self._table: NeighborTable | None = None
+        self._outdated = False
         self._calls = 0  # of `prepare` since the table was built
         self._literal_neighbors = float("nan")
 
@@ -85,7 +86,7 @@ class QuantizedPerturbation(nn.Module):
 
         At the start of an epoch it makes a resumed training draw what an uninterrupted one would have drawn.
         """
-        self._table = None
+        self._outdated = True
 
     @torch.no_grad()
     def prepare(self, codes: Tensor) -> bool:
@@ -148,13 +149,17 @@ class QuantizedPerturbation(nn.Module):
     def _fitting_table(self, codes: Tensor) -> NeighborTable | None:
         table = self._table
         fits = table is not None and len(table.neighbors) == len(codes) and table.neighbors.device == codes.device
-        return table if fits else None
+        return table if fits and not self._outdated else None
 
     @torch.no_grad()
     def _build(self, codes: Tensor) -> NeighborTable:
-        self._table = build_table(codes.float(), self.perplexity, self.num_neighbors)
-        self._calls = 0
-        return self._table
+        before, table = self._table, build_table(codes.float(), self.perplexity, self.num_neighbors)
+        if before is not None and all(map(_alike, before, table)):
+            for old, new in zip(before, table, strict=True):
+                old.copy_(new)  # where a recorded CUDA graph reads them
+            table = before
+        self._table, self._outdated, self._calls = table, False, 0
+        return table
 
     def _sample_table(self, indices: Tensor, codes: Tensor, uniform: Tensor) -> Tensor:
         table = self._fitting_table(codes) or self._build(codes)
@@ -246,6 +251,10 @@ def _draw(weights: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
     # Rounding must not push the draw past the block's last weight, into padding or the code itself.
     rest = torch.minimum(rest, inside[:, -1:] * _BELOW_ONE)
     return (block * _BLOCK + torch.searchsorted(inside, rest, right=True)).squeeze(1)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def _check_codes(codes: Tensor) -> None:

@@ -13,8 +13,9 @@ from nnunetv2_vqseg.modules.vq.lookup import score_factors
 # Scores of one chunk of codes, for a CPU core's cache and to fill a GPU.
 _CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**24
-# Rows of squared distances (rows, k) are calibrated in chunks of this many elements.
-_CALIBRATION_ELEMENTS = 2**18
+# Rows of squared distances (rows, k) are calibrated in chunks of this many elements; each launches 100 operators.
+_CPU_CALIBRATION = 2**18
+_GPU_CALIBRATION = 2**22
 # The largest m of a row lie in the m strided groups with the largest maxima; finding those first halves the time.
 _GROUPS = 8
 _BISECTION_STEPS = 24
@@ -101,7 +102,8 @@ def calibrated_probabilities(squared_distances: Tensor, perplexity: float) -> Te
     Returns:
         (R, k). A row with more equally near neighbours than `perplexity` stays uniform over those.
     """
-    chunks = squared_distances.split(max(1, _CALIBRATION_ELEMENTS // squared_distances.shape[1]))
+    elements = _CPU_CALIBRATION if squared_distances.device.type == "cpu" else _GPU_CALIBRATION
+    chunks = squared_distances.split(max(1, elements // squared_distances.shape[1]))
     return torch.cat([_calibrate(chunk, math.log(perplexity)) for chunk in chunks])
 
 

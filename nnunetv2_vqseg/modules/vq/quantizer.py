@@ -219,7 +219,7 @@ class VectorQuantizer(nn.Module):
 
         Counts the steps since each code was last used, on any rank. Codes unused for `restart_after` steps are put on
         tokens of this batch drawn at random, at most one a token; the others wait for the next step. Every rank must
-        call this: rank 0 draws and all get its book.
+        call this: rank 0 draws and all get its book. Without tokens, and so without a restart, no GPU is waited for.
 
         Args:
             indices: int64 of any shape, the codes of this step's tokens.
@@ -243,6 +243,7 @@ class VectorQuantizer(nn.Module):
         dead = (self._steps_since_use >= self.restart_after).nonzero().flatten()
         if not len(dead):
             return 0
+        tokens = tokens[tokens.isfinite().all(dim=1)]  # a step that was skipped may have others
         drawn = torch.randperm(len(tokens), device=tokens.device)[: len(dead)]
         dead = dead[torch.randperm(len(dead), device=dead.device)[: len(drawn)]]
         self.codebook[dead] = self._unmapped(tokens[drawn])
@@ -250,7 +251,7 @@ class VectorQuantizer(nn.Module):
         if is_distributed():
             dist.broadcast(self.codebook, 0)
             dist.broadcast(self._steps_since_use, 0)
-        return len(dead)
+        return len(drawn)
 
     def bookkeeping_state(self) -> dict[str, Any]:
         """What resuming needs beside `state_dict()`: steps since each code's use, and whether codes were placed."""
