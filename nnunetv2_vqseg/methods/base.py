@@ -47,6 +47,16 @@ class BudgetConfig(Config):
         "labelled images a step, all GPUs together; null: the plan's batch size, clamped (4.2: 8)",
     ] = None
 
+    plot_every: Annotated[
+        float,
+        Range(0, 86_400),
+        "seconds between two drawings of progress.png and progress_vqseg.png; the last epoch's are always drawn",
+    ] = 60.0
+    faster_step: Annotated[
+        bool,
+        "what makes a step faster and leaves what it computes: LeakyReLU without its copies; false: nnU-Net's own step",
+    ] = False
+
     same_to_continue: ClassVar[frozenset[str]] = frozenset()
     """Keys beside the architecture's that must not change when a training is continued."""
 
@@ -55,6 +65,10 @@ class BudgetConfig(Config):
 class CommonConfig(BudgetConfig):
     """What every method but stock nnU-Net's has: loss, optimiser, safety."""
 
+    faster_step: Annotated[
+        bool,
+        "what makes a step faster and leaves what it computes: LeakyReLU without its copies; false: nnU-Net's own step",
+    ] = True
     supervised_loss: Annotated[
         Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
     ] = "nnunet"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,71 @@ def save_atomically(content: dict[str, Any], filename: str | Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+class BackgroundWriter:
+    """Writes one file at a time from a thread, while training goes on; the file is whole or the one from before."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._problem: OSError | None = None
+
+    def write(self, content: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+        """Have `write` called with a copy of `content` as it is now; the write before must be over (`wait`)."""
+        assert self._thread is None
+        kept, event = copied_to_host(content)
+
+        def run() -> None:
+            try:
+                if event is not None:
+                    event.synchronize()
+                write(kept)
+            except OSError as error:
+                self._problem = error
+
+        self._thread = threading.Thread(target=run, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> OSError | None:
+        """Until the write is over; what was wrong with it, once."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        problem, self._problem = self._problem, None
+        return problem
+
+
+def copied_to_host(content: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A copy with all tensors on the host, those that share memory still do; and the event after which they are there.
+
+    The event is None where no tensor is on a GPU.
+    """
+    copies: dict[Any, torch.Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+            if place not in copies or not value.numel():
+                on_gpu = value.device.type == "cuda"
+                host = torch.empty_like(value, device="cpu", pin_memory=on_gpu)
+                copies[place] = host.copy_(value.detach(), non_blocking=on_gpu)
+            return copies[place]
+        if isinstance(value, OrderedDict):  # a state_dict has metadata
+            new = OrderedDict((key, copied(item)) for key, item in value.items())
+            new.__dict__.update(value.__dict__)
+            return new
+        if isinstance(value, dict):
+            return {key: copied(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(copied, value))
+        return value
+
+    kept = copied(content)
+    event = None
+    if any(device.type == "cuda" for device, *_ in copies):
+        event = torch.cuda.Event()
+        event.record()
+    return kept, event
 
 
 def remove_leftovers(folder: str | Path) -> None:

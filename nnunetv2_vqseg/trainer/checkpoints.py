@@ -11,6 +11,7 @@ from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.core.errors import CheckpointError, reason_of
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.trainer.checkpoint_files import (
+    BackgroundWriter,
     random_states,
     read_checkpoint,
     save_atomically,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # A full disk at the very end: worth waiting for whoever can make room, but not until the other ranks time out (10 min).
 SECONDS_FOR_FINAL = 300.0
 SECONDS_BETWEEN_TRIES = 20.0
+
+UNTOUCHED = "the last good checkpoint is untouched"
 
 OWN = ("lr_scale", "fused", "foreach")
 """What a group of the optimiser does not take from a checkpoint."""
@@ -44,12 +47,15 @@ class Checkpoints:
         """Why what was loaded can be validated but not continued."""
         self.random_states: dict[str, Any] | None = None
         """Of the checkpoint that was loaded, until they are restored."""
+        self._writer = BackgroundWriter()
 
     def save(self, filename: str, epochs_done: int) -> bool:
         """Write on rank 0; training goes on where that fails, unless it is the final checkpoint.
 
+        `checkpoint_best.pth`, which nearly every epoch writes at first, is written while training goes on.
+
         Returns:
-            Whether it was written.
+            Whether it was written, or is being written.
 
         Raises:
             OSError: `checkpoint_final.pth` could not be written, not even later.
@@ -62,7 +68,11 @@ class Checkpoints:
             return False
         if trainer.is_swapped:
             raise RuntimeError("Never save while the predictor's weights are in the network.")
+        self.wait()
         content = self._content(epochs_done)
+        if Path(filename).name == "checkpoint_best.pth":
+            self._writer.write(content, lambda kept: save_atomically(kept, filename))
+            return True
         is_final = Path(filename).name == "checkpoint_final.pth"
         give_up = monotonic() + (SECONDS_FOR_FINAL if is_final else 0.0)
         while True:
@@ -70,16 +80,25 @@ class Checkpoints:
                 save_atomically(content, filename)
                 return True
             except OSError as error:
-                problem = f"{error}; the last good checkpoint is untouched."
                 if not is_final:
-                    trainer.print_to_log_file(
-                        f"WARNING: {problem} Training goes on; free disk space or make the folder writable."
-                    )
+                    self._warn(error)
                     return False
+                problem = f"{error}; {UNTOUCHED}."
                 if monotonic() >= give_up:
                     raise OSError(f"{problem} Free disk space and continue with --c.") from error
                 trainer.print_to_log_file(f"WARNING: {problem} Trying again for some minutes; free disk space now.")
             sleep(SECONDS_BETWEEN_TRIES)
+
+    def wait(self) -> None:
+        """Until `checkpoint_best.pth`, which is written while training goes on, is there, or could not be written."""
+        problem = self._writer.wait()
+        if problem is not None:
+            self._warn(problem)
+
+    def _warn(self, problem: OSError) -> None:
+        self.trainer.print_to_log_file(
+            f"WARNING: {problem}; {UNTOUCHED}. Training goes on; free disk space or make the folder writable."
+        )
 
     def _content(self, epochs_done: int) -> dict[str, Any]:
         trainer = self.trainer
@@ -116,6 +135,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it cannot be read, or another trainer or plan wrote it.
         """
+        self.wait()
         trainer, name, checkpoint = self.trainer, "This checkpoint", source
         if isinstance(source, (str, os.PathLike)):
             name = str(source)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_vqseg.core.curve_plot import (
     DICE,
@@ -25,12 +26,16 @@ class EpochCurves:
     Args:
         panels: names of the method's curves by the title of their panel; Dice and loss terms have panels of their own.
         saved: the network that is saved.
+
+    Attributes:
+        draw: as `draw_panels`.
     """
 
     def __init__(self, panels: Mapping[str, tuple[str, ...]], saved: str | None = None) -> None:
         self.method_panels = panels
         self.saved = saved
         self.history: dict[str, list[float]] = {}
+        self.draw: Callable[..., None] = draw_panels
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     @property
@@ -85,28 +90,9 @@ class EpochCurves:
 
     def plot(self, filename: str | Path) -> None:
         """Write `progress_vqseg.png`: one panel a group of curves."""
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-
         panels = filled_panels(self.panels, {name: [values] for name, values in self.history.items()})
-        if not panels:
-            return
-        columns = min(2, len(panels))
-        rows = -(-len(panels) // columns)
-        with figure_style():
-            layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
-            figure = Figure(figsize=(5.2 * columns, 2.9 * rows), layout=layout)
-            grid = figure.subplots(rows, columns, squeeze=False)
-            for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
-                draw_lines(axes, curves, label=readable)
-                axes.set_title(self._title(title))
-                if len(curves) > 1:  # below, where it hides no curve
-                    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=3, fontsize=8, borderpad=0)
-                elif not (name := next(iter(curves))).startswith(DICE) and readable(name).lower() not in title.lower():
-                    axes.set_ylabel(readable(name))
-            for axes in list(grid.flat)[len(panels) :]:
-                axes.set_visible(False)
-            figure.savefig(filename, dpi=100)
+        if panels:
+            self.draw(filename, {title: (self._title(title), curves) for title, curves in panels.items()})
 
     def _title(self, title: str) -> str:
         tokens = self.history.get("utilization_tokens")
@@ -124,3 +110,32 @@ def weighted(weights: Mapping[str, float], values: Mapping[str, float]) -> dict[
         values: numbers by name, those of the terms among them.
     """
     return {f"{WEIGHTED}{name}": weight * values[name] for name, weight in weights.items()}
+
+
+def draw_panels(filename: str | Path, panels: Mapping[str, tuple[str, Any]]) -> None:
+    """Write a picture of panels.
+
+    Args:
+        panels: heading and curves by the panel's own title.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with figure_style():
+        layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
+        figure = Figure(figsize=(5.2 * columns, 2.9 * rows), layout=layout)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (title, (heading, curves)) in zip(grid.flat, panels.items(), strict=False):
+            draw_lines(axes, curves, label=readable)
+            axes.set_title(heading)
+            if len(curves) > 1:  # below, where it hides no curve
+                axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=3, fontsize=8, borderpad=0)
+            elif not (name := next(iter(curves))).startswith(DICE) and readable(name).lower() not in title.lower():
+                axes.set_ylabel(readable(name))
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        figure.savefig(filename, dpi=100)

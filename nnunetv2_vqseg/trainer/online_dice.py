@@ -8,24 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.curve_plot import DICE
 from nnunetv2_vqseg.modules.collectives import is_distributed, mean_over_processes
-
-COUNTS = ("tp_hard", "fp_hard", "fn_hard")
+from nnunetv2_vqseg.trainer.validation import COUNTS
 
 
 class OnlineDice:
     """Sums nnU-Net's counts of pixels over validation steps, for each network."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, np.ndarray] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, network: str, outputs: Mapping[str, Any]) -> None:
-        """One step's `tp_hard`, `fp_hard` and `fn_hard`, each (classes,), as nnU-Net's `validation_step` gives them."""
-        counts = np.stack([np.asarray(outputs[name], float) for name in COUNTS])
-        self._counts[network] = self._counts.get(network, 0.0) + counts
+        """One step's `tp_hard`, `fp_hard` and `fn_hard`, each (classes,), as `hard_counts` gives them."""
+        counts = torch.stack([torch.as_tensor(outputs[name]) for name in COUNTS])
+        counts = counts.float() if counts.device.type == "mps" else counts.double()
+        known = self._counts.get(network)
+        self._counts[network] = counts if known is None else known + counts
 
     def close(self, device: torch.device) -> dict[str, float]:
         """Mean over classes of each network's Dice, by the name of its curve; every process must call this.
@@ -33,9 +34,10 @@ class OnlineDice:
         As nnU-Net's pseudo Dice: over all pixels of the steps, without the classes that no pixel has.
         """
         curves = {}
-        for network, counts in self._counts.items():
+        for network, sums in self._counts.items():
             if is_distributed():
-                counts = mean_over_processes(torch.tensor(counts, dtype=torch.float32, device=device)).cpu().numpy()
+                sums = mean_over_processes(sums.float().to(device))
+            counts = sums.cpu().numpy()
             tp, fp, fn = counts[:, counts.sum(axis=0) > 0]
             curves[f"{DICE}{network}"] = float(np.mean(2 * tp / (2 * tp + fp + fn))) if len(tp) else np.nan
         self._counts = {}

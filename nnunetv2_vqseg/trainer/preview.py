@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from nnunetv2_vqseg.methods.base import Method, finest
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import Logits
+from nnunetv2_vqseg.trainer.preview_plot import draw_slices
 
 
 class PreviewSlices(NamedTuple):
@@ -51,14 +52,14 @@ def draw_preview(
     method: Method[Any],
     region_labels: Sequence[int] | None,
     device: Any,
+    draw: Callable[..., None] = draw_slices,
 ) -> None:
     """One row a slice: image, what the method shows of it, reference.
 
     Args:
         region_labels: nnU-Net's `regions_class_order`, None without regions.
+        draw: as `draw_slices`, of which it gets the arguments.
     """
-    import matplotlib.pyplot as plt
-
     network = unwrap(method.student)
     was_training = network.training
     network.eval()
@@ -67,35 +68,7 @@ def draw_preview(
     columns = {"image": slices.images[:, 0]} | {title: values[:, 0].cpu() for title, values in pictures.items()}
     overlays = {title: _labels(values, region_labels) for title, values in logits.items()}
     overlays["reference"] = slices.references
-
-    top = max(1, *(int(labels.max()) for labels in overlays.values()))
-    width = len(columns) + len(overlays)
-    figure, axes = plt.subplots(
-        len(slices.cases), width, figsize=(2.2 * width, 2.35 * len(slices.cases)), squeeze=False
-    )
-    for row, case in enumerate(slices.cases):
-        low, high = np.percentile(columns["image"][row], (0.5, 99.5))
-        for axis, (title, values) in zip(axes[row], columns.items(), strict=False):
-            axis.imshow(values[row], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            axis.set_title(title, fontsize=8)
-        for axis, (title, labels) in zip(axes[row, len(columns) :], overlays.items(), strict=True):
-            axis.imshow(columns["image"][row], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            axis.imshow(
-                np.ma.masked_equal(labels[row].numpy(), 0),
-                cmap="tab10",
-                vmin=1,
-                vmax=max(top, 10),
-                alpha=0.55,
-                interpolation="nearest",
-            )
-            axis.set_title(title, fontsize=8)
-        axes[row, 0].set_ylabel(case, fontsize=7)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.tight_layout(pad=0.4)
-    figure.savefig(filename, dpi=90)
-    plt.close(figure)
+    draw(filename, slices.cases, *({title: v.numpy() for title, v in part.items()} for part in (columns, overlays)))
 
 
 def _labels(logits: Logits, region_labels: Sequence[int] | None) -> Tensor:

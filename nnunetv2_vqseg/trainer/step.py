@@ -131,17 +131,18 @@ class Stepper:
         self.bad_steps = 0
         self.skipped_steps = 0
 
-    def backward(self, terms: Terms, metrics: Metrics) -> Losses:
+    def gradients(self, terms: Terms, metrics: Metrics) -> Losses:
         """Gradients of the weighted sum of the terms, times the scaler's scale.
 
         They are NaN where the loss is not finite: an infinite loss may have a finite gradient, as L1 has.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        weights = {name: weight for name, (weight, _) in terms.items()}
+        weights: dict[str, float | Tensor] = {name: weight for name, (weight, _) in terms.items()}
         changing = {f"{WEIGHT}{name}": weight for name, weight in weights.items() if isinstance(weight, Tensor)}
         # Losses first: the first that is not finite is the one to blame.
-        values = {name: value for name, (_, value) in terms.items()} | {"loss": loss} | metrics | changing
+        values: dict[str, Tensor] = {name: value for name, (_, value) in terms.items()}
+        values |= {"loss": loss} | metrics | changing
         stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         loss = loss * (1 + 0 * loss.detach())  # times 1, or times NaN, on the device
         if self.ranks.distributed:

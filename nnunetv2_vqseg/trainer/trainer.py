@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from nnunetv2_vqseg.methods.base import (
     known_keys,
     switch_deep_supervision,
 )
+from nnunetv2_vqseg.modules.activation import use_cheap_activations
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans
@@ -45,15 +46,19 @@ from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
 from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
-from nnunetv2_vqseg.trainer.curves import EpochCurves
+from nnunetv2_vqseg.trainer.curves import EpochCurves, draw_panels
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
 from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
+from nnunetv2_vqseg.trainer.plots import Plots
 from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
+from nnunetv2_vqseg.trainer.preview_plot import draw_slices
+from nnunetv2_vqseg.trainer.progress_plot import draw_progress
 from nnunetv2_vqseg.trainer.ranks import Ranks, distribute
 from nnunetv2_vqseg.trainer.step import Reading, Stepper
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED, StopRequest, exit_when_asked
+from nnunetv2_vqseg.trainer.validation import hard_counts, on_host
 from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
 
 Z_SCORES = frozenset({"ZScoreNormalization", "CTNormalization"})
@@ -91,6 +96,8 @@ class MethodTrainer(nnUNetTrainer):
     _preview: PreviewSlices | None = None
     _validation_step = 0
     _unread: Reading | None = None
+    _draws = False
+    _wants_preview = False
 
     # Set-up
 
@@ -126,6 +133,7 @@ class MethodTrainer(nnUNetTrainer):
         self.stop_request: StopRequest | None = None
         self.checkpoints = Checkpoints(self)
         self.pool = CasePool(self)
+        self.plots = Plots(self._warn_of_file, self.config.plot_every)
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.val_iterations_per_epoch
@@ -205,7 +213,7 @@ class MethodTrainer(nnUNetTrainer):
         plan = network_plan(*managers, channels, heads, self.enable_deep_supervision)
         self.method = self.method_class(self.config, self._context(plan))
         self._require_partners()
-        self.build_network_architecture = lambda *_: self.method.training_network()  # type: ignore[method-assign]
+        self.build_network_architecture = lambda *_: self._training_network()  # type: ignore[method-assign]
         self.predicted_keys = self._check_network(channels, heads)
         preprocessed_cases(self.preprocessed_dataset_folder)
         self._initialize_on_one_process()
@@ -224,7 +232,7 @@ class MethodTrainer(nnUNetTrainer):
             self._what_next,
             late=self.device.type == "cuda" and self.grad_scaler is not None and self.method.runs_ahead,
         )
-        self._plot_or_warn()
+        self._draw_elsewhere()
 
     def _require_partners(self) -> None:
         """Mixing needs two unlabelled images on a process; with one it would do nothing and say nothing."""
@@ -266,6 +274,12 @@ class MethodTrainer(nnUNetTrainer):
         )
         with torch.device("meta"):
             return list(type(self).build_network_architecture(*managers, channels, heads, False).state_dict())
+
+    def _training_network(self) -> nn.Module:
+        network = self.method.training_network()
+        if self.config.faster_step:
+            use_cheap_activations(network)
+        return network
 
     def _initialize_on_one_process(self) -> None:
         """nnU-Net's for one process; then this rank's share of the batch, and DistributedDataParallel."""
@@ -441,6 +455,7 @@ class MethodTrainer(nnUNetTrainer):
             self.stop_request = StopRequest()
             try:
                 super().run_training()
+                self.plots.close()
                 if self.ranks.any(self.asked_to_stop(), self.device):
                     self.print_to_log_file(f"Stopped before the final validation; {VALIDATE_AGAIN}.")
                     raise SystemExit(EXIT_INTERRUPTED)
@@ -453,6 +468,8 @@ class MethodTrainer(nnUNetTrainer):
             finally:
                 self.stop_request.restore()
                 self.stop_loaders()
+                self.plots.end()
+                self.checkpoints.wait()
 
     def on_train_epoch_start(self) -> None:
         """The method may change the unlabelled cases first; then nnU-Net's, then the method's."""
@@ -476,7 +493,7 @@ class MethodTrainer(nnUNetTrainer):
         self.method.before_step(progress)
         with self.method.context.autocast():
             terms, metrics = self.method.terms(joined, progress)
-        reading = self.stepper(self.stepper.backward(terms, metrics))
+        reading = self.stepper(self.stepper.gradients(terms, metrics))
         reading.also = self.method.schedule(progress)
         return {"loss": self._read(reading)}
 
@@ -527,20 +544,24 @@ class MethodTrainer(nnUNetTrainer):
         self.print_to_log_file(self.curves.summary_line(epoch))
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's bookkeeping, then our plots."""
+        """nnU-Net's bookkeeping, then our plots: now and then, and after the last epoch."""
+        last = self.current_epoch + 1 == self.num_epochs
+        self._wants_preview |= last or (self.current_epoch + 1) % self.save_every == 0
+        self._draws = self.local_rank == 0 and self.plots.is_due(always=last)
         super().on_epoch_end()
-        if self.local_rank != 0:
+        if not self._draws:
             return
-        last = self.current_epoch == self.num_epochs
         with self.warn_where_disk_fails("progress_vqseg.png or preview.png"):
             self.curves.plot(join(self.output_folder, "progress_vqseg.png"))
-            if last or self.current_epoch % self.save_every == 0:
+            if self._wants_preview:
+                self._wants_preview = False
                 self._draw_preview()
 
     def _draw_preview(self) -> None:
         if self._preview is not None:
             regions = self.label_manager.regions_class_order if self.label_manager.has_regions else None
-            draw_preview(join(self.output_folder, "preview.png"), self._preview, self.method, regions, self.device)
+            file, draw = join(self.output_folder, "preview.png"), partial(self.plots.draw, "preview.png", draw_slices)
+            draw_preview(file, self._preview, self.method, regions, self.device, draw)
 
     def on_train_end(self) -> None:
         """Final checkpoint, then stop the loaders' workers."""
@@ -628,7 +649,7 @@ class MethodTrainer(nnUNetTrainer):
         super().on_validation_epoch_start()
 
     def validation_step(self, batch: dict) -> dict:
-        """nnU-Net's, in a share of the steps for the method's other networks too, then a look at whether to stop."""
+        """nnU-Net's without its waits, in a share of the steps for other networks too; then look whether to stop."""
         saved = self._saved_name()
         others = {name: network for name, network in self.method.validated().items() if name != saved}
         share = getattr(self.config, "val_share_all_networks", 0.0)
@@ -637,28 +658,35 @@ class MethodTrainer(nnUNetTrainer):
         if compared and share:
             for name, network in others.items():
                 self.online_dice.add(name, self._validated(network, batch))
-        outputs = super().validation_step(batch)
+        outputs = self._count(batch)
         if compared:
             self.online_dice.add(saved, outputs)
         self.stop_if_asked()
         return outputs
 
+    def _count(self, batch: dict) -> dict:
+        """Loss and counts of the network with its weights of now, on the device."""
+        data, target = self._moved(batch["data"]), self._moved(batch["target"])
+        with self.method.context.autocast():
+            output = self.network(data)
+            loss = self.loss(output, target)
+        finest, labels = (output[0], target[0]) if self.enable_deep_supervision else (output, target)
+        return {"loss": loss.detach(), **hard_counts(finest, labels, self.label_manager)}
+
     def _validated(self, network: nn.Module, batch: dict) -> dict:
-        """nnU-Net's step for another network with its own weights."""
-        target = batch["target"]  # in which nnU-Net sets pixels to ignore to 0
-        target = [level.clone() for level in target] if isinstance(target, list) else target.clone()
+        """The same for another network with its own weights."""
         kept = self.network
         with self._own_weights(), deep_supervision(network, self.enable_deep_supervision):
             self.network = network
             try:
-                return super().validation_step({**batch, "target": target})
+                return self._count(batch)
             finally:
                 self.network = kept
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """Give the network its own weights back, and complete the epoch's curves."""
         try:
-            super().on_validation_epoch_end(val_outputs)
+            super().on_validation_epoch_end(on_host(val_outputs))
         finally:
             self._end_swap()
         dice = self.online_dice.close(self.device)
@@ -727,16 +755,22 @@ class MethodTrainer(nnUNetTrainer):
             *map(printable, args), also_print_to_console=also_print_to_console, add_timestamp=add_timestamp
         )
 
-    def _plot_or_warn(self) -> None:
-        """`progress.png` may fail, and leaves nothing in memory."""
+    def _draw_elsewhere(self) -> None:
+        """All plots are drawn by a process of their own, now and then; none of them stops a training."""
         plot: Callable[[str], None] = self.logger.plot_progress_png
 
         def plot_or_warn(output_folder: str) -> None:
-            with self.warn_where_disk_fails("progress.png"):
-                plot(output_folder)
-            gc.collect()  # Matplotlib's figure of 60 MB is in cycles
+            if self._draws:
+                with self.warn_where_disk_fails("progress.png"):
+                    plot(output_folder)
+
+        def draw(output_folder: str) -> None:
+            known = {key: list(values) for key, values in self.logger.get_checkpoint().items()}
+            self.plots.draw("progress.png", draw_progress, known, output_folder)
 
         self.logger.plot_progress_png = plot_or_warn
+        self.logger.local_logger.plot_progress_png = draw
+        self.curves.draw = partial(self.plots.draw, "progress_vqseg.png", draw_panels)
 
     @contextmanager
     def warn_where_disk_fails(self, what: str) -> Iterator[None]:
@@ -744,7 +778,10 @@ class MethodTrainer(nnUNetTrainer):
         try:
             yield
         except OSError as error:
-            self.print_to_log_file(f"WARNING: {what} could not be written ({error}); training goes on.")
+            self._warn_of_file(what, str(error))
+
+    def _warn_of_file(self, what: str, problem: str) -> None:
+        self.print_to_log_file(f"WARNING: {what} could not be written ({problem}); training goes on.")
 
 
 def network_plan(

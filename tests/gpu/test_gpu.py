@@ -96,7 +96,7 @@ def test_one_process_with_nccl_trains_as_one_without(start, tmp_path: Path) -> N
     batch, unlabeled = next(alone.dataloader_train), next(alone.dataloader_unlabeled)
     alone.dataloader_unlabeled = iter([unlabeled])
     torch.manual_seed(1)
-    expected = alone.train_step(batch)["loss"]
+    expected = float(alone.train_step(batch)["loss"])
     dist.init_process_group(BACKEND, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         trainer = start()
@@ -105,7 +105,7 @@ def test_one_process_with_nccl_trains_as_one_without(start, tmp_path: Path) -> N
         trainer.dataloader_unlabeled = iter([unlabeled])
         before = student(trainer)
         torch.manual_seed(1)
-        assert trainer.train_step(batch)["loss"] == pytest.approx(expected, rel=1e-2)  # in half precision
+        assert float(trainer.train_step(batch)["loss"]) == pytest.approx(expected, rel=1e-2)  # in half precision
         for _ in range(7):
             trainer.dataloader_unlabeled = iter([unlabeled])
             trainer.train_step(batch)

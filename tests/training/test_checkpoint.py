@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,8 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.trainer.checkpoint_files import (
+    BackgroundWriter,
+    copied_to_host,
     newest_checkpoint,
     read_checkpoint,
     remove_leftovers,
@@ -102,3 +107,69 @@ def test_newest_checkpoint_is_the_one_written_last(tmp_path: Path) -> None:
         file.write_bytes(b"")
         os.utime(file, (1000 - age, 1000 - age))
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint_best.pth"
+
+
+def test_a_file_that_is_written_behind_the_training_has_the_state_of_its_moment(tmp_path):
+    weight = torch.ones(3, requires_grad=True)
+    state = {"weight": weight, "same": weight, "lr": [{"lr": 1.0}], "other": weight[:2]}
+    writer, go = BackgroundWriter(), threading.Event()
+
+    def slowly(kept):
+        go.wait()
+        save_atomically(kept, tmp_path / "checkpoint_best.pth")
+
+    writer.write(state, slowly)
+    with torch.no_grad():
+        weight.zero_()
+    state["lr"][0]["lr"] = 2.0
+    assert not (tmp_path / "checkpoint_best.pth").exists()
+    go.set()
+    assert writer.wait() is None
+    found = torch.load(tmp_path / "checkpoint_best.pth", weights_only=True)
+    assert found["weight"].tolist() == [1.0] * 3
+    assert found["lr"] == [{"lr": 1.0}]
+    assert found["same"].data_ptr() == found["weight"].data_ptr(), "written once"
+    assert writer.wait() is None
+
+
+def test_a_copy_keeps_what_a_state_dict_says_of_itself():
+    state = torch.nn.Linear(2, 2).state_dict()
+    kept, event = copied_to_host({"network": state, "empty": (torch.empty(0), torch.empty(0)), "name": "a"})
+    assert event is None
+    assert kept["network"]._metadata == state._metadata
+    assert kept["network"]["weight"].data_ptr() != state["weight"].data_ptr()
+    assert kept["name"] == "a"
+
+
+def test_what_went_wrong_behind_the_training_is_told_once():
+    def full(kept):
+        raise OSError("full")
+
+    writer = BackgroundWriter()
+    writer.write({}, full)
+    assert str(writer.wait()) == "full"
+    assert writer.wait() is None
+
+
+CRASH = """
+import os, sys, time
+import torch
+from pathlib import Path
+from nnunetv2_vqseg.trainer.checkpoint_files import BackgroundWriter, save_atomically
+file = Path(sys.argv[1])
+save_atomically({"step": torch.tensor(1)}, file)
+writer = BackgroundWriter()
+writer.write({"step": torch.tensor(2), "large": torch.zeros(10**8)}, lambda kept: save_atomically(kept, file))
+while not list(file.parent.glob(".*.tmp")):
+    time.sleep(0.001)
+os._exit(1)
+"""
+
+
+def test_a_crash_while_it_is_written_leaves_the_file_from_before(tmp_path):
+    file = tmp_path / "checkpoint_best.pth"
+    assert subprocess.run([sys.executable, "-c", CRASH, str(file)], check=False).returncode == 1
+    assert int(torch.load(file, weights_only=True)["step"]) == 1
+    assert list(tmp_path.glob(".*.tmp"))
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_best.pth"]

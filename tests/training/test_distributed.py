@@ -317,7 +317,7 @@ def test_a_step_sends_the_gradients_once_and_little_else(make_trainer, monkeypat
     finally:
         dist.destroy_process_group()
     gradients = 4 * sum(parameter.numel() for parameter in trainer.network.parameters())
-    assert traffic.pop(("all_reduce", "step.py, backward", gradients)) == 1
+    assert traffic.pop(("all_reduce", "step.py, gradients", gradients)) == 1
     codes = trainer.config.num_codes
     assert traffic.pop(("all_reduce", "entropy.py, _value_and_gradients", 4 * codes)) == 1
     assert traffic.pop(("all_reduce", "quantizer.py, observe", codes)) == 1

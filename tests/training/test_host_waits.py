@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nnunetv2_vqseg.modules.activation import LeakyReLU
 from nnunetv2_vqseg.trainer.optimizers import build_optimizer
 from nnunetv2_vqseg.trainer.step import Reading
 
@@ -126,7 +127,7 @@ def test_few_operators_surround_forward_and_backward_pass(make_trainer, monkeypa
     for _ in range(2):
         trainer.train_step(next(trainer.dataloader_train))
     trainer.dataloader_unlabeled = iter([next(trainer.dataloader_unlabeled)])
-    losses = trainer.stepper.backward(*trainer.method.terms(trainer._join(next(trainer.dataloader_train), 0.5), 0.5))
+    losses = trainer.stepper.gradients(*trainer.method.terms(trainer._join(next(trainer.dataloader_train), 0.5), 0.5))
     with Operators() as around:
         trainer._read(trainer.stepper(losses))
     assert around.counts.total() < 40, around.counts
@@ -166,3 +167,19 @@ def test_a_training_that_goes_bad_stops_one_step_late_with_the_name_of_the_term(
     with pytest.raises(RuntimeError, match="supervised was not finite for 2 steps in a row"):
         trainer.train_step(batch)
     assert all(torch.equal(before[key], value) for key, value in trainer.method.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "cheap"),
+    [
+        ("nnUNetTrainerMeanTeacher", {}, True),
+        ("nnUNetTrainerMeanTeacher", {"faster_step": False}, False),
+        ("nnUNetTrainerSupervised", {}, False),
+        ("nnUNetTrainerSupervised", {"faster_step": True}, True),
+    ],
+)
+def test_activations_of_our_own_trainers_copy_nothing_and_stock_s_where_asked(make_trainer, name, block, cheap):
+    trainer = make_trainer(name, **block)
+    trainer.initialize()
+    kinds = {type(module) for module in trainer.network.modules() if "LeakyReLU" in type(module).__name__}
+    assert kinds == {LeakyReLU if cheap else torch.nn.LeakyReLU}
