@@ -6,6 +6,7 @@ asks for the trainer first: that is when this is said.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +22,55 @@ def corrected_command(argv: Sequence[str]) -> str | None:
     """The sentence for this command line; None where its plan is there, or nothing better is known.
 
     Args:
-        argv: of a process, `nnUNetv2_train DATASET CONFIGURATION FOLD ...`.
+        argv: of a process, `nnUNetv2_train DATASET CONFIGURATION FOLD ...`, in any order and form that argparse takes.
     """
     preprocessed = folder_or_none("nnUNet_preprocessed")
-    if len(argv) < 4 or Path(argv[0]).name != "nnUNetv2_train" or preprocessed is None:
+    if not argv or Path(argv[0]).name != "nnUNetv2_train" or preprocessed is None:
         return None
-    names = matching_datasets(argv[1], preprocessed)
-    named = argv.index("-p") + 1 if "-p" in argv else len(argv)
-    wanted = argv[named] if named < len(argv) else NNUNET_PLANS
+    rest, wanted, place = _without_plan(argv[1:])
+    dataset = _dataset(rest)
+    names = [] if dataset is None else matching_datasets(dataset, preprocessed)
     if len(names) != 1 or (preprocessed / names[0] / f"{wanted}.json").is_file():
         return None
     others = sorted(file.stem for file in (preprocessed / names[0]).glob("*.json") if _is_plan(file))
     if not others:
         return None
     other = OUR_PLANS if OUR_PLANS in others else others[0]
-    command = shlex.join(
-        ["nnUNetv2_train", *argv[1:named], *([] if "-p" in argv else ["-p"]), other, *argv[named + 1 :]]
-    )
+    command = shlex.join(["nnUNetv2_train", *rest[:place], "-p", other, *rest[place:]])
     return f"{names[0]} has no plan {wanted}, but {', '.join(others)}; run: {command}"
+
+
+def _dataset(arguments: Sequence[str]) -> str | None:
+    """The first argument that belongs to no option of nnU-Net's command."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("dataset", nargs="?")
+    parser.add_argument("others", nargs="*")
+    for option in ("-tr", "-pretrained_weights", "-num_gpus", "-device"):
+        parser.add_argument(option)
+    for option in ("--npz", "--c", "--val", "--val_best", "--disable_checkpointing"):
+        parser.add_argument(option, action="store_true")
+    try:
+        return parser.parse_known_intermixed_args(arguments)[0].dataset
+    except argparse.ArgumentError:
+        return None
+
+
+def _without_plan(arguments: Sequence[str]) -> tuple[list[str], str, int]:
+    """The arguments without the plan's, its name (the last counts), and where it stood (else the end).
+
+    argparse takes `-p NAME`, `-p=NAME` and `-pNAME`; what could also be the start of -pretrained_weights it refuses.
+    """
+    rest: list[str] = []
+    wanted, place, following = NNUNET_PLANS, None, iter(arguments)
+    for argument in following:
+        weights = "-pretrained_weights".startswith(argument.split("=")[0]) and not argument.startswith("-p=")
+        if argument == "-p":
+            wanted, place = next(following, wanted), len(rest)
+        elif argument.startswith("-p") and not weights:
+            wanted, place = argument[2:].removeprefix("="), len(rest)
+        else:
+            rest.append(argument)
+    return rest, wanted, len(rest) if place is None else place
 
 
 def _is_plan(file: Path) -> bool:

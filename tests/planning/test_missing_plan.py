@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shlex
 from pathlib import Path
 
 import pytest
+from nnunetv2.run.run_training import run_training_entry
 
 import nnunetv2_vqseg
 from nnunetv2_vqseg.planning.missing_plan import corrected_command
@@ -49,7 +51,50 @@ def test_the_whole_command_is_told(options, corrected):
     assert said(TRAIN + options) == f"Dataset123_Hearts has no plan {asked}, but nnUNetVQSegPlans; run: {expected}"
 
 
+FILE = "-pretrained_weights weights.pth"
+
+
+@pytest.mark.usefixtures("dataset")
+@pytest.mark.parametrize(
+    ("arguments", "corrected"),
+    [
+        ("123 2d 0 -p=Mine --npz", "123 2d 0 -p nnUNetVQSegPlans --npz"),
+        ("123 2d 0 -pMine --npz", "123 2d 0 -p nnUNetVQSegPlans --npz"),
+        ("-p Mine 123 2d 0", "-p nnUNetVQSegPlans 123 2d 0"),
+        ("-tr nnUNetTrainerVQSeg -p=Mine --c 123 2d 0", "-tr nnUNetTrainerVQSeg -p nnUNetVQSegPlans --c 123 2d 0"),
+        ("-device=cpu 123 2d all --disable -p Mine", "-device=cpu 123 2d all --disable -p nnUNetVQSegPlans"),
+        ("-dev cpu 123 -num 2 2d all -pMine", "-dev cpu 123 -num 2 2d all -p nnUNetVQSegPlans"),
+        (f"123 2d 0 {FILE} -p Mine", f"123 2d 0 {FILE} -p nnUNetVQSegPlans"),
+        ("123 2d 0 -pretrained_weights=w.pth -p Mine", "123 2d 0 -pretrained_weights=w.pth -p nnUNetVQSegPlans"),
+        ("123 2d 0 -p nnUNetVQSegPlans -p=Mine", "123 2d 0 -p nnUNetVQSegPlans"),
+    ],
+)
+def test_every_form_that_argparse_takes(arguments, corrected):
+    line = f"/bin/nnUNetv2_train {arguments}"
+    assert said(line) == f"Dataset123_Hearts has no plan Mine, but nnUNetVQSegPlans; run: nnUNetv2_train {corrected}"
+    assert nnunet_reads(arguments) == nnunet_reads(corrected) | {"p": "Mine"}, "nothing else changes"
+    assert said(f"/bin/nnUNetv2_train {corrected}") is None
+
+
+def nnunet_reads(arguments: str) -> dict[str, object]:
+    """As nnU-Net's own command does."""
+    read: list[argparse.Namespace] = []
+    parse = argparse.ArgumentParser.parse_args
+
+    def remember(parser, args=None, namespace=None):
+        read.append(parse(parser, shlex.split(arguments), namespace))
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", remember)
+        with pytest.raises(SystemExit):
+            run_training_entry()
+    return vars(read[0])
+
+
 def test_nothing_is_said_where_the_plan_is_there(dataset):
+    for form in ("-p=nnUNetVQSegPlans", "-pnnUNetVQSegPlans"):
+        assert said(f"{TRAIN} {form}") is None
     assert said(f"{TRAIN} -p nnUNetVQSegPlans") is None
     add_plan(dataset, "nnUNetPlans")
     assert said(TRAIN) is None
@@ -58,6 +103,8 @@ def test_nothing_is_said_where_the_plan_is_there(dataset):
 def test_nothing_is_said_where_nothing_better_is_known(dataset, monkeypatch):
     assert said(TRAIN.replace("123", "124")) is None
     assert said(TRAIN.replace("nnUNetv2_train", "nnUNetv2_predict")) is None
+    assert said("/bin/nnUNetv2_train -tr") is None
+    assert corrected_command([]) is None
     (dataset / "nnUNetVQSegPlans.json").unlink()
     assert said(TRAIN) is None
     monkeypatch.delenv("nnUNet_preprocessed")
