@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -124,6 +125,7 @@ def _draw_line(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, look:
 
 
 def _dice(row: Mapping[str, Any]) -> tuple[float, float | None, list[float]]:
-    """Mean, standard deviation over the seeds (None for one), and each seed's."""
+    """Mean (NaN where no seed is left), standard deviation over the seeds (None for one), and each seed's."""
     seeds = [fold[MEAN]["Dice"] for fold in row["folds"].values()]
-    return float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None, seeds
+    mean = float(np.mean(seeds)) if seeds else math.nan
+    return mean, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None, seeds
