@@ -272,6 +272,22 @@ class Method(Generic[C]):
         """The networks whose Dice on validation patches is drawn, by name; `predictor` is one of them."""
         return {"network": self.predictor()}
 
+    @property
+    def saved_name(self) -> str:
+        """What `validated` calls the predictor.
+
+        Raises:
+            TypeError: it is not among them, which is a mistake in the method.
+        """
+        predictor, networks = self.predictor(), self.validated()
+        for name, network in networks.items():
+            if network is predictor:
+                return name
+        raise TypeError(
+            f"{type(self).__name__}.predictor() gives a network that is not one of those of validated() "
+            f"({', '.join(networks) or 'none'}); make it in begin(), and name it there."
+        )
+
     def pretrained(self) -> list[nn.Module]:
         """The networks that start from the file of `-pretrained_weights`."""
         return [self.main]

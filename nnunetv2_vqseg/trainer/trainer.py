@@ -218,7 +218,7 @@ class MethodTrainer(nnUNetTrainer):
         preprocessed_cases(self.preprocessed_dataset_folder)
         self._initialize_on_one_process()
         self.method.begin(self.network, self._supervised_loss())
-        self.curves = EpochCurves(self.method.panels, self._saved_name())
+        self.curves = EpochCurves(self.method.panels, self.method.saved_name)
         self.online_dice = OnlineDice()
         self.stepper = Stepper(
             self.network,
@@ -637,11 +637,6 @@ class MethodTrainer(nnUNetTrainer):
             if swapped:
                 self._begin_swap()
 
-    def _saved_name(self) -> str:
-        """What the method calls its predictor."""
-        predictor = self.method.predictor()
-        return next(name for name, network in self.method.validated().items() if network is predictor)
-
     def on_validation_epoch_start(self) -> None:
         """The online pseudo Dice is the predictor's."""
         self._begin_swap()
@@ -650,7 +645,7 @@ class MethodTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's without its waits, in a share of the steps for other networks too; then look whether to stop."""
-        saved = self._saved_name()
+        saved = self.method.saved_name
         others = {name: network for name, network in self.method.validated().items() if name != saved}
         share = getattr(self.config, "val_share_all_networks", 0.0)
         steps = math.ceil(share * self.num_val_iterations_per_epoch) if others and share else math.inf

@@ -68,3 +68,17 @@ def test_second_network_is_never_a_copy_of_the_first():
     assert cps.predictor() is first
     x = torch.randn(1, 1, 2, 2)
     assert torch.equal(cps.student.eval()(x), first(x)), "in evaluation the first one answers alone"
+
+
+def test_a_predictor_that_is_not_validated_is_a_sentence():
+    class NoTeacher(CPS):
+        def predictor(self) -> nn.Module:
+            return nn.Identity()
+
+    whole = method()
+    made = NoTeacher(whole.config, whole.context)
+    for each in (whole, made):
+        each.begin(each.training_network(), whole.supervised)
+    assert whole.saved_name == "first"
+    with pytest.raises(TypeError, match=r"NoTeacher\.predictor\(\) .* validated\(\) \(first, second\)"):
+        made.saved_name  # noqa: B018
