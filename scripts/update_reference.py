@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from argparse import SUPPRESS, Action
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_vqseg.commands import add_labels, compare, convert_weights, evaluate, plan, split, train
-from nnunetv2_vqseg.core.config import Config, markdown_table
+from nnunetv2_vqseg.core.config import Config, Key
 from nnunetv2_vqseg.methods.abd import ABD
 from nnunetv2_vqseg.methods.abd_cross_teaching import ABDCrossTeaching
 from nnunetv2_vqseg.methods.arco import ARCO
@@ -61,6 +62,23 @@ METHODS: dict[str, type[Config]] = {
     "Supervised, with an EMA of the weights": SupervisedEMA.Config,
     "U-Net of the literature, supervised": UNet.Config,
 }
+
+
+def markdown_table(keys: Collection[Key], preset: Mapping[str, Any] | None = None) -> str:
+    """Table of keys with default, valid range and meaning, and a preset's values where they differ from the default."""
+    other = preset or {}
+    varies = any(other.get(key.name, key.default) != key.default for key in keys)
+    heads = ["key", "default", *(["paper"] if varies else []), "valid", "meaning"]
+    rows = [heads, ["---"] * len(heads)]
+    for key in keys:
+        differs = other.get(key.name, key.default) != key.default
+        paper = [f"`{_json(other[key.name])}`" if differs else ""] if varies else []
+        rows.append([f"`{key.name}`", f"`{_json(key.default)}`", *paper, key.valid, key.meaning])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tables() -> Iterator[str]:

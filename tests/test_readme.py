@@ -2,14 +2,18 @@
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+
+from nnunetv2_vqseg.core.config import Config, Range
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 from readme_picture import scores  # noqa: E402
-from update_reference import COMMANDS, KEYS, with_tables  # noqa: E402
+from update_reference import COMMANDS, KEYS, markdown_table, with_tables  # noqa: E402
 
 PAGES = ("README.md", "docs/index.md", "docs/glossary.md")
 
@@ -17,6 +21,28 @@ PAGES = ("README.md", "docs/index.md", "docs/glossary.md")
 @pytest.mark.parametrize("page", [KEYS, COMMANDS], ids=lambda page: page.stem)
 def test_tables_are_current(page):
     assert with_tables(page) == page.read_text(encoding="utf-8"), "run python scripts/update_reference.py"
+
+
+def test_table_has_a_presets_column_where_it_differs():
+    @dataclass(frozen=True)
+    class Base(Config):
+        epsilon: Annotated[float, Range(0, 1), "a share"] = 0.5
+        codes: Annotated[int, Range(2, 64), "how many"] = 16
+
+    keys = Base.declared().values()
+    assert markdown_table(keys) == (
+        "| key | default | valid | meaning |\n"
+        "| --- | --- | --- | --- |\n"
+        "| `epsilon` | `0.5` | number in [0, 1] | a share |\n"
+        "| `codes` | `16` | integer in [2, 64] | how many |"
+    )
+    assert markdown_table(keys, {"codes": 8, "epsilon": 0.5, "other": 1}).splitlines() == [
+        "| key | default | paper | valid | meaning |",
+        "| --- | --- | --- | --- | --- |",
+        "| `epsilon` | `0.5` |  | number in [0, 1] | a share |",
+        "| `codes` | `16` | `8` | integer in [2, 64] | how many |",
+    ]
+    assert markdown_table(keys, {"codes": 16}) == markdown_table(keys)
 
 
 def test_every_command_is_in_the_reference():

@@ -11,7 +11,6 @@ text what it means. From both come the errors and the tables of docs/reference/k
 from __future__ import annotations
 
 import difflib
-import json
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -128,23 +127,6 @@ def locked_message(key: str, own: Any, value: Any) -> str:
         f"vqseg.{key} is what defines this trainer ({key} = {own!r}) and cannot be set to {value!r} in the plan; "
         f"remove it there or use another trainer."
     )
-
-
-def markdown_table(keys: Collection[Key], preset: Mapping[str, Any] | None = None) -> str:
-    """Table of keys with default, valid range and meaning, and a preset's values where they differ from the default."""
-    other = preset or {}
-    varies = any(other.get(key.name, key.default) != key.default for key in keys)
-    heads = ["key", "default", *(["paper"] if varies else []), "valid", "meaning"]
-    rows = [heads, ["---"] * len(heads)]
-    for key in keys:
-        differs = other.get(key.name, key.default) != key.default
-        paper = [f"`{_json(other[key.name])}`" if differs else ""] if varies else []
-        rows.append([f"`{key.name}`", f"`{_json(key.default)}`", *paper, key.valid, key.meaning])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _json(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @cache

@@ -288,6 +288,10 @@ class Method(Generic[C]):
             f"({', '.join(networks) or 'none'}); make it in begin(), and name it there."
         )
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of classes, or of each region, in float32: (B, K, ...) as the logits."""
+        return logits.float().sigmoid() if self.context.regions else logits.float().softmax(dim=1)
+
     def pretrained(self) -> list[nn.Module]:
         """The networks that start from the file of `-pretrained_weights`."""
         return [self.main]

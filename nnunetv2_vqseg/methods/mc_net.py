@@ -83,7 +83,7 @@ class MCNet(Method[MCNetConfig]):
         decoded = self.student(torch.cat((batch.labeled, batch.unlabeled)))
         supervised = [self.supervised(split(logits, *sizes)[0], batch.target) for logits in decoded]
         consistency = mutual_consistency(
-            [self._probabilities(finest(logits)) for logits in decoded],
+            [self.probabilities(finest(logits)) for logits in decoded],
             self.config.sharpening_temperature,
             self.config.detach_sharpened,
         )
@@ -92,9 +92,6 @@ class MCNet(Method[MCNetConfig]):
         terms["consistency"] = (self.config.unlabeled_weight(progress), consistency)
         labels = torch.stack([pseudo_labels(finest(logits), self.context.regions)[0] for logits in decoded])
         return terms, {"agreement": (labels == labels[0]).all(0).float().mean()}
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.context.regions else logits.float().softmax(dim=1)
 
     @torch.no_grad()
     def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:

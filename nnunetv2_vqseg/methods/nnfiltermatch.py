@@ -110,8 +110,7 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
         """Of a case's voxels in nats, their sum or mean, from its logits (K, ...)."""
         total = 0.0
         for part in logits.split(1, dim=1):  # slice by slice, in the memory of one
-            values = part[None].float()
-            p = values.sigmoid() if self.context.regions else values.softmax(dim=1)
+            p = self.probabilities(part[None])
             total += predictive_entropy(p, self.context.regions).double().sum().item()
         return total if self.config.filter_measure == "sum" else total / logits[0].numel()
 

@@ -92,7 +92,7 @@ class UAMT(EMAMethod[UAMTConfig]):
         certain = entropy < limit
         logits = self.student(torch.cat((batch.labeled, batch.unlabeled)), 0)
         labeled, unlabeled = split(logits, len(batch.labeled), len(batch.unlabeled))
-        consistency = masked_mse(self._probabilities(finest(unlabeled)), target, certain, ddp=self.context.ddp)
+        consistency = masked_mse(self.probabilities(finest(unlabeled)), target, certain, ddp=self.context.ddp)
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
             "consistency": (self.config.unlabeled_weight(progress), consistency),
@@ -107,11 +107,8 @@ class UAMT(EMAMethod[UAMTConfig]):
             noise = (self.config.noise * torch.randn_like(images)).clamp(
                 -self.config.noise_limit, self.config.noise_limit
             )
-            return self._probabilities(self.teacher(images + spread * noise, 0))
+            return self.probabilities(self.teacher(images + spread * noise, 0))
 
         target = noisy_pass()
         mean = torch.stack([noisy_pass() for _ in range(self.config.passes)]).mean(0)
         return target, predictive_entropy(mean, self.context.regions)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.context.regions else logits.float().softmax(dim=1)

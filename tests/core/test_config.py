@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from nnunetv2_vqseg.core.config import Config, Range, markdown_table
+from nnunetv2_vqseg.core.config import Config, Range
 from nnunetv2_vqseg.core.errors import ConfigError
 
 
@@ -96,23 +96,6 @@ def test_changes_since_a_stored_configuration_are_named_with_both_values():
         "codes are not in use"
     )
     assert Toy().changed_since(Toy().as_dict()) == {}, "a tuple is stored as a list"
-
-
-def test_table_has_a_presets_column_where_it_differs():
-    keys = Base.declared().values()
-    assert markdown_table(keys) == (
-        "| key | default | valid | meaning |\n"
-        "| --- | --- | --- | --- |\n"
-        "| `epsilon` | `0.5` | number in [0, 1] | a share |\n"
-        "| `codes` | `16` | integer in [2, 64] | how many |"
-    )
-    assert markdown_table(keys, {"codes": 8, "epsilon": 0.5, "other": 1}).splitlines() == [
-        "| key | default | paper | valid | meaning |",
-        "| --- | --- | --- | --- | --- |",
-        "| `epsilon` | `0.5` |  | number in [0, 1] | a share |",
-        "| `codes` | `16` | `8` | integer in [2, 64] | how many |",
-    ]
-    assert markdown_table(keys, {"codes": 16}) == markdown_table(keys)
 
 
 def test_every_key_is_described_in_the_log():
