@@ -10,11 +10,11 @@ from typing import Any
 
 import blosc2
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
 from nnunetv2_vqseg.core.files import replace_bytes
+from nnunetv2_vqseg.data.unlabeled_dataset import open_array
 
 SUFFIXES = ("_seg.b2nd", ".pkl")
 
@@ -54,7 +54,7 @@ class LabelStore:
 
     def read(self, case: str) -> np.ndarray:
         """Labels (1, D, H, W), -1 outside the image."""
-        return PseudoLabeledDataset.open_labels(self.folder, case)[:]
+        return open_array(f"{self.folder}/{case}_seg.b2nd")[:]
 
     def is_there(self) -> bool:
         """Whether this machine sees every file."""
@@ -69,24 +69,6 @@ class LabelStore:
             return _hash([(self.folder / (case + suffix)).read_bytes() for suffix in SUFFIXES])
         except OSError:
             return None
-
-
-class PseudoLabeledDataset(nnUNetDatasetBlosc2):
-    """Images of one folder with the labels of a `LabelStore`'s."""
-
-    def __init__(self, folder: str, identifiers: list[str], labels: str | Path) -> None:
-        super().__init__(folder, identifiers)
-        self.labels = Path(labels)
-
-    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """Image, labels, nothing, and where the classes are."""
-        image = super().load_case(identifier)[0]
-        return image, self.open_labels(self.labels, identifier), None, load_pickle(f"{self.labels}/{identifier}.pkl")
-
-    @staticmethod
-    def open_labels(folder: Path, case: str) -> Any:
-        """The labels of a case, read when they are needed."""
-        return blosc2.open(urlpath=f"{folder}/{case}_seg.b2nd", mode="r", dparams={"nthreads": 1})
 
 
 def instability(before: np.ndarray, after: np.ndarray) -> float:

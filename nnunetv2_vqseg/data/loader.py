@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.helpers.scalar_type import RandomScalar
@@ -19,12 +20,12 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
 
-from nnunetv2_vqseg.data.label_store import PseudoLabeledDataset
+from nnunetv2_vqseg.data.unlabeled_dataset import UnlabeledDataset
 
 
 class EndWithParent(BasicTransform):
@@ -54,39 +55,70 @@ def _end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class UnlabeledLoader(nnUNetDataLoader):
+    """nnU-Net's loader, which gives no segmentation where there are no labels: a batch is one tensor.
+
+    It draws the same random numbers with and without, so that the images are the same to the last bit.
+
+    Args:
+        masks: the transforms need the mask of nnU-Net's normalisation beside the image.
+        options: nnU-Net's.
+    """
+
+    def __init__(self, dataset: UnlabeledDataset, masks: bool, **options: Any) -> None:
+        # Without an ignore label, with which the loader would look for annotated voxels to centre on.
+        manager = LabelManager({"background": 0, "foreground": 1}, regions_class_order=None)
+        super().__init__(dataset, label_manager=manager, **options)
+        self._masks = masks
+        self._threads: ThreadpoolController | None = None
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """`{"data": (B, C, ...) float32, "keys": (B,)}`, with labels also nnU-Net's `target`."""
+        if self._data.labels is not None:
+            return super().generate_train_batch()
+        if self._masks:
+            batch = super().generate_train_batch()
+            del batch["target"]
+            return batch
+        keys = self.get_indices()
+        self._threads = self._threads or ThreadpoolController()  # 3 ms to make one
+        with torch.no_grad(), self._threads.limit(limits=1):
+            return {"data": torch.stack([self._image(case) for case in keys]), "keys": keys}
+
+    def _image(self, case: str) -> Tensor:
+        image = self._data.image(case)
+        box = zip(*self.get_bbox(image.shape[1:], False, None), strict=True)
+        patch = torch.from_numpy(crop_and_pad_nd(image, list(map(list, box)), 0)).float()
+        patch = patch[:, 0] if self.patch_size_was_2d else patch
+        return patch if self.transforms is None else self.transforms(image=patch)["image"]
+
+
 def build_unlabeled_loader(
-    folder: str,
-    identifiers: Sequence[str],
+    dataset: UnlabeledDataset,
     batch_size: int,
     initial_patch_size: Sequence[int],
     patch_size: Sequence[int],
     transforms: BasicTransform | None,
     num_processes: int,
     pin_memory: bool,
-    labels: str | Path | None = None,
+    masks: bool = False,
     oversample_foreground: float = 0.0,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """An endless iterator of batches `{"data": (B, C, H, W) float32, "target": ..., "keys": [...]}`.
-
-    Without `labels`, `target` holds none: 0 everywhere, before `RemoveLabelTansform` -1 outside the image.
+    """An endless iterator of the batches of an `UnlabeledLoader`.
 
     Args:
-        folder: `preprocess.unlabeled_folder(...)`.
         initial_patch_size: what is cut out before the spatial transform crops it to `patch_size`.
         num_processes: workers; 0 draws in this process.
         pin_memory: for a CUDA device.
-        labels: folder of a `LabelStore`.
-        oversample_foreground: share of the batch whose patches are centred on their foreground.
+        masks: as `UnlabeledLoader` says.
+        oversample_foreground: share of the batch whose patches are centred on the labels' foreground.
     """
-    cases = list(identifiers)
-    dataset = nnUNetDatasetBlosc2(folder, cases) if labels is None else PseudoLabeledDataset(folder, cases, labels)
-    loader = nnUNetDataLoader(
+    loader = UnlabeledLoader(
         dataset,
-        batch_size,
-        list(initial_patch_size),
-        list(patch_size),
-        # Without an ignore label, with which the loader would look for annotated voxels to centre on.
-        LabelManager({"background": 0, "foreground": 1}, regions_class_order=None),
+        masks,
+        batch_size=batch_size,
+        patch_size=list(initial_patch_size),
+        final_patch_size=list(patch_size),
         oversample_foreground_percent=oversample_foreground,
         transforms=transforms if transforms is None else EndWithParent(transforms),
     )
@@ -137,5 +169,4 @@ def weak_transforms(
     masked_channels = [channel for channel, masked in enumerate(use_mask_for_norm or ()) if masked]
     if masked_channels:
         transforms.append(MaskImageTransform(apply_to_channels=masked_channels, channel_idx_in_seg=0, set_outside_to=0))
-    transforms.append(RemoveLabelTansform(-1, 0))
     return ComposeTransforms(transforms)

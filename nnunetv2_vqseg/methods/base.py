@@ -109,6 +109,12 @@ class UnlabeledImagesConfig(CommonConfig):
     labeled_as_unlabeled: Annotated[
         bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     ] = False
+    unlabeled_memory_share: Annotated[
+        float,
+        Range(0, 0.9),
+        "share of the machine's, container's or job's memory in which unlabelled images stay decompressed, in all "
+        "loading processes of the training together; 0: read from disk each time",
+    ] = 0.1
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor
 
 from nnunetv2_vqseg.core.errors import CheckpointError, DatasetError, explained_disk_errors
+from nnunetv2_vqseg.core.memory import usable_memory
 from nnunetv2_vqseg.data.label_store import LabelStore, instability
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader, weak_transforms
+from nnunetv2_vqseg.data.unlabeled_dataset import UnlabeledDataset
 from nnunetv2_vqseg.trainer.cases import SECONDS_UNTIL_FILES_APPEAR
 from nnunetv2_vqseg.trainer.prediction import predict_cases
 
@@ -159,23 +161,36 @@ class CasePool:
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
-        workers = get_allowed_n_proc_DA()
         if self.labels is None:
             transforms = weak_transforms(plan.patch_size, rotation, mirror_axes, plan.use_mask_for_norm)
         else:
             transforms = self._training_transforms(rotation, dummy_2d, mirror_axes)
+        workers = get_allowed_n_proc_DA()
+        workers = 0 if workers == 0 else max(1, workers // 2)
         return build_unlabeled_loader(
-            trainer.cases.unlabeled_folder,
-            self.names,
+            self._dataset(max(1, workers)),
             trainer.unlabeled_batch_size // trainer.ranks.world_size,
             initial_patch_size,
             plan.patch_size,
             transforms,
-            num_processes=0 if workers == 0 else max(1, workers // 2),
+            num_processes=workers,
             pin_memory=trainer.device.type == "cuda",
-            labels=None if self.labels is None else self.labels.folder,
+            masks=any(plan.use_mask_for_norm),
             oversample_foreground=0.0 if self.labels is None else trainer.oversample_foreground_percent,
         )
+
+    def _dataset(self, readers: int) -> UnlabeledDataset:
+        """The cases as each of so many processes of this rank reads them, and keeps what its part of memory holds."""
+        trainer = self.trainer
+        readers *= trainer.ranks.on_this_machine
+        labels = None if self.labels is None else self.labels.folder
+        room = int(trainer.config.unlabeled_memory_share * usable_memory() / readers)
+        dataset = UnlabeledDataset(trainer.cases.unlabeled_folder, self.names, labels, room)
+        trainer.print_to_log_file(
+            f"{len(dataset.kept)} of {len(dataset.identifiers)} unlabelled cases stay decompressed in memory once they "
+            f"are read, {dataset.kept_bytes / 2**20:.1f} MiB in each of {readers} process(es) that load them."
+        )
+        return dataset
 
     def _training_transforms(self, rotation: Any, dummy_2d: bool, mirror_axes: Any) -> BasicTransform:
         trainer = self.trainer

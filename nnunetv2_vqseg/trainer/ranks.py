@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -37,12 +38,15 @@ class Ranks:
     Attributes:
         rank: 0 is the one that writes.
         world_size: number of processes.
+        on_this_machine: how many of them share this machine.
     """
 
     def __init__(self) -> None:
         self.distributed = is_distributed()
         self.rank = dist.get_rank() if self.distributed else 0
         self.world_size = dist.get_world_size() if self.distributed else 1
+        # torchrun's; nnU-Net's own start knows one machine only.
+        self.on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)) if self.distributed else 1
 
     def device(self, asked: torch.device) -> torch.device:
         """This rank's device; nnU-Net takes cuda:<global rank>, which exists on the first machine only."""

@@ -5,8 +5,9 @@ import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from test_loader import prepare
 
-from nnunetv2_vqseg.data.label_store import LabelStore, PseudoLabeledDataset, instability
+from nnunetv2_vqseg.data.label_store import LabelStore, instability
 from nnunetv2_vqseg.data.loader import build_unlabeled_loader
+from nnunetv2_vqseg.data.unlabeled_dataset import UnlabeledDataset
 
 
 @pytest.fixture
@@ -57,13 +58,11 @@ def test_loader_gives_images_with_these_labels_and_looks_for_their_foreground(tm
     own = np.zeros((1, *image.shape[1:]), np.int16)
     own[0, -1, 3:5, 6:8] = 1
     LabelStore(tmp_path / "labels").write("U", own, [1], (16, 16))
-    dataset = PseudoLabeledDataset(folder, ["U"], tmp_path / "labels")
+    dataset = UnlabeledDataset(folder, ["U"], tmp_path / "labels", keep_bytes=10**9)
     data, seg, _, properties = dataset.load_case("U")
     assert np.array_equal(data[:], image[:])
     assert np.array_equal(seg[:], own)
     assert len(properties["class_locations"][1]) == 4
-    loader = build_unlabeled_loader(
-        folder, ["U"], 2, (16, 16), (16, 16), None, 0, False, labels=tmp_path / "labels", oversample_foreground=1.0
-    )
+    loader = build_unlabeled_loader(dataset, 2, (16, 16), (16, 16), None, 0, False, oversample_foreground=1.0)
     for _ in range(5):
         assert (next(loader)["target"] == 1).any(), "every patch is centred on foreground"

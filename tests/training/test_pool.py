@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_vqseg.data.unlabeled_dataset import UnlabeledDataset
+
 pytestmark = pytest.mark.slow
 
 NAME = "nnUNetTrainerNNFilterMatch"
@@ -76,6 +78,29 @@ def test_cases_left_out_are_drawn_no_more_also_when_continued(started, make_trai
     resumed.pool.predict = asked.append
     resumed.on_train_epoch_start()
     assert asked == []
+
+
+@pytest.mark.parametrize(("workers", "readers"), [("0", 1), ("1", 1), ("8", 4)])
+def test_loading_processes_share_the_memory_and_the_log_says_what_is_kept(started, monkeypatch, workers, readers):
+    from nnunetv2_vqseg.trainer import pool
+
+    everything = UnlabeledDataset(started.cases.unlabeled_folder, started.pool.names)
+    room = sum(everything.image(case)[:].nbytes for case in everything.identifiers[:3])
+    monkeypatch.setattr(pool, "usable_memory", lambda: 10 * readers * (room + 1))  # a tenth of it is the default
+    monkeypatch.setattr(pool, "get_allowed_n_proc_DA", lambda: int(workers))
+    monkeypatch.setattr(pool, "build_unlabeled_loader", lambda dataset, *_, **__: dataset)
+    lines = []
+    monkeypatch.setattr(started, "print_to_log_file", lines.append)
+    dataset = started.pool.loader()
+    assert dataset.kept == set(everything.identifiers[:3])
+    assert lines[-1:] == [
+        f"3 of 4 unlabelled cases stay decompressed in memory once they are read, {room / 2**20:.1f} MiB in each of "
+        f"{readers} process(es) that load them."
+    ]
+    monkeypatch.setattr(started.ranks, "on_this_machine", 3)
+    assert started.pool.loader().kept_bytes <= room / 3
+    monkeypatch.setattr(started, "config", started.config.override({"unlabeled_memory_share": 0.0}))
+    assert started.pool.loader().kept == set()
 
 
 def test_a_stop_while_cases_are_predicted_saves_and_predicts_them_again(started, make_trainer):
