@@ -17,7 +17,10 @@ DICE = "dice_"
 WEIGHTED = "weighted_"
 """And those of loss terms times their weight, which add up to the curve `TOTAL`."""
 TOTAL = "loss"
-PANELS: Mapping[str, tuple[str, ...]] = {"gradient norm": ("gradient_norm",)}
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "guard: steps that wait, foreground of pseudo-labels in that of labels": ("unlabeled_waits", "foreground_ratio"),
+    "gradient norm": ("gradient_norm",),
+}
 """What every method has, by the title of its panel."""
 
 LEAST_DICE = 0.2

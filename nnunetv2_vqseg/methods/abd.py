@@ -134,12 +134,11 @@ class ABD(DisplacementMethod[ABDConfig], BCP):
         displaced = self.displaced(weak.images, strong.images, *map(finest, outputs))
         terms: Terms = {}
         parts = zip(("", "_second"), outputs, (weak, strong), strict=True)
-        weight = self.config.unlabeled_weight(progress)
+        weight, agreement = self.unlabeled_weight(progress), self.unlabeled_factor * self.config.weight_consistency
         for name, own, mix in parts:
             supervised, pseudo = self.losses(own, mix, box)
             terms |= {f"supervised{name}": (1.0, supervised), f"pseudo{name}": (weight, pseudo)}
         for name, pair in (("consistency", outputs), ("displaced", self.student(displaced))):
             first, second = self.mutual(pair)
-            terms |= {name: (self.config.weight_consistency, first)}
-            terms |= {f"{name}_second": (self.config.weight_consistency, second)}
+            terms |= {name: (agreement, first), f"{name}_second": (agreement, second)}
         return terms, metrics

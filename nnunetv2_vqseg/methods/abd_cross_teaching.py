@@ -65,7 +65,7 @@ class ABDCrossTeaching(DisplacementMethod[ABDCrossTeachingConfig]):
             images, target = self.displaced_labeled(batch, strong, finest(first), finest(second))
             moved.append(images)
         again = [split(logits, *map(len, moved)) for logits in self.student(torch.cat(moved))]
-        weight = self.config.unlabeled_weight(progress)
+        weight = self.unlabeled_weight(progress)
         consistency, displaced = self.mutual((own, other)), self.mutual((again[0][0], again[1][0]))
         targets = (batch.target, at_scales(full_resolution(strong.target), second))
         terms: Terms = {}

@@ -134,10 +134,10 @@ class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
             "pseudo_strong": (
-                self.config.unlabeled_weight(progress),
+                self.unlabeled_weight(progress),
                 self.pseudo(finest(strong), view.labels, view.confidence),
             ),
-            "contrast": (self.config.weight_contrast, contrast),
+            "contrast": (self.unlabeled_factor * self.config.weight_contrast, contrast),
         }, metrics | more
 
     def contrast(

@@ -12,11 +12,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Config, Range
+from nnunetv2_vqseg.methods.guard import Guard, GuardConfig
+from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.targets import foreground, full_resolution, split_ignored
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
+from nnunetv2_vqseg.networks.modes import in_prediction
 
 Terms = dict[str, tuple[float, Tensor]]
 """Loss terms by name: weight and value, a scalar; their weighted sum is minimised."""
@@ -97,7 +102,7 @@ class CommonConfig(BudgetConfig):
 
 
 @dataclass(frozen=True)
-class UnlabeledImagesConfig(CommonConfig):
+class UnlabeledImagesConfig(GuardConfig, CommonConfig):
     """What every method that learns from unlabelled images has."""
 
     unlabeled_batch_size: Annotated[
@@ -244,6 +249,11 @@ class Method(Generic[C]):
     def __init__(self, config: C, context: Context) -> None:
         self.config = config
         self.context = context
+        self.guard: Guard | None = None
+        if isinstance(config, UnlabeledImagesConfig) and config.guard and self.uses_unlabeled:
+            self.guard = Guard(config, config.num_epochs, context.log)
+        self.unlabeled_factor = 1.0
+        """0 while the unlabelled loss waits."""
 
     # Networks
 
@@ -351,6 +361,41 @@ class Method(Generic[C]):
     def before_step(self, progress: float) -> None:
         """Work before a step, outside compiled code. `progress`: share of the training that is over."""
 
+    def guarded(self, batch: Batch, progress: float) -> Batch:
+        """The batch as the guard lets it pass: where unlabelled images have no weight they are taken out instead.
+
+        Every process must call this. Now and then the predictor labels the unlabelled images for it.
+        """
+        if self.guard is None:
+            return batch
+        if batch.unlabeled is not None and self.guard.is_due():
+            self.guard.look(*self._foregrounds(batch))
+        waits = self.guard.waits(progress)
+        self.unlabeled_factor = 0.0 if waits else 1.0
+        if not waits or isinstance(self.config, UnlabeledConfig):
+            return batch
+        return batch._replace(unlabeled=None, unlabeled_target=None)
+
+    @torch.no_grad()
+    def _foregrounds(self, batch: Batch) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Foreground pixels and pixels of the labels and of the pseudo-labels, means over processes."""
+        regions, ignored = self.context.regions, self.context.ignore_label
+        labels, known = split_ignored(full_resolution(batch.target), regions, ignored)
+        if batch.unlabeled_target is not None:
+            pseudo = foreground(split_ignored(full_resolution(batch.unlabeled_target), regions, ignored)[0])
+        else:
+            with in_prediction(self.predictor()) as network, self.context.autocast():
+                logits = finest(network(batch.unlabeled))
+            pseudo = (logits > 0).any(1) if regions else logits.argmax(1) > 0
+        sums = (foreground(labels).sum(), known.sum(), pseudo.sum(), torch.tensor(pseudo.numel(), device=pseudo.device))
+        found = mean_over_processes(torch.stack([value.float() for value in sums])).tolist()
+        return (found[0], found[1]), (found[2], found[3])
+
+    def unlabeled_weight(self, progress: float) -> float:
+        """Of the unlabelled loss at this share of the training; 0 while it waits."""
+        config: Any = self.config
+        return self.unlabeled_factor * config.unlabeled_weight(progress)
+
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """The method: every loss term with its weight, and further values for the curves."""
         raise NotImplementedError
@@ -359,7 +404,13 @@ class Method(Generic[C]):
         """What changes over a training, for the curves."""
         config: Any = self.config
         rises = isinstance(config, UnlabeledConfig) and config.ramp_up > 0
-        return {"ramp": ramp(progress, config.ramp_up)} if rises else {}
+        values = {"ramp": ramp(progress, config.ramp_up)} if rises else {}
+        if self.guard is not None:
+            values |= {
+                "unlabeled_waits": 1.0 - self.unlabeled_factor,
+                "foreground_ratio": self.guard.foreground_ratio,
+            }
+        return values
 
     def after_step(self) -> dict[str, float]:
         """After a step that changed the weights: teachers, codebooks, memories; further values for the curves."""

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, UnlabeledConfig, split
 from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod
-from nnunetv2_vqseg.modules.components import largest_components
+from nnunetv2_vqseg.modules.components import cleaned
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
 from nnunetv2_vqseg.modules.losses.region import RegionLoss
 from nnunetv2_vqseg.modules.targets import full_resolution, split_ignored
-from nnunetv2_vqseg.modules.views.copy_paste import LabeledImages, join, paste, random_box
+from nnunetv2_vqseg.modules.views.copy_paste import LabeledImages, both_ways, halves, paste, random_box
 from nnunetv2_vqseg.networks.backbone import Logits
 
 
@@ -101,7 +101,7 @@ class BCP(EMAMethod[BCPConfig]):
         supervised, pseudo = self.losses(self.student(mix.images), mix, box)
         return {
             "supervised": (1.0, supervised),
-            "pseudo": (self.config.unlabeled_weight(progress), pseudo),
+            "pseudo": (self.unlabeled_weight(progress), pseudo),
         }, metrics
 
     def box(self, batch: Batch) -> Tensor:
@@ -119,14 +119,13 @@ class BCP(EMAMethod[BCPConfig]):
         with self.context.autocast():
             labels, _ = pseudo_labels(self.teacher(images), self.context.regions)
         labels = labels if self.context.regions else labels[:, None]
-        kept = largest_components(labels) if self.config.largest_component else labels
-        found, left = (labels > 0).float().mean(), (kept > 0).float().mean()
-        metrics = {"foreground": left, "kept_by_component": (left + 1e-9) / (found + 1e-9)}
+        kept, share = cleaned(labels) if self.config.largest_component else (labels, labels.new_ones(()).float())
+        metrics = {"foreground": (kept > 0).float().mean(), "kept_by_component": share}
         return LabeledImages(images, kept, torch.ones_like(kept[:, :1], dtype=torch.bool)), metrics
 
     def labeled_mix(self, batch: Batch, box: Tensor) -> LabeledImages:
         """Boxes of one half of the labelled images in the other half."""
-        return paste(box, *self.labeled(batch).halves(len(batch.labeled)))
+        return paste(box, *halves(self.labeled(batch), len(batch.labeled)))
 
     def labeled_loss(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> Tensor:
         """The mean of the inside's and the outside's loss."""
@@ -137,8 +136,7 @@ class BCP(EMAMethod[BCPConfig]):
         assert batch.unlabeled is not None
         taught, metrics = self.teach(batch.unlabeled)
         images = max(len(batch.labeled), len(batch.unlabeled))
-        (labeled_a, labeled_b), (taught_a, taught_b) = self.labeled(batch).halves(images), taught.halves(images)
-        return paste(box, inside=join(labeled_a, taught_b), outside=join(taught_a, labeled_b)), metrics
+        return both_ways(self.labeled(batch), taught, images, lambda inside: box), metrics
 
     def losses(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> tuple[Tensor, Tensor]:
         """The labelled parts' loss and the unlabelled parts', each the mean over both ways of mixing."""

@@ -54,7 +54,7 @@ class CPS(PairMethod[CPSConfig]):
         first, second = (split(logits, *sizes) for logits in self.student(torch.cat((batch.labeled, batch.unlabeled))))
         own, other = finest(first[1]), finest(second[1])
         own_labels, other_labels = (pseudo_labels(logits, self.context.regions) for logits in (own, other))
-        weight = self.config.unlabeled_weight(progress)
+        weight = self.unlabeled_weight(progress)
         return {
             "supervised": (1.0, self.supervised(first[0], batch.target)),
             "supervised_second": (1.0, self.supervised(second[0], batch.target)),

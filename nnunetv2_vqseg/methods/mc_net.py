@@ -89,7 +89,7 @@ class MCNet(Method[MCNetConfig]):
         )
         names = ("supervised", *(f"supervised_{name}" for name in NAMES[1 : len(decoded)]))
         terms: Terms = {name: (1.0, value) for name, value in zip(names, supervised, strict=True)}
-        terms["consistency"] = (self.config.unlabeled_weight(progress), consistency)
+        terms["consistency"] = (self.unlabeled_weight(progress), consistency)
         labels = torch.stack([pseudo_labels(finest(logits), self.context.regions)[0] for logits in decoded])
         return terms, {"agreement": (labels == labels[0]).all(0).float().mean()}
 

@@ -1,47 +1,74 @@
 """Mean teacher (Tarvainen and Valpola, NeurIPS 2017, https://arxiv.org/abs/1703.01780) with a strong view.
 
 As in FixMatch and UniMatch the student learns hard labels of the teacher, where that is sure of them, on a strong view:
-intensity jitter and CutMix. The original has the squared error of probabilities on another weak view instead.
+intensity jitter and CutMix. The original has the squared error of probabilities on another weak view instead. What can
+be changed about it beside that is in `taught_views.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, finest, split
-from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
+from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, split
+from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig, TaughtViewsMethod
 from nnunetv2_vqseg.modules.nd import channel_dropout
+from nnunetv2_vqseg.networks.backbone import Logits
 from nnunetv2_vqseg.networks.planned import ChangedUNet, StageConfig, stage_of
 
 
-class MeanTeacher(TeacherMethod[TeacherConfig]):
-    """The student learns the teacher's labels on a strong view."""
+@dataclass(frozen=True)
+class MeanTeacherConfig(TaughtViewsConfig):
+    """Hyper-parameters of the mean teacher."""
 
-    Config = TeacherConfig
+    strong_view_count: Annotated[
+        int, Range(1, 16), "strong views of each unlabelled image, whose losses are averaged (UniMatch: 2)"
+    ] = 1
+
+
+T = TypeVar("T", bound=Any)
+
+
+class _MeanTeacher(TaughtViewsMethod[T]):
+    term: ClassVar[str]
+    """Name of the unlabelled loss."""
+
+    @property
+    def unlabeled_views(self) -> int:
+        """Views of each unlabelled image that pass the student in a step."""
+        return self.config.strong_view_count
+
+    def see(self, images: Tensor, labeled: int) -> Logits:
+        """The student's logits of labelled images and, after them, strong views."""
+        return self.student(images)
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
-        """The labels' loss, and the teacher's on the strong view (Eq. 9 of VQ-Seg, third term)."""
+        """The labels' loss, and the teacher's on the strong views (Eq. 9 of VQ-Seg, third term)."""
         assert batch.unlabeled is not None
         labels, confidence, metrics = self.teach(batch.unlabeled)
-        view = self.strong(batch.unlabeled, labels, confidence)
-        logits = self.student(torch.cat((batch.labeled, view.images)))
-        labeled, strong = split(logits, len(batch.labeled), len(view.images))
+        views = [self.view(batch, labels, confidence) for _ in range(self.config.strong_view_count)]
+        images = [batch.labeled, *(view.images for view in views)]
+        labeled, *strong = split(self.see(torch.cat(images), len(batch.labeled)), *map(len, images))
+        losses = [self.learn(outputs, view) for outputs, view in zip(strong, views, strict=True)]
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
-            "pseudo_strong": (
-                self.config.unlabeled_weight(progress),
-                self.pseudo(finest(strong), view.labels, view.confidence),
-            ),
+            self.term: (self.unlabeled_weight(progress), torch.stack(losses).mean()),
         }, metrics
 
 
+class MeanTeacher(_MeanTeacher[MeanTeacherConfig]):
+    """The student learns the teacher's labels on a strong view."""
+
+    Config = MeanTeacherConfig
+    term = "pseudo_strong"
+
+
 @dataclass(frozen=True)
-class MeanTeacherDropoutConfig(StageConfig, TeacherConfig):
+class MeanTeacherDropoutConfig(StageConfig, MeanTeacherConfig):
     """A mean teacher with dropped features."""
 
     dropout_rate: Annotated[float, Range(0, 1), "channel dropout rate on the strong view (VQ-Seg, Fig. 1)"] = 0.5
@@ -59,10 +86,11 @@ class StageDropout(nn.Module):
         return [*maps[:-1], torch.cat((z[:first], channel_dropout(z[first:], self.rate)))]
 
 
-class MeanTeacherDropout(TeacherMethod[MeanTeacherDropoutConfig]):
+class MeanTeacherDropout(_MeanTeacher[MeanTeacherDropoutConfig]):
     """Mean teacher in whose student feature dropout perturbs the strong view (Fig. 1's alternative to QPM)."""
 
     Config = MeanTeacherDropoutConfig
+    term = "pseudo_perturbed"
 
     def training_network(self) -> nn.Module:
         """The planned U-Net with dropout at one stage."""
@@ -70,19 +98,6 @@ class MeanTeacherDropout(TeacherMethod[MeanTeacherDropoutConfig]):
         unet = self.network(plan, config)
         return ChangedUNet(unet, StageDropout(config.dropout_rate), stage_of(unet, plan, config))
 
-    def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
-        """As the mean teacher's, with the strong view's features dropped."""
-        assert batch.unlabeled is not None
-        labels, confidence, metrics = self.teach(batch.unlabeled)
-        view = self.strong(batch.unlabeled, labels, confidence)
-        first = len(batch.labeled)
-        labeled, perturbed = split(
-            self.student(torch.cat((batch.labeled, view.images)), first), first, len(view.images)
-        )
-        return {
-            "supervised": (1.0, self.supervised(labeled, batch.target)),
-            "pseudo_perturbed": (
-                self.config.unlabeled_weight(progress),
-                self.pseudo(finest(perturbed), view.labels, view.confidence),
-            ),
-        }, metrics
+    def see(self, images: Tensor, labeled: int) -> Logits:
+        """With the strong views' features dropped."""
+        return self.student(images, labeled)

@@ -89,7 +89,7 @@ class SSNet(TappedMethod[SSNetConfig]):
         probabilities = finest(output.segmentation).detach().float().softmax(dim=1)
         target = (batch.target[0] if isinstance(batch.target, list) else batch.target)[:, 0].long()
         separation, metrics = self.separation(output.features.split(sizes), target, probabilities.argmax(dim=1))
-        weight = self.config.unlabeled_weight(progress)
+        weight = self.unlabeled_weight(progress)
         of_prototypes = weight * self.config.weight_prototype
         return {
             "supervised": (1.0, self.supervised(split(output.segmentation, *sizes)[0], batch.target)),

@@ -95,7 +95,7 @@ class UAMT(EMAMethod[UAMTConfig]):
         consistency = masked_mse(self.probabilities(finest(unlabeled)), target, certain, ddp=self.context.ddp)
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
-            "consistency": (self.config.unlabeled_weight(progress), consistency),
+            "consistency": (self.unlabeled_weight(progress), consistency),
         }, {"certain_share": certain.float().mean(), "uncertainty": entropy.mean()}
 
     @torch.no_grad()

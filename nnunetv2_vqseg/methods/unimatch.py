@@ -86,7 +86,7 @@ class UniMatch(StrongViewMethod[UniMatchConfig]):
             self.pseudo(finest(logits), view.labels, view.confidence)
             for logits, view in zip(strong, views, strict=True)
         )
-        weight = self.config.unlabeled_weight(progress)
+        weight = self.unlabeled_weight(progress)
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
             "pseudo_first": (weight * self.config.weight_strong, first),

@@ -96,7 +96,7 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
             self.pseudo(finest(logits), view.labels, view.confidence)
             for logits, view in zip(strong, views, strict=True)
         )
-        weight = self.config.unlabeled_weight(progress) / 2
+        weight = self.unlabeled_weight(progress) / 2
         return {
             "supervised": (1.0, self.supervised(labeled, batch.target)),
             "pseudo_first": (weight, first),

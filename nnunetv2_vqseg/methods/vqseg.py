@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
-from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, finest, split
-from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, split
+from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig, TaughtViewsMethod
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.foundation import FoundationModel, load_foundation_model
@@ -36,7 +36,7 @@ from nnunetv2_vqseg.networks.vq import (
 
 
 @dataclass(frozen=True)
-class VQSegConfig(VQArchitecture, TeacherConfig):
+class VQSegConfig(VQArchitecture, TaughtViewsConfig):
     """Hyper-parameters of VQ-Seg."""
 
     # Which parts of the method take part (Table 2)
@@ -235,6 +235,11 @@ PAPER: dict[str, Any] = {
     "weight_reconstruction": 1.0,
     "ramp_up": 0.0,
     "ema_warmup": 1.0,
+    "turn_probability": 0.0,
+    "copy_paste": "off",
+    "largest_component": False,
+    "class_thresholds": "off",
+    "guard": False,
     "optimizer": "adamw",
     "initial_lr": 5e-6,
     "head_lr_scale": 40.0,
@@ -256,13 +261,13 @@ class Views(NamedTuple):
     perturbed: UnlabeledView | None = None
 
 
-class VQSeg(TeacherMethod[VQSegConfig]):
+class VQSeg(TaughtViewsMethod[VQSegConfig]):
     """The student learns the teacher's labels while QPM moves the codes of its features (Eq. 8 to 12)."""
 
     Config = VQSegConfig
     Architecture = VQArchitecture
     panels: ClassVar = {
-        **TeacherMethod.panels,
+        **TaughtViewsMethod.panels,
         "QPM's step (standard deviations of z)": ("qpm_step",),
         "codebook": ("utilization",),
         "codes in use (perplexity)": ("perplexity",),
@@ -403,7 +408,7 @@ class VQSeg(TeacherMethod[VQSegConfig]):
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """Views, student, and the loss term by term (Eq. 8 to 12)."""
-        views, metrics = self.views(batch.unlabeled)
+        views, metrics = self.views(batch)
         strong, perturbed = ([] if view is None else [view.images] for view in views)
         layout = BatchLayout(len(batch.labeled), sum(map(len, strong)), sum(map(len, perturbed)))
         images = torch.cat([batch.labeled, *strong, *perturbed])
@@ -415,17 +420,18 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         return terms, metrics if output.step is None else metrics | {"qpm_step": output.step}
 
     @torch.no_grad()
-    def views(self, weak: Tensor | None) -> tuple[Views, Metrics]:
+    def views(self, batch: Batch) -> tuple[Views, Metrics]:
         """The views of the unlabelled images with the teacher's labels for them."""
+        weak = batch.unlabeled
         if weak is None:
             return Views(), {}
         config = self.config
         labels, confidence, metrics = self.teach(weak)
-        strong = self.strong(weak, labels, confidence) if config.strong_view else None
+        strong = self.view(batch, labels, confidence) if config.strong_view else None
         perturbed = None
         if config.has_perturbed_stream:
             itself = UnlabeledView(weak, labels, confidence, weak)
-            perturbed = self.strong(weak, labels, confidence) if config.perturbed_view == "strong" else itself
+            perturbed = self.view(batch, labels, confidence) if config.perturbed_view == "strong" else itself
         return Views(strong, perturbed), metrics
 
     @torch.no_grad()
@@ -448,14 +454,14 @@ class VQSeg(TeacherMethod[VQSegConfig]):
         """Every loss term with its weight (Eq. 10, 12 and Section 4.2)."""
         config = self.config
         labeled_out, strong_out, perturbed_out = split(output.segmentation, *layout)
-        unlabeled = config.unlabeled_weight(progress)
+        unlabeled = self.unlabeled_weight(progress)
         terms: Terms = {"supervised": (1.0, self.supervised(labeled_out, batch.target))}
         strong, perturbed = views
         if strong is not None:
-            value = self.pseudo(finest(strong_out), strong.labels, strong.confidence)
+            value = self.learn(strong_out, strong)
             terms["pseudo_strong"] = (unlabeled * config.weight_strong, value)
         if perturbed is not None and config.perturbation != "none":
-            value = self.pseudo(finest(perturbed_out), perturbed.labels, perturbed.confidence)
+            value = self.learn(perturbed_out, perturbed)
             terms["pseudo_perturbed"] = (unlabeled * config.weight_perturbed, value)
         if output.reconstruction is not None:
             weight, scaled = config.weight_reconstruction, not self.context.z_scored

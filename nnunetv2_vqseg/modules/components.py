@@ -30,6 +30,13 @@ def largest_components(labels: Tensor) -> Tensor:
     return torch.from_numpy(kept).to(labels.device, labels.dtype)
 
 
+def cleaned(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`largest_components` of labels (B, C, ...), and the share of their foreground that is left, 1 where none was."""
+    kept = largest_components(labels)
+    found, left = (labels > 0).float().mean(), (kept > 0).float().mean()
+    return kept, (left + 1e-9) / (found + 1e-9)
+
+
 def _largest(mask: np.ndarray) -> np.ndarray:
     parts, number = ndimage.label(mask, structure=np.ones([3] * mask.ndim))
     if number == 1:

@@ -31,6 +31,11 @@ def split_ignored(target: Tensor, regions: bool = False, ignore_label: int | Non
     return torch.where(known, labels, 0).long(), known
 
 
+def foreground(labels: Tensor) -> Tensor:
+    """(B, ...) bool of labels (B, C, ...): where any channel, of classes or of a region, is not 0."""
+    return (labels > 0).any(1)
+
+
 def at_size(values: Tensor, size: Sequence[int]) -> Tensor:
     """Labels or masks (B, C, ...) of any dtype at another size: the nearest pixel's, as nnU-Net downsamples targets."""
     if values.shape[2:] == tuple(size):

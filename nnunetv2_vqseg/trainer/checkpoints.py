@@ -125,6 +125,7 @@ class Checkpoints:
                 "random_states": random_states(),
                 "runtime": trainer.runtime(),
                 "cases": trainer.pool.state(),
+                "guard": None if trainer.method.guard is None else trainer.method.guard.state(),
                 **trainer.method.state(),
             },
         }
@@ -176,6 +177,8 @@ class Checkpoints:
         unwrap(trainer.network).load_state_dict(state["student"], strict=strict)
         trainer.method.load_state(state, strict)
         trainer.pool.load_state(state.get("cases", {}))
+        if trainer.method.guard is not None and state.get("guard") is not None:
+            trainer.method.guard.load_state(state["guard"])
         if strict:
             # The plan's and the device's, not the checkpoint's.
             own = [{key: group[key] for key in OWN if key in group} for group in trainer.optimizer.param_groups]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from torch import Tensor, nn
+from torch import Tensor
+
+from nnunetv2_vqseg.networks.modes import in_prediction
 
 if TYPE_CHECKING:
     from nnunetv2_vqseg.trainer.trainer import MethodTrainer
@@ -49,20 +50,3 @@ def predict_cases(trainer: MethodTrainer, cases: Sequence[str], look: Callable[[
             answers[case] = look(case, predictor.predict_sliding_window_return_logits(image))
     compute_gaussian.cache_clear()
     return answers
-
-
-@contextmanager
-def in_prediction(network: nn.Module) -> Iterator[nn.Module]:
-    """The network in evaluation mode with one output, for a while."""
-    parts: list[Any] = list(network.modules())
-    modes = [(part, part.training) for part in parts]
-    deep = [(part, part.deep_supervision) for part in parts if hasattr(part, "deep_supervision")]
-    try:
-        for part, _ in deep:
-            part.deep_supervision = False
-        yield network.eval()
-    finally:
-        for part, value in deep:
-            part.deep_supervision = value
-        for part, mode in modes:
-            part.training = mode

@@ -489,7 +489,7 @@ class MethodTrainer(nnUNetTrainer):
     def train_step(self, batch: dict) -> dict:
         """One step, the same for all methods: terms, backward, step, what follows it."""
         progress = self.progress
-        joined = self._join(batch, progress)
+        joined = self.method.guarded(self._join(batch, progress), progress)
         self.method.before_step(progress)
         with self.method.context.autocast():
             terms, metrics = self.method.terms(joined, progress)
@@ -684,6 +684,8 @@ class MethodTrainer(nnUNetTrainer):
             super().on_validation_epoch_end(on_host(val_outputs))
         finally:
             self._end_swap()
+        if self.method.guard is not None:
+            self.method.guard.validated(float(self.logger.get_value("mean_fg_dice", step=-1)), self.progress)
         dice = self.online_dice.close(self.device)
         self.curves.complete(self.current_epoch, dice)
         self._tell(dice)

@@ -233,7 +233,7 @@ def test_perturbed_view_is_the_weak_one_or_a_strong_one_of_its_own(make_trainer,
     trainer = make_trainer(perturbed_view=view, strong_view=True, cutmix_probability=1.0)
     trainer.on_train_start()
     batch = trainer._join(next(trainer.dataloader_train), 0.5)
-    views, _ = trainer.method.views(batch.unlabeled)
+    views, _ = trainer.method.views(batch)
     images, labels, _, clean = views.perturbed
     assert torch.equal(images, clean) != on_strong
     assert not torch.equal(images, views.strong.images)

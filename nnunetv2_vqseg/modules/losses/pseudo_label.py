@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_vqseg.modules.collectives import sum_over_processes
+from nnunetv2_vqseg.modules.losses.region import scale_weights
 from nnunetv2_vqseg.modules.nd import spatial_axes
+from nnunetv2_vqseg.modules.targets import at_size
 
 SMOOTH = 1e-5
 
@@ -53,12 +56,15 @@ class PseudoLabelLoss:
         regions: logits are independent regions (sigmoid) instead of classes (softmax).
         ddp: sum the Dice's numerators and denominators over all processes, so that gradients averaged by
             DistributedDataParallel are those of one process with the whole batch.
+        absent: a class that the teacher calls nowhere has a Dice, too, with the kept share of all pixels for s_c, as
+            nnU-Net's batch Dice has: without a threshold the gradient is that of nnU-Net's Dice and cross entropy.
     """
 
     use_dice: bool
     threshold: float = 0.95
     regions: bool = False
     ddp: bool = False
+    absent: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold <= 1.0:
@@ -99,14 +105,47 @@ class PseudoLabelLoss:
             reference = labels[:, None] == classes
             kept = kept[:, None]
         axes = (0, *spatial_axes(logits))
-        sums = torch.stack(
-            [
-                torch.where(kept & reference, probability, 0.0).sum(axes),
-                torch.where(kept, probability, 0.0).sum(axes),
-                (kept & reference).sum(axes).float(),
-                reference.sum(axes).float(),
-            ]
-        )  # (4, foreground classes): intersection, prediction, kept reference, whole reference
-        intersection, predicted, referenced, labeled = sum_over_processes(sums) if self.ddp else sums
+        values = [
+            torch.where(kept & reference, probability, 0.0).sum(axes),
+            torch.where(kept, probability, 0.0).sum(axes),
+            (kept & reference).sum(axes).float(),
+            reference.sum(axes).float(),
+        ]
+        if self.absent:
+            values += [of.expand_as(reference).sum(axes).float() for of in (kept, torch.ones_like(kept))]
+        sums = torch.stack(values)  # (4 or 6, foreground classes)
+        sums = sum_over_processes(sums) if self.ddp else sums
+        intersection, predicted, referenced, labeled = sums[:4]
         dice = (2.0 * intersection + SMOOTH) / (predicted + referenced + SMOOTH)
-        return (referenced / labeled.clamp(min=1.0) * (1.0 - dice)).mean()
+        share = referenced / labeled.clamp(min=1.0)
+        if self.absent:
+            share = torch.where(labeled > 0, share, sums[4] / sums[5])
+        return (share * (1.0 - dice)).mean()
+
+
+@dataclass(frozen=True)
+class EveryScale:
+    """A loss of pseudo-labels at every scale of deep supervision, with nnU-Net's weights.
+
+    Labels and confidence at each scale are those of the nearest pixel, as nnU-Net downsamples its targets.
+    """
+
+    loss: PseudoLabelLoss
+
+    def __call__(self, outputs: Sequence[Tensor], labels: Tensor, confidence: Tensor) -> Tensor:
+        """A scalar.
+
+        Args:
+            outputs: logits (B, K, ...), finest first.
+            labels, confidence: at full resolution, as for `PseudoLabelLoss`.
+        """
+
+        def there(values: Tensor, size: Sequence[int]) -> Tensor:
+            return at_size(values, size) if self.loss.regions else at_size(values[:, None], size)[:, 0]
+
+        values = [
+            weight * self.loss(logits, there(labels, logits.shape[2:]), there(confidence, logits.shape[2:]))
+            for weight, logits in zip(scale_weights(len(outputs)), outputs, strict=True)
+            if weight
+        ]
+        return torch.stack(values).sum()

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from nnunetv2_vqseg.modules.views.copy_paste import LabeledImages, join, paste, random_box
+from nnunetv2_vqseg.modules.views.copy_paste import (
+    LabeledImages,
+    both_ways,
+    halves,
+    join,
+    organs,
+    paste,
+    random_box,
+)
+from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 
 
 @pytest.mark.parametrize(
@@ -53,6 +62,6 @@ def test_labels_and_what_is_known_are_pasted_with_the_image():
     ],
 )
 def test_halves_of_even_odd_and_short_batches(batch, images, first, second):
-    halves = numbered(*batch).halves(images)
-    assert [half.labels[:, 0, 0, 0].tolist() for half in halves] == [first, second]
-    assert join(*halves).images[:, 0, 0, 0].tolist() == first + second
+    parts = halves(numbered(*batch), images)
+    assert [half.labels[:, 0, 0, 0].tolist() for half in parts] == [first, second]
+    assert join(*parts).images[:, 0, 0, 0].tolist() == first + second
