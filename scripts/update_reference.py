@@ -17,12 +17,13 @@ from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, UnlabeledCon
 from nnunetv2_vqseg.methods.bcp import BCP
 from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
-from nnunetv2_vqseg.methods.mean_teacher import MeanTeacherDropout
+from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
 from nnunetv2_vqseg.methods.self_training import SelfTraining
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.supervised import SupervisedEMA
+from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig
 from nnunetv2_vqseg.methods.teacher import TeacherConfig
 from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unet import UNet
@@ -43,9 +44,11 @@ SHARED: dict[str, type[Config]] = {
     "All whose unlabelled loss has a weight": UnlabeledConfig,
     "All in which strong views learn hard labels": StrongViewConfig,
     "Mean teachers, UniMatch V2 and VQ-Seg": TeacherConfig,
+    "Mean teachers and VQ-Seg": TaughtViewsConfig,
 }
 METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,
+    "Mean teacher": MeanTeacher.Config,
     "Mean teacher with feature dropout": MeanTeacherDropout.Config,
     "ARCO, second stage": ARCO.Config,
     "Bidirectional copy-paste (BCP)": BCP.Config,
@@ -82,11 +85,11 @@ def _json(value: object) -> str:
 
 
 def tables() -> Iterator[str]:
-    """A key stands in the first table that has it, and again where a method has another default."""
+    """A key stands in the first table that has it, and again where a method has another default or other values."""
     shown: dict[str, Any] = {}
     for title, config in {**SHARED, **METHODS}.items():
         keys = config.declared()
-        own = [key for name, key in keys.items() if name not in shown or shown[name] != key.default]
+        own = [key for name, key in keys.items() if shown.get(name) != _values(key)]
         of_all = {name for other in SHARED.values() if issubclass(config, other) for name in other.declared()}
         others = [f"`{name}`" for name, key in keys.items() if key not in own and name not in of_all]
         yield f"## {title}"
@@ -94,7 +97,12 @@ def tables() -> Iterator[str]:
             yield markdown_table(own, PAPER if issubclass(VQSeg.Config, config) else None)
         if others:
             yield f"From the tables above: {', '.join(others)}."
-        shown = {name: key.default for name, key in keys.items()} | shown
+        values = {name: _values(key) for name, key in keys.items()}
+        shown = shown | values if title in SHARED else values | shown
+
+
+def _values(key: Key) -> tuple[Any, str]:
+    return key.default, key.valid
 
 
 def commands() -> Iterator[str]:

@@ -42,6 +42,15 @@ class Case(NamedTuple):
     terms: set[str]
 
 
+CHANGES = {
+    "turn_probability": 1.0,
+    "largest_component": True,
+    "pseudo_loss": "nnunet",
+    "guard": True,
+}
+"""What can be changed about strong views and the teacher's labels, all at once."""
+WITH_BOXES = {**CHANGES, "copy_paste": "box", "class_thresholds": "flexmatch"}
+WITH_ORGANS = {**CHANGES, "copy_paste": "organs", "class_thresholds": "freematch"}
 VQ_TERMS = {"supervised", "pseudo_perturbed", "vq", "entropy", "reconstruction", "reconstruction_unlabeled"}
 TWICE = {"supervised", "supervised_second", "consistency", "consistency_second", "displaced", "displaced_second"}
 METHODS = {
@@ -50,6 +59,12 @@ METHODS = {
     "U-Net": Case(UNet, {}, {"supervised"}),
     "mean teacher": Case(MeanTeacher, {}, {"supervised", "pseudo_strong"}),
     "mean teacher, dropout": Case(MeanTeacherDropout, {"min_tokens": 4}, {"supervised", "pseudo_perturbed"}),
+    "mean teacher, changed": Case(
+        MeanTeacher, {**WITH_ORGANS, "strong_view_count": 2}, {"supervised", "pseudo_strong"}
+    ),
+    "mean teacher, dropout, changed": Case(
+        MeanTeacherDropout, {**WITH_BOXES, "min_tokens": 4}, {"supervised", "pseudo_perturbed"}
+    ),
     "ABD": Case(ABD, {}, {*TWICE, "pseudo", "pseudo_second"}),
     "ABD, teacher": Case(ABD, {"saved_network": "teacher", "pretrain_share": 0.0}, {*TWICE, "pseudo", "pseudo_second"}),
     "ABD, cross teaching": Case(ABDCrossTeaching, {}, {*TWICE, "displaced_labeled", "displaced_labeled_second"}),
@@ -76,6 +91,9 @@ METHODS = {
     ),
     "SS-Net": Case(SSNet, {"pixels_per_class": 64}, {"supervised", "smoothness", "separation", "separation_unlabeled"}),
     "VQ-Seg": Case(VQSeg, {**BOOK, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}),
+    "VQ-Seg, changed": Case(
+        VQSeg, {**BOOK, **WITH_BOXES, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}
+    ),
     "VQ-Seg, literal QPM": Case(
         VQSeg,
         {

@@ -1,8 +1,9 @@
 """Largest components, by hand-drawn labels."""
 
+import pytest
 import torch
 
-from nnunetv2_vqseg.modules.components import largest_components
+from nnunetv2_vqseg.modules.components import cleaned, largest_components
 
 
 def drawn(*rows: str) -> torch.Tensor:
@@ -47,3 +48,10 @@ def test_volumes_are_connected_through_slices():
     assert kept.sum() == 15, "all five voxels touch over edges and corners"
     labels[0, 0, 1, 1, 1] = 0
     assert torch.equal(largest_components(labels).nonzero(), torch.tensor([[0, 0, 0, 0, 2], [0, 0, 0, 0, 3]]))
+
+
+def test_the_share_that_is_left():
+    kept, share = cleaned(drawn("1101", "0002"))
+    assert torch.equal(kept, drawn("1100", "0002"))
+    assert share.item() == pytest.approx(3 / 4)
+    assert cleaned(drawn("00"))[1] == 1.0

@@ -146,7 +146,8 @@ def steps_of_methods(folder: str, *trainings: Sequence[str]) -> None:
             seen.append(float(batch["data"].sum()))
             trainer.train_step(batch)
         trainer.stop_loaders()
-        own = {"cases": trainer.pool.state(), **trainer.method.state()}
+        guard = None if trainer.method.guard is None else trainer.method.guard.state()
+        own = {"cases": trainer.pool.state(), "guard": guard, **trainer.method.state()}
         content = {"seen": seen, "student": unwrap(trainer.network).state_dict(), **own}
         torch.save(content, Path(folder) / f"{type(trainer).__name__}.{dist.get_rank()}.pt")
         dist.barrier()

@@ -12,7 +12,21 @@ from tiny_trainings import variables
 
 pytestmark = pytest.mark.slow
 
+CHANGES = {
+    "strong_view_count": 2,
+    "turn_probability": 0.5,
+    "copy_paste": "organs",
+    "largest_component": True,
+    "class_thresholds": "freematch",
+    "pseudo_loss": "nnunet",
+    "guard": True,
+    "guard_supervised": 0.25,
+    "guard_every": 2,
+    "guard_foreground": 0.01,
+}
 METHODS: dict[str, dict[str, Any]] = {
+    "nnUNetTrainerMeanTeacher": CHANGES,
+    "nnUNetTrainerVQSeg": {**CHANGES, "copy_paste": "box", "class_thresholds": "flexmatch"},
     "nnUNetTrainerABD": {"pretrain_share": 0.5, "saved_network": "teacher"},
     "nnUNetTrainerABDCrossTeaching": {},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped

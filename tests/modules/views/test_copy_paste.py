@@ -65,3 +65,34 @@ def test_halves_of_even_odd_and_short_batches(batch, images, first, second):
     parts = halves(numbered(*batch), images)
     assert [half.labels[:, 0, 0, 0].tolist() for half in parts] == [first, second]
     assert join(*parts).images[:, 0, 0, 0].tolist() == first + second
+
+
+def test_organs_are_what_is_not_background_and_a_margin():
+    labels = torch.zeros(2, 5, 6, dtype=torch.long)
+    labels[0, 2, 1] = 3
+    assert organs(labels)[0, 0].nonzero().tolist() == [[2, 1]]
+    rows, columns = organs(labels, margin=1)[0, 0].nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max(), len(rows)) == (1, 3, 0, 2, 9)
+    assert not organs(labels, margin=1)[1].any()
+    in_regions = torch.stack((labels == 3, labels == 2), 1).long()
+    assert torch.equal(organs(in_regions, 1, regions=True), organs(labels, 1))
+    volume = torch.zeros(1, 4, 5, 6, dtype=torch.long)
+    volume[0, 2, 2, 2] = 1
+    assert organs(volume, margin=1).sum() == 27
+    assert organs(volume, margin=1).shape == (1, 1, 4, 5, 6)
+
+
+def test_both_ways_paste_of_labelled_and_of_taught_images():
+    labeled, taught = numbered(1, 2), numbered(11, 12)
+    box = torch.tensor([[True, False, False], [False, False, False]])[None, None]
+    seen = []
+    mix = both_ways(labeled, taught, 2, lambda inside: seen.append(inside.labels[:, 0, 0, 0].tolist()) or box)
+    assert seen == [[1, 12]], "what is pasted"
+    assert mix.images[:, 0].tolist() == [[[1, 11, 11], [11, 11, 11]], [[12, 2, 2], [2, 2, 2]]]
+    views = [
+        UnlabeledView(part.images, part.labels[:, 0], part.known[:, 0].float(), part.images)
+        for part in (labeled, taught)
+    ]
+    view = both_ways(*views, 2, lambda inside: box)
+    assert torch.equal(view.labels, mix.labels[:, 0]), "labels without channels too"
+    assert torch.equal(view.confidence, mix.known[:, 0].float())
