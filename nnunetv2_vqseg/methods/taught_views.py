@@ -28,10 +28,6 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 class TaughtViewsConfig(TeacherConfig):
     """Changes of the strong views and of the teacher's labels."""
 
-    pseudo_loss: Annotated[
-        Literal["ce_dice", "ce", "nnunet"],
-        "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision",
-    ] = "ce_dice"
     turn_probability: Annotated[
         float,
         Range(0, 1),

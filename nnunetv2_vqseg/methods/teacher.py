@@ -38,7 +38,10 @@ class SupervisedEMAConfig(EMAConfig, CommonConfig):
 class TeacherConfig(EMAConfig, StrongViewConfig):
     """A teacher whose labels a strong view of unlabelled images learns."""
 
-    pseudo_loss: Annotated[Literal["ce_dice", "ce"], "loss against the teacher's labels (Eq. 9)"] = "ce_dice"
+    pseudo_loss: Annotated[
+        Literal["ce_dice", "ce", "nnunet"],
+        "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision",
+    ] = "ce_dice"
 
 
 E = TypeVar("E", bound=Any)
