@@ -56,7 +56,10 @@ class ClassThresholds:
 
     @torch.no_grad()
     def update(self, labels: Tensor, confidence: Tensor) -> None:
-        """Take one step's labels and confidence in, as `pseudo_labels` gives them; classes without a pixel stay."""
+        """Take one step's labels and confidence in, as `pseudo_labels` gives them; classes without a pixel stay.
+
+        So do those with a confidence that is not finite, as of a broken image, which the optimiser skips, too.
+        """
         classes, values = self._index(labels).flatten(), confidence.float().flatten()
         of_class = (values >= self.threshold).float() if self.rule == "flexmatch" else values
         sums = torch.zeros(2, len(self.sureness), device=values.device)
@@ -64,8 +67,9 @@ class ClassThresholds:
         sums[1].index_add_(0, classes, of_class)
         count, total = sum_over_processes(sums) if self.ddp else sums
         moved = torch.lerp(total / count.clamp(min=1.0), self.sureness, self.momentum)
-        self.sureness = torch.where(count > 0, moved, self.sureness)
-        self.overall = torch.lerp(total.sum() / count.sum(), self.overall, self.momentum)
+        self.sureness = torch.where((count > 0) & moved.isfinite(), moved, self.sureness)
+        overall = torch.lerp(total.sum() / count.sum(), self.overall, self.momentum)
+        self.overall = torch.where(overall.isfinite(), overall, self.overall)
 
     @property
     def thresholds(self) -> Tensor:

@@ -52,3 +52,11 @@ def test_what_is_restored_goes_on_alike(rule):
     for thresholds in (first, second):
         thresholds.update(LABELS, CONFIDENCE.flip(1))
     assert torch.equal(first.thresholds, second.thresholds)
+
+
+def test_a_broken_image_leaves_no_trace():
+    thresholds = ClassThresholds("freematch", 3, 0.95, 0.5)
+    thresholds.update(LABELS, CONFIDENCE)
+    before = thresholds.thresholds
+    thresholds.update(torch.zeros_like(LABELS), torch.full_like(CONFIDENCE, float("nan")))
+    assert torch.equal(thresholds.thresholds, before)
