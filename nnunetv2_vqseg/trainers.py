@@ -23,11 +23,22 @@ from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
+from nnunetv2_vqseg.methods.vit import MeanTeacherViT, SupervisedViT, UniMatchV2ViT, VQSegViT
 from nnunetv2_vqseg.methods.vqseg import FREE_IN_PAPER, PAPER, VQSeg
 from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 _WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
 _WITHOUT_VQ: dict[str, Any] = {"quantize": False, "reconstruct": False, "foundation_policy": "off"}
+_VIT: dict[str, Any] = {
+    "optimizer": "adamw",
+    "initial_lr": 5e-6,
+    "head_lr_scale": 40.0,
+    "labeled_batch_size": 8,
+    "unlabeled_batch_size": 4,
+    "lambda_u": 1.0,
+    "ramp_up": 0.0,
+}
+"""Optimiser, batch and unlabelled weight of the paper (4.2, Table 3), whose network starts from pretrained weights."""
 _EPOCHS = re.compile(r"(nnUNetTrainer\w+?)_(\d+)epochs?")
 
 
@@ -37,10 +48,30 @@ class nnUNetTrainerVQSeg(MethodTrainer):
     method_class = VQSeg
 
 
-class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSeg):
-    """The paper's settings to the letter (4.2), on the planned U-Net.
+class nnUNetTrainerVQSegViT(MethodTrainer):
+    """VQ-Seg with all its parts on the paper's network, a pretrained ViT with a DPT decoder (`nnUNetPlannerViT`).
 
-    Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights.
+    The last of the ViT's four maps is quantised, and the decoder reads q(z). Optimiser, batch, views and weights of the
+    terms are the paper's; losses, quantiser and QPM are those of nnUNetTrainerVQSeg.
+    """
+
+    method_class = VQSegViT
+    preset: ClassVar = {
+        **_VIT,
+        "decoder_input": "quantized",
+        "perturbed_view": "weak",
+        "strong_view": True,
+        "reconstruct": True,
+        "foundation_policy": "auto",
+        "lambda_a": 5.0,
+    }
+
+
+class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSegViT):
+    """The paper to the letter, as far as it says (4.2): its settings on its network.
+
+    Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights. Models
+    that an earlier version trained under this name on a U-Net's plan predict and validate as before.
     """
 
     preset = PAPER
@@ -93,6 +124,14 @@ class nnUNetTrainerMeanTeacher(MethodTrainer):
 
     method_class = MeanTeacher
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "strong_view": True, "perturbation": "none"}
+
+
+class nnUNetTrainerMeanTeacherViT(MethodTrainer):
+    """The mean teacher on a pretrained ViT with a DPT decoder (`nnUNetPlannerViT`)."""
+
+    method_class = MeanTeacherViT
+    preset: ClassVar = _VIT
+    fixed: ClassVar = nnUNetTrainerMeanTeacher.fixed
 
 
 class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
@@ -174,6 +213,13 @@ class nnUNetTrainerUniMatchV2(MethodTrainer):
     method_class = UniMatchV2
 
 
+class nnUNetTrainerUniMatchV2ViT(MethodTrainer):
+    """UniMatch V2 on its own network, a pretrained ViT with a DPT decoder (`nnUNetPlannerViT`)."""
+
+    method_class = UniMatchV2ViT
+    preset: ClassVar = _VIT
+
+
 class nnUNetTrainerSupervised(MethodTrainer):
     """nnU-Net as it is, but for the number of steps and the seed, which it takes from the plan's `vqseg` block."""
 
@@ -184,6 +230,13 @@ class nnUNetTrainerSupervisedEMA(MethodTrainer):
     """nnU-Net on the labelled cases alone; the EMA of the weights is what is saved and scored."""
 
     method_class = SupervisedEMA
+
+
+class nnUNetTrainerSupervisedViT(MethodTrainer):
+    """A pretrained ViT with a DPT decoder (`nnUNetPlannerViT`) on the labelled cases alone."""
+
+    method_class = SupervisedViT
+    preset: ClassVar = _VIT
 
 
 class nnUNetTrainerUNet(MethodTrainer):

@@ -16,7 +16,7 @@ from nnunetv2_vqseg.core.config import Config
 from nnunetv2_vqseg.methods.base import known_keys
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
-PLANS = "nnUNetVQSegPlans"
+PLANS, VIT_PLANS, NNUNET_PLANS = "nnUNetVQSegPlans", "nnUNetViTPlans", "nnUNetPlans"
 _EXPERIMENT_KEYS = {"title", "question", "notes", "answer", "dataset", "labeled", "seeds", "columns", "figure", "runs"}
 _EXPERIMENT_KEYS |= {"against"}
 _RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line", "against"}

@@ -36,7 +36,17 @@ from typing import IO, Any
 from benchmarks.output import processor
 from experiment_answer import answer, answer_rows
 from experiment_figures import draw
-from experiment_files import PLANS, Experiment, ExperimentError, Run, Training, read_experiment, trainings_of
+from experiment_files import (
+    NNUNET_PLANS,
+    PLANS,
+    VIT_PLANS,
+    Experiment,
+    ExperimentError,
+    Run,
+    Training,
+    read_experiment,
+    trainings_of,
+)
 from experiment_page import measure, seeds_of_row, tables, write_page
 from experiment_results import gather, read_record
 
@@ -191,14 +201,17 @@ def prepare(run: Run, data: Path | None, profile: Mapping[str, Any], children: C
     # nnU-Net's planner sets as many torch threads as nnUNet_n_proc_DA says, which fails at 0; ours takes care of that
     planner = (
         "from nnunetv2_vqseg.commands.plan import main"
-        if run.plans == PLANS
+        if run.plans in (PLANS, VIT_PLANS)
         else "import os; os.environ['nnUNet_n_proc_DA'] = '1'; "
         f"from {NNUNET_PLANNING} import plan_and_preprocess_entry as main"
     )
-    call("-c", f"{planner}; main()", "-d", dataset_id, "-c", "2d", "--no_pp")
+    vit = ["-pl", "nnUNetPlannerViT"] if run.plans == VIT_PLANS else []
+    call("-c", f"{planner}; main()", "-d", dataset_id, "-c", "2d", "--no_pp", *vit)
     if profile["plan"] is not None:
         # nnU-Net's own plan keeps its batch size, by which it differs from ours once both are made small
-        size = {key: value for key, value in profile["plan"].items() if run.plans == PLANS or key != "batch-size"}
+        size = {
+            key: value for key, value in profile["plan"].items() if run.plans != NNUNET_PLANS or key != "batch-size"
+        }
         options = [text for key, value in size.items() for text in (f"--{key}", str(value))]
         call(ROOT / "scripts" / "small_plan.py", "-d", dataset_id, "-p", run.plans, *options)
     preprocess = f"from {NNUNET_PLANNING} import preprocess_entry as main; main()"

@@ -23,13 +23,21 @@ MINIMUM_EDGE = 4  # of the deepest feature map, as nnU-Net's planner has it
 def shrink(plans: dict[str, Any], patch: int, features: int = 16, max_features: int = 128, convs: int = 2) -> None:
     """Give the 2d configuration a square patch, few features and as many stages as the patch carries, in place.
 
+    A ViT stays as it is and gets the patch alone.
+
     Args:
-        patch: side in pixels, divisible by the resulting strides.
+        patch: side in pixels, divisible by the resulting strides, for a ViT by those of its tokens.
         features: of the first stage; doubled each stage up to `max_features`.
         convs: convolutions a stage (residual blocks stay one).
     """
     configuration = plans["configurations"]["2d"]
     architecture = configuration["architecture"]["arch_kwargs"]
+    configuration["patch_size"] = [patch, patch]
+    if "encoder" in architecture:
+        step = max(architecture["strides"][0])
+        if patch % step:
+            sys.exit(f"A patch of {patch} pixels does not fit the ViT's tokens of {step}; take {patch // step * step}.")
+        return
     stages = 1
     while patch % 2**stages == 0 and patch // 2**stages >= MINIMUM_EDGE:
         stages += 1
@@ -42,7 +50,6 @@ def shrink(plans: dict[str, Any], patch: int, features: int = 16, max_features: 
     )
     blocks = "n_conv_per_stage" if "n_conv_per_stage" in architecture else "n_blocks_per_stage"
     architecture[blocks] = [convs if blocks == "n_conv_per_stage" else 1] * stages
-    configuration["patch_size"] = [patch, patch]
 
 
 def plans_file(dataset_id: int, plans_name: str) -> Path:

@@ -29,6 +29,7 @@ from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
+from nnunetv2_vqseg.methods.vit import EncoderConfig
 from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
@@ -45,6 +46,7 @@ SHARED: dict[str, type[Config]] = {
     "All in which strong views learn hard labels": StrongViewConfig,
     "Mean teachers, UniMatch V2 and VQ-Seg": TeacherConfig,
     "Mean teachers and VQ-Seg": TaughtViewsConfig,
+    "Trainers whose names end with ViT, and `nnUNetTrainerVQSegPaper`": EncoderConfig,
 }
 METHODS: dict[str, type[Config]] = {
     "VQ-Seg": VQSeg.Config,

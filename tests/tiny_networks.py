@@ -49,3 +49,11 @@ def plan_of(network: nn.Module, ndim: int = 2, channels: int = 1) -> NetworkPlan
 def context(plan: NetworkPlan, **labels: Any) -> Context:
     """A training of one process on the CPU; `labels` are the context's regions and ignore label."""
     return Context(plan, torch.device("cpu"), **labels)
+
+
+def tiny_vit(channels: int = 1, deep_supervision: bool = False) -> Any:
+    """A ViT of timm's tests (six blocks of width 64, tokens of 16 x 16 pixels) with DPT, four classes or regions."""
+    from nnunetv2_vqseg.networks.vit import ViTSegmenter
+
+    blocks, widths = [0, 2, 3, 5], [8, 16, 32, 64]
+    return ViTSegmenter(channels, CLASSES, "test_vit.r160_in1k", blocks, 11, widths, deep_supervision=deep_supervision)

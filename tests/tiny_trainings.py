@@ -101,16 +101,20 @@ def results(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def make_trainer(home: Path, results: Path) -> Callable[..., Any]:
-    """make_trainer(name, continue_training=False, device="cpu", **keys of the vqseg block) -> an nnU-Net trainer."""
+    """make_trainer(name, continue_training, device, plans_name, **keys of the vqseg block) -> an nnU-Net trainer."""
 
     def make(
-        name: str = "nnUNetTrainerVQSeg", continue_training: bool = False, device: str = "cpu", **block: Any
+        name: str = "nnUNetTrainerVQSeg",
+        continue_training: bool = False,
+        device: str = "cpu",
+        plans_name: str = "nnUNetVQSegPlans",
+        **block: Any,
     ) -> Any:
         import torch
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         preprocessed = home / "preprocessed" / DATASET
-        plans = json.loads((preprocessed / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
+        plans = json.loads((preprocessed / f"{plans_name}.json").read_text(encoding="utf-8"))
         plans["configurations"]["2d"]["vqseg"].update(block)
         plans["continue_training"] = continue_training
         dataset_json = json.loads((preprocessed / "dataset.json").read_text(encoding="utf-8"))

@@ -42,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-pl",
         default="ExperimentPlanner",
-        help="experiment planner class, for example nnUNetPlannerResEncM. Default: %(default)s",
+        help="experiment planner class, for example nnUNetPlannerResEncM, or nnUNetPlannerViT for a ViT instead of the "
+        "U-Net. Default: %(default)s",
+    )
+    parser.add_argument(
+        "-encoder", help="with -pl nnUNetPlannerViT: timm's name of the ViT. Default: vit_small_patch14_dinov2.lvd142m"
     )
     parser.add_argument(
         "-gpu_memory_target",
@@ -53,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-overwrite_target_spacing", nargs="+", type=float, help="three numbers: a target spacing of your own, in mm"
     )
-    parser.add_argument("-overwrite_plans_name", help="name of the plan. Default: nnUNetVQSegPlans")
+    parser.add_argument(
+        "-overwrite_plans_name",
+        help="name of the plan. Default: nnUNetVQSegPlans, with nnUNetPlannerViT nnUNetViTPlans",
+    )
     parser.add_argument("-c", nargs="+", default=["2d"], help="configurations. Only 2d is supported")
     parser.add_argument("-np", nargs="+", type=int, help="processes for preprocessing. Default: 8")
     parser.add_argument("--verbose", action="store_true", help="print a lot")
@@ -71,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spacing = args.overwrite_target_spacing
     if spacing is not None and not (len(spacing) == 3 and all(0 < step < float("inf") for step in spacing)):
         parser.error("-overwrite_target_spacing takes three numbers above 0, in mm, for 2d too: slices first.")
+    if args.encoder is not None and args.pl != "nnUNetPlannerViT":
+        parser.error(f"-encoder is for -pl nnUNetPlannerViT only, not for {args.pl}.")
     if args.np is not None and len(args.np) != 1:
         parser.error("-np takes one number, because there is one configuration.")
 
@@ -101,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 preprocess=not args.no_pp,
                 verbose=args.verbose,
                 show_progress=not args.no_pbar,
+                encoder=args.encoder,
                 images_a_label=lambda block: nnUNetTrainerVQSeg.configured(block).images_a_label,
             )
     except UserError as error:

@@ -197,6 +197,7 @@ class Context:
     masked: of each channel, whether its background was set to 0.
     ddp: there are several processes.
     only_validates: nothing will be trained.
+    restores: weights come from a checkpoint of the same training.
     autocast: context manager for forward passes.
     log: a line for the training's log.
     require_same: (value, message) stops all processes where one has another value.
@@ -212,6 +213,7 @@ class Context:
     masked: Sequence[bool] = ()
     ddp: bool = False
     only_validates: bool = False
+    restores: bool = False
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str], None] = print
     require_same: Callable[[object, str], None] = lambda value, message: None
@@ -238,6 +240,8 @@ class Method(Generic[C]):
 
     is_stock: ClassVar[bool] = False
     """nnU-Net itself: takes any plan, and continues nnU-Net's checkpoints."""
+    trains_vit: ClassVar[bool] = False
+    """Whether its plan must be one of `nnUNetPlannerViT`; all others train U-Nets."""
 
     runs_ahead: ClassVar[bool] = True
     """`after_step` does no harm after a step that was skipped because it was not finite: on a GPU nobody then waits to

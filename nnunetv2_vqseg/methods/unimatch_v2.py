@@ -7,15 +7,16 @@ https://github.com/LiheYoung/UniMatch-V2, unimatch_v2.py.
 What differs: nnU-Net's U-Net, optimiser, and Dice and cross entropy with deep supervision on labelled images instead of
 DINOv2 with DPT, AdamW and cross entropy. The whole sum counts, not half of it. Channels are dropped at the encoder's
 stages from `first_dropped_stage` on, by default all, with a mask for each because their widths differ; the original
-drops four maps of one width with one mask. Strong views have this package's jitter for z-scored images instead of color
-jitter, grey and blur, and CutMix partners in a random ring instead of the batch in reverse. The teacher's buffers are
-copied and not averaged: the planned U-Net has none.
+drops four maps of one width with one mask (as nnUNetTrainerUniMatchV2ViT does, whose network is the original's). Strong
+views have this package's jitter for z-scored images instead of color jitter, grey and blur, and CutMix partners in a
+random ring instead of the batch in reverse. The teacher's buffers are copied and not averaged: the planned U-Net has
+none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,23 @@ class UniMatchV2Config(TeacherConfig):
 
 
 class DroppedPairs(nn.Module):
-    """Complementary dropout of two views of each image, from one stage on."""
+    """Complementary dropout of two views of each image, from one stage on.
 
-    def __init__(self, kept_images: float, stage: int) -> None:
+    Args:
+        kept_images: as of `complementary_dropout`.
+        stage: the shallowest one.
+        same_channels: stages of one width lose the same channels.
+    """
+
+    def __init__(self, kept_images: float, stage: int, same_channels: bool = False) -> None:
         super().__init__()
         self.kept_images = kept_images
         self.stage = stage
+        self.same_channels = same_channels
 
     def forward(self, maps: list[Tensor], first: int) -> list[Tensor]:
         shallow, deep = maps[: self.stage], maps[self.stage :]
-        dropped = complementary_dropout([features[first:] for features in deep], self.kept_images)
+        dropped = complementary_dropout([features[first:] for features in deep], self.kept_images, self.same_channels)
         pairs = zip(deep, dropped, strict=True)
         return [*shallow, *(torch.cat((features[:first], views)) for features, views in pairs)]
 
@@ -66,6 +74,8 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
     """Two strong views with complementary features learn the teacher's labels."""
 
     Config = UniMatchV2Config
+    same_channels: ClassVar[bool] = False
+    """Whether all stages, of one width, lose the same channels."""
 
     def training_network(self) -> nn.Module:
         """The planned U-Net with complementary dropout between encoder and decoder."""
@@ -73,7 +83,7 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
         last = len(backbone_of(unet).widths) - 1
         if stage > last:
             raise ConfigError(f"vqseg.first_dropped_stage = {stage} is not valid; this plan has stages 0 to {last}.")
-        return ChangedUNet(unet, DroppedPairs(self.config.kept_images, stage))
+        return ChangedUNet(unet, DroppedPairs(self.config.kept_images, stage, self.same_channels))
 
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher."""

@@ -244,7 +244,7 @@ PAPER: dict[str, Any] = {
     "initial_lr": 5e-6,
     "head_lr_scale": 40.0,
 }
-"""The paper to the letter, as far as it says (4.2); the backbone stays the planned U-Net."""
+"""The paper to the letter, as far as it says (4.2)."""
 
 FREE_IN_PAPER = frozenset({"labeled_batch_size", "unlabeled_batch_size", "lambda_u", "lambda_a", "foundation_policy"})
 """The batch, what Table 3 varies, what to do without the foundation model: the rest defines the paper's trainer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from nnunetv2_vqseg.modules.nd import require_2d
 DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 PERCENTILES = (0.5, 99.5)
 CONNECT_SECONDS = 5.0
+KEY = "foundation_checkpoint"
 
 
 class FoundationModel(nn.Module):
@@ -69,11 +71,11 @@ class FoundationModel(nn.Module):
         self.channel_pick = tuple(channel_pick)
         self.dark, self.quiet, self.flat = dark, quiet, flat
         if random_weights:
-            self.model: Any = _create(name, image_size)
+            self.model: Any = _create(name, img_size=image_size)
         elif checkpoint is not None:
-            self.model = _load_from_file(name, Path(checkpoint).expanduser(), image_size, cfg)
+            self.model = _load_from_file(name, _expanded(checkpoint), cfg, img_size=image_size)
         else:
-            self.model = _load_from_hub(name, image_size, cfg)
+            self.model = _load_from_hub(name, cfg, img_size=image_size)
         self.model.requires_grad_(False)
         self.eval()
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -177,17 +179,53 @@ def load_foundation_model(
     return model, f"Alignment (PFA) uses {name} at {model.image_size} x {model.image_size} with weights from {source}."
 
 
-def _create(name: str, image_size: int, **options: Any) -> Any:
+def create_vit(name: str, channels: int) -> Any:
+    """A timm ViT with fresh weights as a segmentation network's encoder: any image size, no classes, no drop path.
+
+    Args:
+        channels: of the images.
+    """
+    return _create(name, in_chans=channels, num_classes=0, drop_path_rate=0.0, dynamic_img_size=True)
+
+
+def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, channels: int, key: str = KEY) -> None:
+    """Give a `create_vit(name, channels)` its pretrained weights.
+
+    The first layer's are kept for three channels; for others each channel gets the sum of the three over the number of
+    channels, so that images with equal channels give what grey ones gave.
+
+    Args:
+        checkpoint: as for `FoundationModel`.
+        key: how messages call it.
+
+    Raises:
+        FoundationModelUnavailable: there are no weights, or `checkpoint` cannot be read or does not fit the model.
+    """
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name).to_dict()
+    options = {"num_classes": 0}
+    if checkpoint is not None:
+        source = _load_from_file(name, _expanded(checkpoint), cfg, key, **options)
+    else:
+        source = _load_from_hub(name, cfg, key, **options)
+    state, first = source.state_dict(), "patch_embed.proj.weight"
+    if channels != 3:
+        state[first] = state[first].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
+    vit.load_state_dict(state)
+
+
+def _create(name: str, **options: Any) -> Any:
     import timm  # takes seconds, and few trainings need it
 
-    return timm.create_model(name, img_size=image_size, **options)
+    return timm.create_model(name, **options)
 
 
 def _check_architecture(name: str, image_size: int) -> dict[str, Any]:
     """Refuses what cannot work before any weights are read; returns timm's description of the pretrained weights."""
     try:
         with torch.device("meta"):  # no memory, no initialisation
-            model = _create(name, image_size)
+            model = _create(name, img_size=image_size)
         patch = model.patch_embed.patch_size
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
@@ -204,10 +242,15 @@ def _check_architecture(name: str, image_size: int) -> dict[str, Any]:
     return model.pretrained_cfg
 
 
-def _load_from_file(name: str, path: Path, image_size: int, cfg: dict[str, Any]) -> nn.Module:
+def _expanded(checkpoint: str | Path) -> Path:
+    """With the home folder and environment variables put in, so that a plan can be used on several machines."""
+    return Path(os.path.expandvars(checkpoint)).expanduser()
+
+
+def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, **options: Any) -> nn.Module:
     if not path.is_file():
         raise FoundationModelUnavailable(
-            f"The foundation model's checkpoint {path} does not exist: correct the path, or {_how_to_get(name, cfg)}."
+            f"The checkpoint {path} of {name} does not exist: correct the path, or {_how_to_get(name, cfg, key)}."
         )
     from safetensors.torch import load_file
 
@@ -224,25 +267,25 @@ def _load_from_file(name: str, path: Path, image_size: int, cfg: dict[str, Any])
         }
         # With no classes on both sides timm loads strictly: a missing tensor must not stay random.
         overlay = {"state_dict": state_dict, "num_classes": 0}
-        model = _create(name, image_size, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
+        model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**options, "num_classes": 0})
     except Exception as error:  # pickle, zip, safetensors and shape errors have no common class
         raise FoundationModelUnavailable(
             f"The file {path} does not hold weights of {name} ({_first_line(error)}): name the right file or model, or "
-            f"{_how_to_get(name, cfg)}."
+            f"{_how_to_get(name, cfg, key)}."
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     return model
 
 
-def _load_from_hub(name: str, image_size: int, cfg: dict[str, Any]) -> nn.Module:
+def _load_from_hub(name: str, cfg: dict[str, Any], key: str = KEY, **options: Any) -> nn.Module:
     try:
         if cfg.get("hf_hub_id"):
             _require_cached_or_reachable(cfg)
-        return _create(name, image_size, pretrained=True)
+        return _create(name, pretrained=True, **options)
     except Exception as error:  # network, hub and file errors have no common class
         raise FoundationModelUnavailable(
             f"The weights of {name} are neither in the cache of timm nor can they be downloaded "
-            f"({_first_line(error)}): {_how_to_get(name, cfg)}."
+            f"({_first_line(error)}): {_how_to_get(name, cfg, key)}."
         ) from error
 
 
@@ -273,10 +316,10 @@ def _unwrap_checkpoint(content: Any) -> dict[str, Tensor]:
     return content
 
 
-def _how_to_get(name: str, cfg: dict[str, Any]) -> str:
+def _how_to_get(name: str, cfg: dict[str, Any], key: str) -> str:
     hub_id = cfg.get("hf_hub_id")
     source = f"model.safetensors from https://huggingface.co/{hub_id}" if hub_id else f"the weights of timm's {name}"
-    return f"download {source} on a machine with internet access and give its path as foundation_checkpoint"
+    return f"download {source} on a machine with internet access and give its path as {key}"
 
 
 def _first_line(error: BaseException) -> str:

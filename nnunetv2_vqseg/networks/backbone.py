@@ -46,10 +46,12 @@ class Backbone(Protocol):
 
     widths: channels of each stage's features, the shallowest first.
     strides: of each stage, per axis.
+    replaceable: stages whose features may be replaced by others, from which those below follow.
     """
 
     widths: Sequence[int]
     strides: Strides
+    replaceable: Sequence[int]
 
     def encode(self, net: Any, x: Tensor, stage: int | None = None) -> list[Tensor]:
         """Features of the stages up to `stage` (None: all) of images (B, C, ...)."""
@@ -73,6 +75,7 @@ class PlannedBackbone:
     def __init__(self, net: Any) -> None:
         self.widths: Sequence[int] = net.encoder.output_channels
         self.strides: Strides = net.encoder.strides
+        self.replaceable: Sequence[int] = range(len(self.widths))
 
     def encode(self, net: Any, x: Tensor, stage: int | None = None) -> list[Tensor]:
         """Features of the stages up to `stage` (None: all) of images (B, C, ...)."""
@@ -116,10 +119,13 @@ def backbone_of(net: nn.Module) -> Backbone:
     Raises:
         NotImplementedError: it has no encoder with stages and decoder.
     """
-    encoder, decoder = getattr(net, "encoder", None), getattr(net, "decoder", None)
+    encoder: Any = getattr(net, "encoder", None)
+    decoder = getattr(net, "decoder", None)
+    if hasattr(encoder, "backbone"):
+        return encoder.backbone(net)
     if encoder is None or decoder is None or not hasattr(encoder, "stages"):
         raise NotImplementedError(
-            f"VQ-Seg knows PlainConvUNet and ResidualEncoderUNet plans, this plan asks for {type(net).__name__}; "
-            "plan with nnU-Net's default or ResEnc planners."
+            f"VQ-Seg knows PlainConvUNet and ResidualEncoderUNet plans, and nnUNetPlannerViT's; this plan asks for "
+            f"{type(net).__name__}; plan with one of those."
         )
     return PlannedBackbone(net)

@@ -50,16 +50,17 @@ def _token_grids(patch_size: Sequence[int], strides: Strides) -> list[list[int]]
 
 
 def stage_of(unet: nn.Module, plan: NetworkPlan, config: StageConfig) -> int:
-    """The configured stage of a planned U-Net.
+    """The configured stage of a planned network; of a ViT the last one, whatever the number of tokens.
 
     Raises:
-        ConfigError: the plan does not have it.
+        ConfigError: the plan does not have it, or it cannot be replaced there.
     """
+    possible = backbone_of(unet).replaceable
     if config.vq_stage == "auto":
-        return choose_stage(plan.patch_size, plan.strides, config.min_tokens)
-    last = len(backbone_of(unet).widths) - 1
-    if config.vq_stage > last:
-        raise ConfigError(f"vqseg.vq_stage = {config.vq_stage} is not valid; this plan has stages 0 to {last}.")
+        return max(choose_stage(plan.patch_size, plan.strides, config.min_tokens), min(possible))
+    if config.vq_stage not in possible:
+        stages = f"stages {min(possible)} to {max(possible)}" if len(possible) > 1 else f"stage {min(possible)} only"
+        raise ConfigError(f"vqseg.vq_stage = {config.vq_stage} is not valid; this plan has {stages}.")
     return config.vq_stage
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -256,10 +258,22 @@ def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides, 
     """D_i for the network's quantised stage: from its token grid back to the image.
 
     Strides of 1, such as a plan's first, are no step: they would put another convolution at full resolution, and twice
-    the width at every other.
+    the width at every other. Large ones, as a ViT's, are one step a prime factor, the largest first.
     """
-    steps = [tuple(map(int, stride)) for stride in strides[: network.stage + 1] if prod(stride) > 1][::-1]
+    steps = [step for stride in strides[: network.stage + 1][::-1] if prod(stride) > 1 for step in _prime_steps(stride)]
     return ImageDecoder(network.width, num_channels, steps, base_features, ndim=len(strides[0]))
+
+
+def _prime_steps(stride: Sequence[int]) -> list[tuple[int, ...]]:
+    """Steps whose product is the stride, of prime factors per axis, the largest first."""
+    return list(zip_longest(*(_prime_factors(int(side)) for side in stride), fillvalue=1))
+
+
+def _prime_factors(number: int) -> list[int]:
+    for factor in range(2, number):
+        if number % factor == 0:
+            return [*_prime_factors(number // factor), factor]
+    return [number] if number > 1 else []
 
 
 def scaled_move(move: Tensor, moved: Tensor, z: Tensor, strength: float | None) -> tuple[Tensor, Tensor]:

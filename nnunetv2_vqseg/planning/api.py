@@ -23,6 +23,7 @@ from nnunetv2_vqseg.data.splits_file import FOLDS, load_splits, split_command
 from nnunetv2_vqseg.planning import nnunet_steps
 from nnunetv2_vqseg.planning.planner import IMAGES_A_LABEL, PLANS_NAME, vqseg_planner
 from nnunetv2_vqseg.planning.plans import load_plans, resolve_vqseg_block
+from nnunetv2_vqseg.planning.vit_planner import nnUNetPlannerViT
 
 CONFIGURATION = "2d"
 
@@ -44,15 +45,17 @@ def plan_and_preprocess_dataset(
     verbose: bool = False,
     show_progress: bool = True,
     images_a_label: Callable[[Mapping[str, Any]], float] = lambda block: IMAGES_A_LABEL,
+    encoder: str | None = None,
 ) -> str:
     """Fingerprint, plan and preprocess one dataset, labelled and unlabelled cases.
 
     Args:
         gpu_memory_target_in_gb: for a VQ-Seg training, unlabelled images included; None: the planner's own.
-        plans_name: None: `nnUNetVQSegPlans`.
+        plans_name: None: `nnUNetVQSegPlans`, or `nnUNetViTPlans` with `nnUNetPlannerViT`.
         images_a_label: from the `vqseg` block of a plan that is replaced to the images with gradient in a step for each
             labelled one.
         clean: take nothing over from an earlier run: read and preprocess every image again.
+        encoder: timm's name of the ViT, for `nnUNetPlannerViT`; None: the planner's own.
 
     Returns:
         The plan's name, for `-p`.
@@ -62,6 +65,7 @@ def plan_and_preprocess_dataset(
         PlansError: a plan that cannot be made.
     """
     name = find_dataset(dataset_id, *filter(None, map(folder_or_none, VARIABLES)))
+    plan = plans_name or str(getattr(planner_class, "default_plans_name", PLANS_NAME))
     read_again = clean or verify_dataset_integrity
     dataset = check_dataset(name, num_processes_fingerprint, show_progress, read_again)
 
@@ -73,21 +77,20 @@ def plan_and_preprocess_dataset(
     )
 
     print("Experiment planning...")
-    memory: dict[str, Any] = (
-        {} if gpu_memory_target_in_gb is None else {"gpu_memory_target_in_gb": gpu_memory_target_in_gb}
-    )
+    given = {"gpu_memory_target_in_gb": gpu_memory_target_in_gb, "encoder": encoder}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     planner_for_vqseg: Any = vqseg_planner(planner_class)
     planner = planner_for_vqseg(
         name,
         preprocessor_name=preprocessor_name,
         overwrite_target_spacing=[*map(float, overwrite_target_spacing)] if overwrite_target_spacing else None,
-        plans_name=plans_name or PLANS_NAME,
+        plans_name=plan,
         num_processes=num_processes_fingerprint,
         show_progress=show_progress,
         clean=read_again,
         fingerprint_extractor_class=fingerprint_extractor_class,
-        images_a_label=images_a_label(_kept_block(name, plans_name or PLANS_NAME)),
-        **({} if gpu_memory_target_in_gb is None else memory),
+        images_a_label=images_a_label(_kept_block(name, plan)),
+        **options,
     )
     planner.plan_experiment()
     if preprocess:
@@ -115,11 +118,13 @@ def _offer_split(dataset: CheckedDataset) -> None:
 
 
 def find_class(name: str) -> Any:
-    """A planner or fingerprint extractor of nnU-Net's, by name.
+    """`nnUNetPlannerViT`, or a planner or fingerprint extractor of nnU-Net's, by name.
 
     Raises:
         PlansError: there is none.
     """
+    if name == nnUNetPlannerViT.__name__:
+        return nnUNetPlannerViT
     found = recursive_find_python_class(
         f"{nnunetv2.__path__[0]}/experiment_planning", name, current_module="nnunetv2.experiment_planning"
     )

@@ -103,7 +103,7 @@ def check_network(
     """Build the planned network without memory and send the shape of a patch through encoder and decoder.
 
     Args:
-        build: the network with deep supervision.
+        build: the network.
 
     Raises:
         PlansError: it cannot be built, or a patch does not come out as large as it went in.
@@ -112,7 +112,8 @@ def check_network(
     try:
         with torch.device("meta"):
             network: Any = build()
-            finest = network.decoder(network.encoder(torch.empty(1, num_channels, *patch_size)))[0]
+            outputs = network.decoder(network.encoder(torch.empty(1, num_channels, *patch_size)))
+            finest = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
         if tuple(finest.shape[2:]) != tuple(patch_size):
             raise ValueError(f"the output has {' x '.join(map(str, finest.shape[2:]))} pixels")
     except (ConfigError, NotImplementedError):

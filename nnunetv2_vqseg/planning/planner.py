@@ -197,7 +197,8 @@ class VQSegPlannerMixin(ExperimentPlanner):
     @classmethod
     def base_planner_name(cls) -> str:
         """Name of the nnU-Net planner behind the mixin."""
-        return next(base.__name__ for base in cls.__mro__ if not issubclass(base, VQSegPlannerMixin))
+        own = __name__.partition(".")[0]
+        return next(base.__name__ for base in cls.__mro__ if base.__module__.partition(".")[0] != own)
 
 
 def vqseg_planner(base: type[ExperimentPlanner]) -> type[VQSegPlannerMixin]:

@@ -32,8 +32,10 @@ from nnunetv2_vqseg.methods.base import (
     Batch,
     CommonConfig,
     Context,
+    Loss,
     Method,
     UnlabeledImagesConfig,
+    finest,
     known_keys,
     switch_deep_supervision,
 )
@@ -42,6 +44,7 @@ from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
+from nnunetv2_vqseg.planning.vit_planner import NETWORK as VIT_NETWORK
 from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
@@ -90,6 +93,7 @@ class MethodTrainer(nnUNetTrainer):
     grad_scaler: Any
     dataloader_unlabeled: Any = None
     only_validates = False
+    restores = False
     labeled_cases: int | None = None
     package: str | None = None
     _swap: WeightSwap | None = None
@@ -126,6 +130,7 @@ class MethodTrainer(nnUNetTrainer):
             plans["configurations"][configuration]["vqseg"] = block | architecture
         with explained_disk_errors():
             super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = not plans_vit(self.configuration_manager)
         self.ranks = Ranks()
         if self.is_ddp:
             self.device = self.ranks.device(device)
@@ -202,6 +207,7 @@ class MethodTrainer(nnUNetTrainer):
             DatasetError: no labelled case is preprocessed.
             ConfigError, FoundationModelUnavailable: as the method says.
         """
+        self._require_fitting_network()
         self.package = package()
         reset_peak_memory(self.device)
         if self.config.seed is not None:
@@ -234,6 +240,22 @@ class MethodTrainer(nnUNetTrainer):
         )
         self._draw_elsewhere()
 
+    def _require_fitting_network(self) -> None:
+        """The plan's network is the one that the trainer's settings are for."""
+        name, plan = type(self).__name__, self.plans_manager.plans_name
+        vit = plans_vit(self.configuration_manager)
+        if self.only_validates or vit == self.method_class.trains_vit:
+            return
+        if vit:
+            raise ConfigError(
+                f"{plan} plans a ViT, and {name} trains U-Nets; use a trainer whose name ends with ViT, or another "
+                f"plan with -p."
+            )
+        raise ConfigError(
+            f"{name} trains a ViT, and {plan} plans a U-Net; plan with `nnUNetv2_vqseg_plan_and_preprocess -d "
+            f"{int(self.plans_manager.dataset_name[7:10])} -pl nnUNetPlannerViT` and add -p nnUNetViTPlans."
+        )
+
     def _require_partners(self) -> None:
         """Mixing needs two unlabelled images on a process; with one it would do nothing and say nothing."""
         images, world = self.unlabeled_batch_size, self.ranks.world_size
@@ -255,6 +277,7 @@ class MethodTrainer(nnUNetTrainer):
             masked=tuple(self.configuration_manager.use_mask_for_norm),
             ddp=self.is_ddp,
             only_validates=self.only_validates,
+            restores=self.restores,
             autocast=(lambda: autocast("cuda", enabled=True)) if cuda else dummy_context,
             log=self.print_to_log_file,
             require_same=self.ranks.require_same,
@@ -295,7 +318,8 @@ class MethodTrainer(nnUNetTrainer):
 
     def _supervised_loss(self) -> Any:
         if getattr(self.config, "supervised_loss", "nnunet") != "ce":
-            return self.loss
+            # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
+            return self.loss if self.enable_deep_supervision else _of_finest(self.loss)
         if self.label_manager.has_regions:
             raise NotImplementedError(
                 "vqseg.supervised_loss = 'ce' is not implemented for region-based labels; use 'nnunet'."
@@ -724,7 +748,7 @@ class MethodTrainer(nnUNetTrainer):
             CheckpointError: it cannot be read, or another trainer or plan wrote it.
         """
         if not self.was_initialized:
-            self.only_validates = not self.logger.resume
+            self.only_validates, self.restores = not self.logger.resume, True
             self.initialize()
         self.checkpoints.load(filename_or_checkpoint)
 
@@ -779,6 +803,15 @@ class MethodTrainer(nnUNetTrainer):
 
     def _warn_of_file(self, what: str, problem: str) -> None:
         self.print_to_log_file(f"WARNING: {what} could not be written ({problem}); training goes on.")
+
+
+def plans_vit(configuration_manager: ConfigurationManager) -> bool:
+    """Whether the configuration's network is a ViT, which has no deep supervision."""
+    return configuration_manager.configuration.get("architecture", {}).get("network_class_name") == VIT_NETWORK
+
+
+def _of_finest(loss: Loss) -> Loss:
+    return lambda outputs, target: loss(finest(outputs), target)
 
 
 def network_plan(

@@ -90,6 +90,6 @@ def test_a_network_without_encoder_and_decoder_is_refused(network):
     with pytest.raises(NotImplementedError) as error:
         backbone_of(network)
     assert str(error.value) == (
-        "VQ-Seg knows PlainConvUNet and ResidualEncoderUNet plans, this plan asks for "
-        f"{type(network).__name__}; plan with nnU-Net's default or ResEnc planners."
+        "VQ-Seg knows PlainConvUNet and ResidualEncoderUNet plans, and nnUNetPlannerViT's; this plan asks for "
+        f"{type(network).__name__}; plan with one of those."
     )

@@ -24,11 +24,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_trainings import TINY
+
+from nnunetv2_vqseg.methods.vqseg import PAPER
 
 pytestmark = pytest.mark.slow
 
 FILE = Path(__file__).with_name("golden.json")
 WRITES = os.environ.get("VQSEG_WRITE_GOLDEN") == "1"
+LITERAL = {key: value for key, value in PAPER.items() if key not in TINY}
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
     "VQ-Seg with heads": ("nnUNetTrainerVQSegQPMDB", {"strong_view": True}),
@@ -37,7 +41,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"qpm": "literal", "restart_after": 2, "restart_every": 1, "num_codes": 512},
     ),
     "VQ-Seg base": ("nnUNetTrainerVQSegBase", {}),
-    "VQ-Seg of the paper": ("nnUNetTrainerVQSegPaper", {"confidence_threshold": 0.0}),
+    "VQ-Seg of the paper": ("nnUNetTrainerVQSeg", {**LITERAL, "confidence_threshold": 0.0}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
     "mean teacher with dropout": ("nnUNetTrainerMeanTeacherDropout", {}),
     "supervised": ("nnUNetTrainerSupervised", {}),

@@ -66,13 +66,13 @@ def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels,
 
 
 def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results):
-    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
+    from nnunetv2_vqseg.trainers import nnUNetTrainerMeanTeacher
 
     plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
-    plans["configurations"]["2d"]["vqseg"]["confidence_threshold"] = 0.0
+    plans["configurations"]["2d"]["vqseg"]["supervised_loss"] = "ce"
     dataset_json = json.loads((two_channels / "dataset.json").read_text(encoding="utf-8"))
-    trainer = nnUNetTrainerVQSegPaper(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer = nnUNetTrainerMeanTeacher(plans, "2d", 0, dataset_json, torch.device("cpu"))
     with pytest.raises(NotImplementedError, match=r"'ce' is not implemented for region-based labels"):
         trainer.initialize()
 

@@ -250,15 +250,6 @@ def test_a_second_view_that_is_not_perturbed_can_be_asked_for(make_trainer):
     assert {"pseudo_perturbed", "pseudo_strong"} <= trainer.curves.history.keys()
 
 
-def test_paper_variant_trains_with_its_literal_settings(make_trainer):
-    trainer = make_trainer("nnUNetTrainerVQSegPaper", confidence_threshold=0.0)
-    assert trainer.config.code_dim is None
-    trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([5e-6, 2e-4])
-    assert math.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
-
-
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

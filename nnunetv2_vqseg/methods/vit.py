@@ -1,0 +1,112 @@
+"""Methods on a plan of `nnUNetPlannerViT`: a pretrained ViT with a DPT decoder, the network of UniMatch V2 and VQ-Seg.
+
+They differ from those on the planned U-Net in that the ViT's weights are read when a training starts. Continuing,
+validating and predicting never need them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from torch import nn
+
+from nnunetv2_vqseg.core.config import Config
+from nnunetv2_vqseg.methods.base import CommonConfig, Method
+from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
+from nnunetv2_vqseg.methods.supervised import Supervised
+from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2, UniMatchV2Config
+from nnunetv2_vqseg.methods.vqseg import VQSeg, VQSegConfig
+from nnunetv2_vqseg.modules.foundation import load_vit_weights
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Config):
+    """Where the ViT's weights come from."""
+
+    encoder_weights: Annotated[
+        Literal["pretrained", "random"], "weights of the plan's ViT when a training starts; random: fresh ones"
+    ] = "pretrained"
+    encoder_checkpoint: Annotated[
+        str | None,
+        "local file with the pretrained ones (.safetensors or .pth); null: `foundation_checkpoint`, where the "
+        "foundation model is this ViT, else timm's cache or download",
+    ] = None
+
+
+E = TypeVar("E", bound=Any)
+
+
+class PretrainedViT(Method[E]):
+    """A method whose training network has a `ViTEncoder`, which starts from pretrained weights."""
+
+    trains_vit: ClassVar = True
+
+    def training_network(self) -> nn.Module:
+        """The method's, with the pretrained encoder unless a checkpoint follows.
+
+        Raises:
+            FoundationModelUnavailable: the weights cannot be had.
+        """
+        network: Any = super().training_network()
+        if not self.context.restores:
+            self._load_encoder(network.encoder)
+        return network
+
+    def _load_encoder(self, encoder: Any) -> None:
+        config, name = self.config, encoder.name
+        if config.encoder_weights == "random":
+            self.context.log(f"WARNING: the encoder {name} starts from RANDOM weights, as was asked for.")
+            return
+        file = config.encoder_checkpoint
+        if file is None and getattr(config, "foundation_model", None) == name:
+            file = config.foundation_checkpoint
+        load_vit_weights(encoder.vit, name, file, self.context.plan.channels, key="encoder_checkpoint")
+        source = f"the file {file}" if file is not None else "timm's cache or download"
+        self.context.log(f"The encoder {name} starts from weights of {source}.")
+
+
+@dataclass(frozen=True)
+class SupervisedViTConfig(EncoderConfig, CommonConfig):
+    """Hyper-parameters of supervised training."""
+
+
+class SupervisedViT(PretrainedViT[SupervisedViTConfig]):
+    """The labelled images alone."""
+
+    Config = SupervisedViTConfig
+    terms = Supervised.terms
+
+
+@dataclass(frozen=True)
+class MeanTeacherViTConfig(EncoderConfig, MeanTeacherConfig):
+    """Hyper-parameters of the mean teacher."""
+
+
+class MeanTeacherViT(PretrainedViT[MeanTeacherViTConfig], MeanTeacher):
+    """The mean teacher."""
+
+    Config = MeanTeacherViTConfig
+
+
+@dataclass(frozen=True)
+class UniMatchV2ViTConfig(EncoderConfig, UniMatchV2Config):
+    """Hyper-parameters of UniMatch V2."""
+
+
+class UniMatchV2ViT(PretrainedViT[UniMatchV2ViTConfig], UniMatchV2):
+    """UniMatch V2 on its own network: one draw of channels for all four maps."""
+
+    Config = UniMatchV2ViTConfig
+    same_channels: ClassVar = True
+
+
+@dataclass(frozen=True)
+class VQSegViTConfig(EncoderConfig, VQSegConfig):
+    """Hyper-parameters of VQ-Seg."""
+
+
+class VQSegViT(PretrainedViT[VQSegViTConfig], VQSeg):
+    """VQ-Seg on the paper's network: the last of the four maps is quantised."""
+
+    Config = VQSegViTConfig

@@ -1,0 +1,133 @@
+"""The methods on a ViT with DPT take a step, and start from the encoder's weights unless a checkpoint follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import CLASSES, context, plan_of, tiny_vit
+from vit_trainings import ENCODER, write_weights
+
+from nnunetv2_vqseg.methods.base import Batch, Method, finest
+from nnunetv2_vqseg.methods.vit import MeanTeacherViT, SupervisedViT, UniMatchV2ViT, VQSegViT
+from nnunetv2_vqseg.networks.vq import BatchLayout
+
+VQ = {
+    "num_codes": 64,
+    "qpm_perplexity": 4,
+    "qpm_neighbors": 8,
+    "decoder_input": "quantized",
+    "perturbed_view": "weak",
+    "strong_view": True,
+    "reconstruct": True,
+    "foundation_policy": "required",
+    "foundation_model": ENCODER,
+    "foundation_image_size": 64,
+}
+TWO_VIEWS = {"supervised", "pseudo_first", "pseudo_second"}
+VQ_TERMS = {"supervised", "pseudo_strong", "pseudo_perturbed", "reconstruction", "reconstruction_unlabeled"}
+METHODS: dict[str, tuple[type[Method[Any]], dict[str, Any], set[str]]] = {
+    "supervised": (SupervisedViT, {}, {"supervised"}),
+    "mean teacher": (MeanTeacherViT, {}, {"supervised", "pseudo_strong"}),
+    "UniMatch V2": (UniMatchV2ViT, {}, TWO_VIEWS),
+    "VQ-Seg": (VQSegViT, VQ, {*VQ_TERMS, "alignment", "vq", "entropy"}),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
+    file = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    return str(file), write_weights(file)
+
+
+def made(name: str, file: str, **changes: Any) -> Method[Any]:
+    """The method with its training network."""
+    method_class, keys, _ = METHODS[name]
+    plan = plan_of(None)._replace(strides=[[16, 16], *[[1, 1]] * 3], build=tiny_vit, deep_supervision=False)
+    where = {"foundation_checkpoint": file} if name == "VQ-Seg" else {"encoder_checkpoint": file}
+    method = method_class(method_class.Config(**{**keys, **where}), replace(context(plan), **changes))
+    method.begin(
+        method.training_network().train(),
+        lambda outputs, target: torch.nn.functional.cross_entropy(finest(outputs), target[:, 0]),
+    )
+    return method
+
+
+def batch(method: Method[Any]) -> Batch:
+    target = torch.randint(CLASSES, (2, 1, 32, 32))
+    unlabeled = torch.randn(2, 1, 32, 32) if method.uses_unlabeled else None
+    return Batch(torch.randn(2, 1, 32, 32), target, unlabeled)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_reaches_every_weight_with_two_rates(name, weights):
+    method = made(name, weights[0])
+    images = batch(method)
+    method.start(iter([images] * 100))
+    method.student.train()
+    method.on_epoch_start()
+    method.before_step(0.5)
+    terms, _ = method.terms(images, 0.5)
+    assert terms.keys() == METHODS[name][2]
+    torch.stack([weight * value for weight, value in terms.values()]).sum().backward()
+    assert [key for key, parameter in method.student.named_parameters() if parameter.grad is None] == []
+    method.config = replace(method.config, optimizer="adamw", head_lr_scale=40.0)
+    encoder, heads = method.parameter_groups(method.student)
+    assert (encoder["lr_scale"], heads["lr_scale"]) == (1.0, 40.0)
+    assert {*map(id, encoder["params"])} == {*map(id, method.student.encoder.parameters())}
+    assert len(encoder["params"]) + len(heads["params"]) == len(list(method.student.parameters()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_encoder_starts_from_the_file_unless_a_checkpoint_follows(name, weights):
+    file, state = weights
+
+    def same(method: Method[Any]) -> bool:
+        found = method.predictor().encoder.vit.state_dict()
+        return all(torch.equal(found[key], state[key]) for key in found if key != "patch_embed.proj.weight")
+
+    assert same(made(name, file))
+    assert not same(made(name, file, restores=True))
+
+
+def test_a_continued_training_and_random_weights_need_no_file(tmp_path: Path):
+    nowhere = str(tmp_path / "nowhere.pth")
+    made("mean teacher", nowhere, restores=True)
+    said: list[str] = []
+    plan = plan_of(None)._replace(build=tiny_vit)
+    config = MeanTeacherViT.Config(encoder_weights="random", encoder_checkpoint=nowhere)
+    MeanTeacherViT(config, replace(context(plan), log=said.append)).training_network()
+    assert said == [f"WARNING: the encoder {ENCODER} starts from RANDOM weights, as was asked for."]
+
+
+@torch.no_grad()
+def test_unimatch_v2_drops_the_same_channels_of_all_four_maps(weights):
+    method = made("UniMatch V2", weights[0])
+    method.config.kept_images  # half of the images keep all channels  # noqa: B018
+    maps = [torch.ones(1 + 8, 64, 2, 2) for _ in range(4)]
+    changed = method.student.change(maps, 1)
+    factors = torch.stack([features[1:, :, 0, 0] for features in changed])
+    assert all(torch.equal(one, factors[0]) for one in factors)
+    assert torch.equal(factors[0][:4] + factors[0][4:], torch.full((4, 64), 2.0))
+    assert set(factors.unique().tolist()) == {0.0, 1.0, 2.0}
+
+
+@torch.no_grad()
+def test_qpm_moves_codes_of_the_perturbed_images_alone(weights):
+    method = made("VQ-Seg", weights[0])
+    method.start(iter([batch(method)] * 100))
+    method.on_epoch_start()
+    method.before_step(0.5)
+    seen = []
+    method.student.train().decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.randn(6, 1, 32, 32)
+    output = method.student(images, BatchLayout(2, 2, 2))
+    maps = method.student.encoder(images)
+    quantized = method.student.quantizer(maps[3]).quantized
+    assert torch.equal(seen[0][3][:4], quantized[:4])
+    assert not torch.equal(seen[0][3][4:], quantized[4:])
+    assert all(torch.equal(one, other) for one, other in zip(seen[0][:3], maps[:3], strict=True))
+    assert output.step.item() == pytest.approx(method.config.qpm_strength, rel=1e-3)
