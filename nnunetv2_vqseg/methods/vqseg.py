@@ -118,6 +118,9 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
         str | None, "local file with its weights (.safetensors or .pth); null: timm's cache or download"
     ] = None
     foundation_image_size: Annotated[int, Range(16, 4096), "pixels on a side of the foundation model's input"] = 224
+    foundation_block: Annotated[
+        int | None, Range(0, 1000), "block of it whose features guide q(z), counted from 0; null: the last"
+    ] = None
     foundation_channels: Annotated[
         tuple[int, int, int], Range(0, 4096), "which three channels it sees where there are more than three"
     ] = (0, 1, 2)
@@ -356,6 +359,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
                 config.foundation_model,
                 config.foundation_checkpoint,
                 image_size=config.foundation_image_size,
+                block=config.foundation_block,
                 channel_pick=config.foundation_channels,
                 dark=config.foundation_dark,
                 quiet=config.foundation_quiet,

@@ -34,6 +34,7 @@ class FoundationModel(nn.Module):
         image_size: pixels on a side of what the model sees, a multiple of its patch.
         channel_pick: the three channels it sees of images with more than three.
         random_weights: untrained weights, for tests and ablations; never used unless asked for here.
+        block: whose tokens are the features, counted from 0; None: the last one.
         dark, quiet, flat: what `foreground` takes for air and padding, in units of the image's range of intensities.
 
     Attributes:
@@ -57,6 +58,7 @@ class FoundationModel(nn.Module):
         image_size: int = 224,
         channel_pick: Sequence[int] = (0, 1, 2),
         random_weights: bool = False,
+        block: int | None = None,
         dark: float = 0.07,
         quiet: float = 0.03,
         flat: float = 0.01,
@@ -69,6 +71,7 @@ class FoundationModel(nn.Module):
         cfg = _check_architecture(name, image_size)
         self.image_size = image_size
         self.channel_pick = tuple(channel_pick)
+        self.block = block
         self.dark, self.quiet, self.flat = dark, quiet, flat
         if random_weights:
             self.model: Any = _create(name, img_size=image_size)
@@ -76,6 +79,8 @@ class FoundationModel(nn.Module):
             self.model = _load_from_file(name, _expanded(checkpoint), cfg, img_size=image_size)
         else:
             self.model = _load_from_hub(name, cfg, img_size=image_size)
+        if block is not None and not 0 <= block < len(self.model.blocks):
+            raise ValueError(f"{name} has the blocks 0 to {len(self.model.blocks) - 1}, and no block {block}")
         self.model.requires_grad_(False)
         self.eval()
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -90,13 +95,15 @@ class FoundationModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the last block's tokens, normalised.
+        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the block's tokens, normalised.
 
         Raises:
             ValueError: volumes, or `channel_pick` names a channel that images with more than three do not have.
         """
         pixels = (self._three_channels(self._unit_range(images)) - self.mean) / self.std
-        return self.model.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0].float()
+        indices = 1 if self.block is None else [self.block]  # 1: the last one
+        options = {"indices": indices, "norm": True, "stop_early": True, "intermediates_only": True}
+        return self.model.forward_intermediates(pixels, **options)[0].float()
 
     @torch.no_grad()
     def foreground(self, images: Tensor) -> Tensor:

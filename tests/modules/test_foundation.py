@@ -117,6 +117,23 @@ def test_features_are_the_last_normalised_tokens_of_timms_model():
     torch.testing.assert_close(features, tokens.transpose(1, 2).reshape(2, 64, 4, 4), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("block", [0, 3, None])
+def test_features_are_the_normalised_tokens_of_the_block_that_is_asked_for(block):
+    model, seen = random_model(block=block), []
+    for each in model.model.blocks:
+        each.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    features = model(torch.randn(2, 3, 64, 64))
+    last = 5 if block is None else block
+    assert len(seen) == last + 1, "deeper blocks are left out"
+    tokens = model.model.norm(seen[last])[:, model.model.num_prefix_tokens :]
+    assert torch.equal(features, tokens.transpose(1, 2).reshape(2, 64, 4, 4))
+
+
+def test_a_block_that_it_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=f"{TINY} has the blocks 0 to 5, and no block 6"):
+        random_model(block=6)
+
+
 def test_it_is_never_trained():
     model = random_model()
     nn.ModuleList([model]).train()
