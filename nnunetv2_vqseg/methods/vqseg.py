@@ -113,9 +113,11 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
     temperature: Annotated[float, Range(1e-4, 100), "tau of the contrastive alignment loss (Eq. 11)"] = 0.07
 
     # Foundation model (3.5)
-    foundation_model: Annotated[str, "timm name"] = "vit_small_patch14_dinov2.lvd142m"
+    foundation_model: Annotated[str, "a ViT or CNN by its timm name, biomedclip or rad-dino"] = (
+        "vit_small_patch14_dinov2.lvd142m"
+    )
     foundation_checkpoint: Annotated[
-        str | None, "local file with its weights (.safetensors or .pth); null: timm's cache or download"
+        str | None, "local file with its weights (.safetensors or .pth); null: the hub's cache or download"
     ] = None
     foundation_image_size: Annotated[int, Range(16, 4096), "pixels on a side of the foundation model's input"] = 224
     foundation_block: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
+from nnunetv2_vqseg.core.foundation_models import OTHERS, timm_name
 from nnunetv2_vqseg.modules.nd import require_2d
+from nnunetv2_vqseg.modules.weight_keys import to_timm
 
 DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 PERCENTILES = (0.5, 99.5)
@@ -22,19 +25,19 @@ KEY = "foundation_checkpoint"
 
 
 class FoundationModel(nn.Module):
-    """Frozen patch features of a timm ViT: always in eval mode, never with a gradient (Section 3.5).
+    """Frozen patch features of a ViT, or a CNN's map: always in eval mode, never with a gradient (Section 3.5).
 
     Every channel of an image is clipped to its 0.5 and 99.5 percentiles, scaled to [0, 1], mapped to three channels
     (1: repeated; 2: the third is zero; 3: kept; more: `channel_pick`), resized to a square of `image_size` and
     normalised by the mean and standard deviation that the model was trained with.
 
     Args:
-        name: a timm ViT, with the tag of its weights.
+        name: a timm ViT or CNN, with the tag of its weights, or a name of `core.foundation_models.OTHERS`.
         checkpoint: local `.safetensors`, `.pth`, `.pt` or `.bin` file; None takes timm's cache or downloads.
         image_size: pixels on a side of what the model sees, a multiple of its patch.
         channel_pick: the three channels it sees of images with more than three.
         random_weights: untrained weights, for tests and ablations; never used unless asked for here.
-        block: whose tokens are the features, counted from 0; None: the last one.
+        block: whose tokens are the features, counted from 0; None: the last one. Of a CNN, its stage.
         dark, quiet, flat: what `foreground` takes for air and padding, in units of the image's range of intensities.
 
     Attributes:
@@ -43,7 +46,8 @@ class FoundationModel(nn.Module):
 
     Raises:
         FoundationModelUnavailable: there are no weights, or `checkpoint` cannot be read or does not fit the model.
-        ValueError: `name` is no timm ViT, `image_size` does not fit its patch, or the arguments contradict each other.
+        ValueError: there is no such model or `block`, `image_size` does not fit its patch, or the arguments contradict
+            each other.
     """
 
     embed_dim: int
@@ -68,19 +72,19 @@ class FoundationModel(nn.Module):
             raise ValueError(f"channel_pick must name three channels, got {tuple(channel_pick)}")
         if random_weights and checkpoint is not None:
             raise ValueError(f"random_weights contradicts the checkpoint {checkpoint}: leave one of them out")
-        cfg = _check_architecture(name, image_size)
+        cfg, sized = _check_architecture(name, image_size)
         self.image_size = image_size
         self.channel_pick = tuple(channel_pick)
         self.block = block
         self.dark, self.quiet, self.flat = dark, quiet, flat
         if random_weights:
-            self.model: Any = _create(name, img_size=image_size)
+            self.model: Any = _create(name, **sized)
         elif checkpoint is not None:
-            self.model = _load_from_file(name, _expanded(checkpoint), cfg, img_size=image_size)
+            self.model = _load_from_file(name, _expanded(checkpoint), cfg, **sized)
         else:
-            self.model = _load_from_hub(name, cfg, img_size=image_size)
-        if block is not None and not 0 <= block < len(self.model.blocks):
-            raise ValueError(f"{name} has the blocks 0 to {len(self.model.blocks) - 1}, and no block {block}")
+            self.model = _load_from_hub(name, cfg, **sized)
+        if block is not None and not 0 <= block < len(self.model.feature_info):
+            raise ValueError(f"{name} has the blocks 0 to {len(self.model.feature_info) - 1}, and no block {block}")
         self.model.requires_grad_(False)
         self.eval()
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -95,7 +99,7 @@ class FoundationModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the block's tokens, normalised.
+        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the block's features, a ViT's normalised.
 
         Raises:
             ValueError: volumes, or `channel_pick` names a channel that images with more than three do not have.
@@ -187,7 +191,7 @@ def load_foundation_model(
 
 
 def create_vit(name: str, channels: int) -> Any:
-    """A timm ViT with fresh weights as a segmentation network's encoder: any image size, no classes, no drop path.
+    """A ViT with fresh weights as a segmentation network's encoder: any image size, no classes, no drop path.
 
     Args:
         channels: of the images.
@@ -208,9 +212,7 @@ def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, c
     Raises:
         FoundationModelUnavailable: there are no weights, or `checkpoint` cannot be read or does not fit the model.
     """
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name).to_dict()
+    cfg = _description(name)
     options = {"num_classes": 0}
     if checkpoint is not None:
         source = _load_from_file(name, _expanded(checkpoint), cfg, key, **options)
@@ -225,19 +227,42 @@ def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, c
 def _create(name: str, **options: Any) -> Any:
     import timm  # takes seconds, and few trainings need it
 
-    return timm.create_model(name, **options)
+    return timm.create_model(timm_name(name), **options)
 
 
-def _check_architecture(name: str, image_size: int) -> dict[str, Any]:
-    """Refuses what cannot work before any weights are read; returns timm's description of the pretrained weights."""
+def _description(name: str) -> dict[str, Any]:
+    """What timm says of the pretrained weights, or we of models whose weights timm does not have."""
+    import timm
+
+    known = timm.get_pretrained_cfg(timm_name(name))
+    assert known is not None, "every model of timm has one"
+    cfg = known.to_dict()
+    if name not in OTHERS:
+        return cfg
+    own = OTHERS[name]
+    return cfg | {"mean": own.mean, "std": own.std, "hf_hub_id": own.repository, "hf_hub_filename": own.file}
+
+
+def _check_architecture(name: str, image_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Refuses what cannot work before any weights are read.
+
+    Returns:
+        What is known of the pretrained weights, and what timm must be told of the image size: nothing for a CNN.
+    """
+    sized: dict[str, Any] = {"img_size": image_size}
     try:
         with torch.device("meta"):  # no memory, no initialisation
-            model = _create(name, img_size=image_size)
-        patch = model.patch_embed.patch_size
+            try:
+                model = _create(name, **sized)
+            except TypeError:
+                sized = {}
+                model = _create(name)
+        patch = model.patch_embed.patch_size if sized else [info["reduction"] for info in model.feature_info[-1:]] * 2
+        _ = model.forward_intermediates
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{name} cannot be used as the foundation model ({_first_line(error)}): choose a ViT of timm such as "
-            f"{DEFAULT_MODEL}"
+            f"{name} cannot be used as the foundation model ({_first_line(error)}): choose a ViT or CNN of timm such "
+            f"as {DEFAULT_MODEL}, or one of {', '.join(OTHERS)}"
         ) from error
     if any(image_size % side for side in patch):
         step = max(patch)
@@ -246,7 +271,7 @@ def _check_architecture(name: str, image_size: int) -> dict[str, Any]:
             f"{name} sees patches of {patch[0]} x {patch[1]} pixels, which do not fit an image size of {image_size}: "
             f"the next fitting size is {fitting}"
         )
-    return model.pretrained_cfg
+    return _description(name), sized
 
 
 def _expanded(checkpoint: str | Path) -> Path:
@@ -262,11 +287,12 @@ def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, 
     from safetensors.torch import load_file
 
     try:
-        state_dict = _unwrap_checkpoint(
+        content = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
+        state_dict = to_timm(_unwrap_checkpoint(content))
         classifier = cfg.get("classifier") or ()
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         state_dict = {
@@ -277,7 +303,7 @@ def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, 
         model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**options, "num_classes": 0})
     except Exception as error:  # pickle, zip, safetensors and shape errors have no common class
         raise FoundationModelUnavailable(
-            f"The file {path} does not hold weights of {name} ({_first_line(error)}): name the right file or model, or "
+            f"The file {path} does not hold weights of {name} ({_difference(error)}): name the right file or model, or "
             f"{_how_to_get(name, cfg, key)}."
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
@@ -288,7 +314,14 @@ def _load_from_hub(name: str, cfg: dict[str, Any], key: str = KEY, **options: An
     try:
         if cfg.get("hf_hub_id"):
             _require_cached_or_reachable(cfg)
+        if name in OTHERS:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(cfg["hf_hub_id"], cfg["hf_hub_filename"]))
+            return _load_from_file(name, path, cfg, key, **options)
         return _create(name, pretrained=True, **options)
+    except FoundationModelUnavailable:
+        raise
     except Exception as error:  # network, hub and file errors have no common class
         raise FoundationModelUnavailable(
             f"The weights of {name} are neither in the cache of timm nor can they be downloaded "
@@ -325,8 +358,32 @@ def _unwrap_checkpoint(content: Any) -> dict[str, Tensor]:
 
 def _how_to_get(name: str, cfg: dict[str, Any], key: str) -> str:
     hub_id = cfg.get("hf_hub_id")
-    source = f"model.safetensors from https://huggingface.co/{hub_id}" if hub_id else f"the weights of timm's {name}"
+    source = (
+        f"{cfg.get('hf_hub_filename') or 'model.safetensors'} from https://huggingface.co/{hub_id}"
+        if hub_id
+        else f"the weights of timm's {name}"
+    )
     return f"download {source} on a machine with internet access and give its path as {key}"
+
+
+def _difference(error: BaseException) -> str:
+    """What a file lacks, has too much, and has in another shape; where that is not the matter, the error's words."""
+    text = str(error)
+    parts = []
+    for said, pattern in (
+        ("it lacks {}", r"Missing key\(s\)[^:]*: (.*)"),
+        ("it also has {}", r"Unexpected key\(s\)[^:]*: (.*)"),
+    ):
+        if found := re.search(pattern, text):
+            names = re.findall(r'"([^"]+)"', found[1])
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            parts.append(said.format(f"{names[0]}{more}"))
+    shapes = re.findall(r"size mismatch for ([^:]+): .*?Size\(\[([\d, ]*)\]\).*?Size\(\[([\d, ]*)\]\)", text)
+    if shapes:
+        name, theirs, own = (part.replace(", ", " x ") for part in shapes[0])
+        more = f", and {len(shapes) - 1} more of another shape" if len(shapes) > 1 else ""
+        parts.append(f"its {name} is {theirs or 'a number'} instead of {own or 'a number'}{more}")
+    return "; ".join(parts) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunetv2_vqseg.core.errors import PlansError, reason_of
+from nnunetv2_vqseg.core.foundation_models import OTHERS, timm_name
 
 NETWORK = "nnunetv2_vqseg.networks.vit.ViTSegmenter"
 ENCODER = "vit_small_patch14_dinov2.lvd142m"
@@ -24,7 +25,7 @@ class nnUNetPlannerViT(ExperimentPlanner):
     names end with ViT train this plan.
 
     Args:
-        encoder: timm's name of the ViT.
+        encoder: timm's name of the ViT, or a name of `core.foundation_models.OTHERS`.
 
     The other arguments are nnU-Net's.
     """
@@ -65,11 +66,12 @@ def vit_architecture(encoder: str) -> tuple[dict[str, Any], tuple[int, int]]:
 
     try:
         with torch.device("meta"):  # no memory, no initialisation
-            vit: Any = timm.create_model(encoder, num_classes=0, dynamic_img_size=True)
+            vit: Any = timm.create_model(timm_name(encoder), num_classes=0, dynamic_img_size=True)
         depth, width, patch = len(vit.blocks), int(vit.embed_dim), tuple(map(int, vit.patch_embed.patch_size))
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise PlansError(
-            f"{encoder} cannot be the encoder ({reason_of(error).rstrip('.')}); choose a ViT of timm such as {ENCODER}."
+            f"{encoder} cannot be the encoder ({reason_of(error).rstrip('.')}); choose a ViT of timm such as "
+            f"{ENCODER}, or {' or '.join(OTHERS)}."
         ) from error
     features, widths = DECODERS.get(width, (-(-width // 6), [max(width // part, 1) for part in (8, 4, 2, 1)]))
     arguments = {

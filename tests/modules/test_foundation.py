@@ -16,10 +16,19 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
-from nnunetv2_vqseg.modules.foundation import FoundationModel, load_foundation_model
+from nnunetv2_vqseg.core.foundation_models import OTHERS
+from nnunetv2_vqseg.modules.foundation import (
+    FoundationModel,
+    _description,
+    create_vit,
+    load_foundation_model,
+    load_vit_weights,
+)
+from nnunetv2_vqseg.modules.weight_keys import to_timm
 
 TINY = "test_vit.r160_in1k"
 
@@ -176,7 +185,7 @@ def test_one_channel_with_content_makes_a_patch_foreground():
 @pytest.mark.parametrize(("name", "size", "message"), [
     (TINY, 100, "next fitting size is 112"),
     ("vit_small_patch14_dinov2.lvd142m", 225, "next fitting size is 238"),
-    ("resnet18", 224, "choose a ViT"),
+    ("resnet18", 230, "next fitting size is 256"),
     ("no_such_vit", 224, "choose a ViT"),
 ])  # fmt: skip
 def test_models_and_sizes_that_cannot_work_are_refused_before_loading(name, size, message, offline):
@@ -314,3 +323,157 @@ print(json.dumps([cached.model.norm.weight.tolist(), said, absent, warned, time.
     assert absent is None
     assert warned.startswith("WARNING")
     assert seconds < 20  # the hub's own retries take 45
+
+
+# Models of Table 4: their names, pixels and files
+
+CNN = "test_resnet.r160_in1k"
+
+
+def small_vit(**options) -> VisionTransformer:
+    """The test ViT's width with the parts of DINOv2: layer scale, no class head."""
+    return VisionTransformer(img_size=56, patch_size=14, embed_dim=64, depth=3, num_heads=2, num_classes=0, **options)
+
+
+def as_transformers_writes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of transformers' Dinov2Model for a timm state dict."""
+    found = {"embeddings.mask_token": torch.zeros(1, 64)}
+    for key, value in state.items():
+        part = key.split(".")
+        block = f"encoder.layer.{part[1]}" if part[0] == "blocks" else ""
+        if ".attn.qkv." in key:
+            for name, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                found[f"{block}.attention.attention.{name}.{part[-1]}"] = third.clone()
+        elif ".attn.proj." in key:
+            found[f"{block}.attention.output.dense.{part[-1]}"] = value
+        elif part[0] == "blocks" and part[2].startswith("ls"):
+            found[f"{block}.layer_scale{part[2][2]}.lambda1"] = value
+        elif part[0] == "blocks":
+            found[f"{block}.{'.'.join(part[2:])}"] = value
+        else:
+            found[
+                {
+                    "cls_token": "embeddings.cls_token",
+                    "pos_embed": "embeddings.position_embeddings",
+                    "norm.weight": "layernorm.weight",
+                    "norm.bias": "layernorm.bias",
+                }.get(key, f"embeddings.patch_embeddings.projection.{part[-1]}")
+            ] = value
+    return found
+
+
+def test_names_of_transformers_and_open_clip_become_timms():
+    state = small_vit(init_values=1e-5).state_dict()
+    state = {key: torch.randn_like(value) for key, value in state.items()}
+    theirs = as_transformers_writes(state)
+    assert not set(theirs) & set(state)
+    found = to_timm(theirs)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    tower = {f"visual.trunk.{key}": value for key, value in state.items()}
+    others = {
+        "visual.head.proj.weight": torch.zeros(2),
+        "text.transformer.x": torch.zeros(2),
+        "logit_scale": torch.ones(1),
+    }
+    assert to_timm(tower | others).keys() == state.keys()
+    assert to_timm(state) == state
+
+
+@pytest.fixture
+def small_others(monkeypatch):
+    """BiomedCLIP and RAD-DINO with the test ViT's architecture, so that a file takes milliseconds."""
+    small = {name: described._replace(timm=TINY.split(".")[0]) for name, described in OTHERS.items()}
+    monkeypatch.setattr("nnunetv2_vqseg.core.foundation_models.OTHERS", small)
+    monkeypatch.setattr("nnunetv2_vqseg.modules.foundation.OTHERS", small)
+    return small
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", ["biomedclip", "rad-dino"])
+def test_models_that_timm_does_not_name_are_read_from_their_own_files_with_their_own_pixels(
+    tmp_path, small_others, name, half
+):
+    state = {key: value for key, value in distinct_weights().items() if not key.startswith("head.")}
+    if name == "biomedclip":
+        theirs, file = {f"visual.trunk.{key}": value for key, value in state.items()}, tmp_path / "open_clip.bin"
+    else:
+        theirs, file = as_transformers_writes(state), tmp_path / "model.safetensors"
+    theirs = {key: (value.half() if half else value).contiguous() for key, value in theirs.items()}
+    save_file(theirs, file) if file.suffix == ".safetensors" else torch.save(theirs, file)
+    model = FoundationModel(name, file, image_size=160)
+    for key, value in model.model.state_dict().items():
+        assert torch.equal(value, state[key].half().float() if half else state[key]), key
+    assert tuple(model.mean.flatten().tolist()) == pytest.approx(OTHERS[name].mean)
+    assert tuple(model.std.flatten().tolist()) == pytest.approx(OTHERS[name].std)
+    vit = create_vit(name, 1)
+    load_vit_weights(vit, name, file, 1)
+    assert torch.equal(vit.norm.weight, model.model.norm.weight)
+
+
+def test_the_others_architectures_are_those_of_their_files():
+    """Widths, depths, tokens and layer scale as their published configurations have them."""
+    for name, patch, scaled in (("biomedclip", 16, False), ("rad-dino", 14, True)):
+        with torch.device("meta"):
+            vit = timm.create_model(OTHERS[name].timm, num_classes=0)
+        assert (vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size) == (768, 12, (patch, patch))
+        assert any(".ls1." in key for key in vit.state_dict()) == scaled
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [
+        ("vit_base_patch16_clip_224.openai", (0.48145466, 0.4578275, 0.40821073)),
+        ("vit_base_patch16_224.mae", (0.485, 0.456, 0.406)),
+        ("vit_small_patch14_dinov2.lvd142m", (0.485, 0.456, 0.406)),
+    ],
+)
+def test_timms_models_of_table_4_have_their_own_pixels(name, mean):
+    assert _description(name)["mean"] == pytest.approx(mean)
+    assert _description(name)["hf_hub_id"].startswith("timm/")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_cnn_gives_its_last_map_or_the_stage_that_is_asked_for(tmp_path, half):
+    source = timm.create_model(CNN, pretrained=False)
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    file = tmp_path / "cnn.pth"
+    torch.save({key: value.half() if half else value for key, value in source.state_dict().items()}, file)
+    model = FoundationModel(CNN, file, image_size=96)
+    expected = timm.create_model(CNN, features_only=True).eval()
+    expected.load_state_dict({k: v for k, v in model.model.state_dict().items() if not k.startswith("fc.")})
+    images = torch.randn(2, 3, 96, 96)
+    pixels = torch.stack([torch.stack([unit_range(channel) for channel in image]) for image in images])
+    maps = expected((pixels - model.mean) / model.std)
+    torch.testing.assert_close(model(images), maps[-1], rtol=1e-3, atol=1e-3)
+    assert model.grid == (3, 3)
+    assert model.foreground(images).shape == (2, 3, 3)
+    earlier = FoundationModel(CNN, file, image_size=96, block=3)
+    torch.testing.assert_close(earlier(images), maps[3], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="image size of 100"):
+        FoundationModel(CNN, file, image_size=100)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ("test_vit2.r160_in1k", r"it lacks .*|its \S+ is .* instead of .*"),
+        (CNN, r"it lacks cls_token and \d+ more; it also has \S+ and \d+ more"),
+    ],
+)
+def test_a_file_of_another_model_is_told_by_what_differs(tmp_path, other, difference):
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model(other).state_dict(), file)
+    with pytest.raises(FoundationModelUnavailable, match=rf"does not hold weights of {TINY} \(({difference})\): name"):
+        FoundationModel(TINY, file, image_size=64)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both(tmp_path):
+    state = distinct_weights() | {"norm.weight": torch.ones(65), "blocks.0.norm1.bias": torch.ones(3)}
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(
+        FoundationModelUnavailable, match=r"its \S+ is (65|3) instead of 64, and 1 more of another shape"
+    ):
+        FoundationModel(TINY, tmp_path / "other.safetensors", image_size=64)

@@ -311,7 +311,7 @@ WEIGHTS = [
                 "a foundation model that timm does not know",
                 {"foundation_model": "vit_of_mine"},
                 1,
-                Refused("vit_of_mine", "cannot be used as the foundation model", "choose a ViT of timm"),
+                Refused("vit_of_mine", "cannot be used as the foundation model", "choose a ViT or CNN of timm"),
             ),
             (
                 "a foundation_image_size that the model's patches do not fit",
