@@ -14,10 +14,12 @@ EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, fi
 Training, read_experiment = files.Training, files.read_experiment
 PROFILES = ("cpu", "gpu", "gpu-short")
 NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem != "profiles")
+VIT_PROFILES = ("vit", "vit-gpu", "vit-rehearsal")
+PAIRS = [(name, profile) for profile in PROFILES for name in NAMES]
+PAIRS += [(name, profile) for profile in VIT_PROFILES for name in NAMES if name.startswith("vit")]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "profile"), PAIRS)
 def test_every_run_is_accepted_by_its_trainer(name: str, profile: str) -> None:
     experiment = read_experiment(name, profile)
     runs = [run for run in experiment.runs if run.not_measured is None]
@@ -29,7 +31,7 @@ def test_every_run_is_accepted_by_its_trainer(name: str, profile: str) -> None:
             assert experiment.figure["lines"][run.line] in config.as_dict()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [*PROFILES, "vit"])
 def test_the_same_training_has_the_same_folder_in_every_experiment(
     profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,18 @@ def test_patch_makes_a_network_for_it(file: Path) -> None:
     assert 80 // 2 ** (architecture["n_stages"] - 1) >= small_plan.MINIMUM_EDGE
 
 
+def test_a_vit_gets_the_patch_alone_and_one_that_fits(file: Path) -> None:
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    vit = {"encoder": "some_vit", "strides": [[14, 14], [1, 1], [1, 1], [1, 1]]}
+    plan["configurations"]["2d"]["architecture"]["arch_kwargs"] = vit
+    file.write_text(json.dumps(plan), encoding="utf-8")
+    configuration = edited(file, "--patch", "112", "--features", "4", "--spacing", "3")["2d"]
+    assert (configuration["spacing"], configuration["patch_size"]) == ([3.0, 3.0], [112, 112])
+    assert configuration["architecture"]["arch_kwargs"] == vit
+    with pytest.raises(SystemExit, match="A patch of 80 pixels does not fit the ViT's tokens of 14; take 70"):
+        edited(file, "--patch", "80")
+
+
 @pytest.mark.parametrize("option", ["--features", "--max-features"])
 def test_features_without_a_patch_are_refused(file: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = file.read_bytes()

@@ -33,6 +33,10 @@ class EncoderConfig(Config):
         "foundation model is this ViT, else timm's cache or download",
     ] = None
 
+    def in_use(self, key: str) -> bool:
+        """Not where the weights came from, once a training has begun."""
+        return key not in ("encoder_weights", "encoder_checkpoint") and super().in_use(key)
+
 
 E = TypeVar("E", bound=Any)
 

@@ -15,7 +15,7 @@ from nnunetv2_vqseg.core.errors import UserError
 from nnunetv2_vqseg.core.folders import folder_or_none, matching_datasets
 from nnunetv2_vqseg.planning.plans import load_plans
 
-NNUNET_PLANS, OUR_PLANS = "nnUNetPlans", "nnUNetVQSegPlans"
+NNUNET_PLANS, OUR_PLANS, VIT_PLANS = "nnUNetPlans", "nnUNetVQSegPlans", "nnUNetViTPlans"
 
 
 def corrected_command(argv: Sequence[str]) -> str | None:
@@ -35,7 +35,8 @@ def corrected_command(argv: Sequence[str]) -> str | None:
     others = sorted(file.stem for file in (preprocessed / names[0]).glob("*.json") if _is_plan(file))
     if not others:
         return None
-    other = OUR_PLANS if OUR_PLANS in others else others[0]
+    best = VIT_PLANS if any("ViT" in word for word in argv) else OUR_PLANS
+    other = best if best in others else others[0]
     command = shlex.join(["nnUNetv2_train", *rest[:place], "-p", other, *rest[place:]])
     return f"{names[0]} has no plan {wanted}, but {', '.join(others)}; run: {command}"
 

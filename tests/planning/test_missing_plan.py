@@ -123,3 +123,10 @@ def test_it_is_said_when_nnunet_asks_for_the_trainer(monkeypatch):
     monkeypatch.setattr("sys.argv", ["nnUNetv2_predict"])
     assert shim.nnUNetTrainerVQSeg.__name__ == "nnUNetTrainerVQSeg"
     assert not hasattr(shim, "nnUNetTrainerOfNobody")
+
+
+def test_a_trainer_of_a_vit_gets_the_plan_of_a_vit(dataset):
+    add_plan(dataset, "nnUNetViTPlans")
+    command = TRAIN.replace("nnUNetTrainerVQSeg", "nnUNetTrainerMeanTeacherViT_5epochs")
+    assert said(command).endswith("-tr nnUNetTrainerMeanTeacherViT_5epochs -p nnUNetViTPlans")
+    assert said(TRAIN).endswith("-p nnUNetVQSegPlans")
