@@ -202,7 +202,8 @@ def test_data_are_prepared_once_and_own_plans_keep_their_batch_size(
     raw.mkdir(parents=True)
     (raw / "splits_final.json").write_text("[]", encoding="utf-8")
     experiment = runner.read_experiment("modules", "cpu")
-    runs = runner.select(experiment.runs, ["stock nnU-Net", "stock nnU-Net, own plan"], None)
+    vit = runner.Run("ViT", "nnUNetTrainerSupervisedViT", 3, "nnUNetViTPlans")
+    runs = [vit, *runner.select(experiment.runs, ["stock nnU-Net", "stock nnU-Net, own plan"], None)]
     for run_of_two in runs:
         plan = tmp_path / "nnUNet_preprocessed" / "Dataset503_ACDC" / f"{run_of_two.plans}.json"
         plan.parent.mkdir(parents=True, exist_ok=True)
@@ -210,11 +211,14 @@ def test_data_are_prepared_once_and_own_plans_keep_their_batch_size(
     trainings = [runner.Training(run_of_two, seed) for run_of_two in runs for seed in (0, 1)]
     for _ in range(2):
         runner.prepare_all(trainings, None, experiment, tmp_path, runner.Children())
-    ours, own = (call for call in calls if call[0].endswith("small_plan.py"))
+    of_vit, ours, own = (call for call in calls if call[0].endswith("small_plan.py"))
     assert "--batch-size" in ours
+    assert "--batch-size" in of_vit
+    planned = [call for call in calls if "--no_pp" in call]
+    assert [call[-2:] == ["-pl", "nnUNetPlannerViT"] for call in planned] == [True, False, False]
     assert "--batch-size" not in own
     assert ours[ours.index("--patch") :][:2] == own[own.index("--patch") :][:2] == ["--patch", "80"]
-    assert len(calls) == 6
+    assert len(calls) == 9
     (planning,) = (call for call in calls if "plan_and_preprocess_entry as main" in call[1])
     assert planning[1].startswith("import os; os.environ['nnUNet_n_proc_DA'] = '1'; "), "nnU-Net's planner fails at 0"
     configurations = json.loads(plan.read_text(encoding="utf-8"))["configurations"]

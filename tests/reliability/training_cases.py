@@ -297,6 +297,13 @@ WEIGHTS = [
         Refused("nnUNetTrainerVQSegg", "There is no trainer", "correct its name"),
         options=_alone("-tr", "nnUNetTrainerVQSegg"),
     ),
+    Case(
+        "-tr: a trainer of a ViT with a plan of a U-Net",
+        train,
+        nothing,
+        Refused("nnUNetTrainerMeanTeacherViT", "nnUNetVQSegPlans plans a U-Net", "-pl nnUNetPlannerViT"),
+        options=_alone("-tr", "nnUNetTrainerMeanTeacherViT"),
+    ),
     *(
         Case(
             f"vqseg block: {what}",
