@@ -59,7 +59,14 @@ class BudgetConfig(Config):
     ] = 60.0
     faster_step: Annotated[
         bool,
-        "what makes a step faster and leaves what it computes: LeakyReLU without its copies; false: nnU-Net's own step",
+        "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
+        "graph of forward and backward pass; false: nnU-Net's own step",
+    ] = False
+
+    fused_norm: Annotated[
+        bool,
+        "InstanceNorm and LeakyReLU as one Triton kernel, in channels_last; on a GPU without torch.compile "
+        "(nnUNet_compile=f). Sums in another order, and never measured yet",
     ] = False
 
     same_to_continue: ClassVar[frozenset[str]] = frozenset()
@@ -72,7 +79,8 @@ class CommonConfig(BudgetConfig):
 
     faster_step: Annotated[
         bool,
-        "what makes a step faster and leaves what it computes: LeakyReLU without its copies; false: nnU-Net's own step",
+        "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
+        "graph of forward and backward pass; false: nnU-Net's own step",
     ] = True
     supervised_loss: Annotated[
         Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
@@ -90,6 +98,12 @@ class CommonConfig(BudgetConfig):
     max_bad_steps: Annotated[
         int, Range(1, 100_000), "steps in a row with a NaN or infinite loss after which training stops"
     ] = 20
+
+    bfloat16_on_cpu: Annotated[
+        bool,
+        "compute in bfloat16 on a CPU that has AMX; twice as fast there, and not compared in Dice yet. Without AMX "
+        "it would be slower, and float32 stays",
+    ] = False
 
     val_share_all_networks: Annotated[
         float,
@@ -134,7 +148,7 @@ class UnlabeledConfig(UnlabeledImagesConfig):
     ] = 0.8
 
     def unlabeled_weight(self, progress: float) -> float:
-        """`lambda_u` times the ramp at this share of the training."""
+        """`lambda_u` times the ramp at this share of the training; of a tensor, which stays one."""
         return self.lambda_u * ramp(progress, self.ramp_up)
 
 
@@ -142,10 +156,15 @@ def ramp(progress: float, length: float) -> float:
     """Sigmoid ramp-up exp(-5 (1 - t/T)^2), from e^-5 to 1.
 
     Args:
-        progress: share of the training that is over, in [0, 1].
+        progress: share of the training that is over, in [0, 1]; while a step is recorded a float64 scalar, of which
+            the ramp is one, too.
         length: share of the training over which the ramp rises; 0 for no ramp.
     """
-    if length <= 0 or progress >= length:
+    if length <= 0:
+        return 1.0
+    if isinstance(progress, Tensor):
+        return torch.where(progress >= length, 1.0, torch.exp(-5.0 * (1.0 - progress / length) ** 2))
+    if progress >= length:
         return 1.0
     return math.exp(-5.0 * (1.0 - progress / length) ** 2)
 
@@ -246,6 +265,11 @@ class Method(Generic[C]):
     runs_ahead: ClassVar[bool] = True
     """`after_step` does no harm after a step that was skipped because it was not finite: on a GPU nobody then waits to
     hear whether it was."""
+
+    is_static: bool = False
+    """Shapes and work of `terms` are the same in every step: they depend on no value of a tensor and on nothing that
+    Python draws or counts, and `progress` enters weights and limits alone, through `ramp`. Such steps can be recorded
+    as a CUDA graph, while which `progress` is a scalar tensor."""
 
     student: nn.Module
     supervised: Loss

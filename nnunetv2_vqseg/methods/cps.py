@@ -35,6 +35,7 @@ class CPS(PairMethod[CPSConfig]):
     """Each of two networks learns the other's labels; the first one is saved and predicts."""
 
     Config = CPSConfig
+    is_static = True
     panels: ClassVar = {"pseudo-labels": ("ramp", "agreement")}
 
     def __init__(self, config: CPSConfig, context: Context) -> None:

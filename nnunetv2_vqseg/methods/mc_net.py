@@ -47,6 +47,7 @@ class MCNet(Method[MCNetConfig]):
     """Decoders agree with each other's sharpened probabilities; the planned one is saved and predicts."""
 
     Config = MCNetConfig
+    is_static = True
     panels: ClassVar = {"consistency": ("ramp", "agreement")}
 
     def training_network(self) -> nn.Module:

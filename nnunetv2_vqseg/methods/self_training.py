@@ -56,6 +56,7 @@ class SelfTraining(Method[SelfTrainingConfig]):
     """Each round's network learns the labels of the one before."""
 
     Config = SelfTrainingConfig
+    is_static = True
     panels: ClassVar = {"self-training": ("round",), "unlabelled cases": ("unlabeled_cases",)}
 
     def __init__(self, config: SelfTrainingConfig, context: Context) -> None:

@@ -12,6 +12,7 @@ class Supervised(Method[BudgetConfig]):
     """nnU-Net as it is, but for the number of steps and the seed: for comparisons."""
 
     Config = BudgetConfig
+    is_static = True
     is_stock: ClassVar = True
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
@@ -23,4 +24,5 @@ class SupervisedEMA(EMAMethod[SupervisedEMAConfig]):
     """nnU-Net on the labelled images alone; the EMA of its weights is what is validated, saved and predicts."""
 
     Config = SupervisedEMAConfig
+    is_static = True
     terms = Supervised.terms

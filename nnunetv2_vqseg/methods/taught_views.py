@@ -78,6 +78,13 @@ class TaughtViewsMethod(TeacherMethod[E]):
                 config.class_thresholds, classes, threshold, momentum, regions, ddp, context.device
             )
 
+    @property
+    def is_static(self) -> bool:  # type: ignore[override]
+        """But for changes that Python draws, that remember earlier steps or whose work depends on the labels."""
+        config = self.config
+        changed = config.class_thresholds != "off" or config.copy_paste != "off"
+        return not (changed or config.turn_probability > 0 or config.largest_component)
+
     @torch.no_grad()
     def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """As the teacher's, with thresholds of each class (confidence 1 above, -1 below) and without small parts."""

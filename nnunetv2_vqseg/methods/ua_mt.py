@@ -70,6 +70,7 @@ class UAMT(EMAMethod[UAMTConfig]):
     """Squared error of probabilities where the teacher's mean prediction has little entropy."""
 
     Config = UAMTConfig
+    is_static = True
     panels: ClassVar = {"consistency": ("ramp", "certain_share"), "teacher's entropy (nats)": ("uncertainty",)}
 
     def training_network(self) -> nn.Module:

@@ -58,6 +58,7 @@ class UniMatch(StrongViewMethod[UniMatchConfig]):
     """Strong views and dropped features learn the network's own labels."""
 
     Config = UniMatchConfig
+    is_static = True
 
     def __init__(self, config: UniMatchConfig, context: Context) -> None:
         super().__init__(config, context)

@@ -76,6 +76,7 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
     Config = UniMatchV2Config
     same_channels: ClassVar[bool] = False
     """Whether all stages, of one width, lose the same channels."""
+    is_static = True
 
     def training_network(self) -> nn.Module:
         """The planned U-Net with complementary dropout between encoder and decoder."""

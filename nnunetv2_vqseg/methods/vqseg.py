@@ -299,6 +299,11 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         return self.config.unlabeled_views
 
     @property
+    def is_static(self) -> bool:  # type: ignore[override]
+        """But for literal QPM, whose sizes depend on the codes that are drawn."""
+        return super().is_static and (self.config.perturbation != "qpm" or self.config.qpm != "literal")
+
+    @property
     def net(self) -> VQSegNet:
         """The student, without DDP's and torch.compile's wrappers."""
         network = unwrap(self.student)

@@ -1,10 +1,13 @@
-"""What makes a training on a CPU fast: memory that stays, and no more threads than asked for."""
+"""What makes a training on a CPU fast: memory that stays, no more threads than asked for, bfloat16 where it is fast."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -36,3 +39,23 @@ def obey_omp_num_threads() -> None:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
         torch.set_num_threads(int(threads))
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware (Intel's AMX), and torch uses it."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked is not None and asked())
+
+
+def half_precision(log: Callable[[str], None]) -> Callable[[], Any] | None:
+    """Autocast to bfloat16 where the processor has AMX; None where it has not, with a line in the log.
+
+    A step took 0.5 of the time with AMX, and without it 1.1 (AVX512_BF16) to 9 times as long (AVX2).
+    """
+    if not has_amx():
+        log(
+            "bfloat16_on_cpu changes nothing: this processor has no AMX, without which bfloat16 is slower than float32."
+        )
+        return None
+    log("Convolutions and matrix products are computed in bfloat16 (AMX).")
+    return partial(torch.autocast, "cpu", dtype=torch.bfloat16)

@@ -52,6 +52,18 @@ class FullResolutionCrossEntropy(nn.Module):
         return self.cross_entropy(outputs[0], labels) / number + 0 * sum(output.sum() for output in outputs[1:])
 
 
+class InFullPrecision(nn.Module):
+    """A loss of float32 logits: a CPU's autocast leaves softmax and sums in bfloat16, where a GPU's does not."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: list[Tensor] | Tensor, target: list[Tensor] | Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.loss([o.float() for o in outputs] if isinstance(outputs, list) else outputs.float(), target)
+
+
 def build_optimizer(
     groups: list[dict[str, Any]],
     config: BudgetConfig,

@@ -137,8 +137,8 @@ class Stepper:
         They are NaN where the loss is not finite: an infinite loss may have a finite gradient, as L1 has.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        weights: dict[str, float | Tensor] = {name: weight for name, (weight, _) in terms.items()}
+        weights: dict[str, float | Tensor] = {name: _fitting(weight, value) for name, (weight, value) in terms.items()}
+        loss = torch.stack([weights[name] * value for name, (_, value) in terms.items()]).sum()
         changing = {f"{WEIGHT}{name}": weight for name, weight in weights.items() if isinstance(weight, Tensor)}
         # Losses first: the first that is not finite is the one to blame.
         values: dict[str, Tensor] = {name: value for name, (_, value) in terms.items()}
@@ -191,6 +191,11 @@ class Stepper:
                 f"vqseg.initial_lr or look at the images for extreme intensities, then {self.what_next()}."
             )
         return False
+
+
+def _fitting(weight: float | Tensor, value: Tensor) -> float | Tensor:
+    """A weight that is rounded as a number is."""
+    return weight.to(value.dtype) if isinstance(weight, Tensor) else weight
 
 
 def unreached(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -39,6 +39,7 @@ from nnunetv2_vqseg.methods.base import (
     known_keys,
     switch_deep_supervision,
 )
+from nnunetv2_vqseg.modules import fused_norm
 from nnunetv2_vqseg.modules.activation import use_cheap_activations
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
@@ -48,18 +49,19 @@ from nnunetv2_vqseg.planning.vit_planner import NETWORK as VIT_NETWORK
 from nnunetv2_vqseg.trainer.cases import FoldCases
 from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_random_states, seed_everything
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
-from nnunetv2_vqseg.trainer.cpu import keep_freed_memory, obey_omp_num_threads
+from nnunetv2_vqseg.trainer.cpu import half_precision, keep_freed_memory, obey_omp_num_threads
 from nnunetv2_vqseg.trainer.curves import EpochCurves, draw_panels
+from nnunetv2_vqseg.trainer.graph import CudaRecorder, Recorder, StepGraph, wanted
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
-from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, build_optimizer
+from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, InFullPrecision, build_optimizer
 from nnunetv2_vqseg.trainer.plots import Plots
 from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
 from nnunetv2_vqseg.trainer.preview_plot import draw_slices
 from nnunetv2_vqseg.trainer.progress_plot import draw_progress
 from nnunetv2_vqseg.trainer.ranks import Ranks, distribute
-from nnunetv2_vqseg.trainer.step import Reading, Stepper
+from nnunetv2_vqseg.trainer.step import Losses, Reading, Stepper
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED, StopRequest, exit_when_asked
 from nnunetv2_vqseg.trainer.validation import hard_counts, on_host
 from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
@@ -86,6 +88,7 @@ class MethodTrainer(nnUNetTrainer):
 
     method: Method[Any]
     stepper: Stepper
+    step_graph: StepGraph
     curves: EpochCurves
     online_dice: OnlineDice
     is_ddp: bool
@@ -238,6 +241,7 @@ class MethodTrainer(nnUNetTrainer):
             self._what_next,
             late=self.device.type == "cuda" and self.grad_scaler is not None and self.method.runs_ahead,
         )
+        self.step_graph = StepGraph(self._losses, self.network, self._recorder(), self.print_to_log_file)
         self._draw_elsewhere()
 
     def _require_fitting_network(self) -> None:
@@ -267,7 +271,11 @@ class MethodTrainer(nnUNetTrainer):
             )
 
     def _context(self, plan: NetworkPlan) -> Context:
-        cuda = self.device.type == "cuda"
+        autocasts: Any = dummy_context
+        if self.device.type == "cuda":
+            autocasts = partial(autocast, "cuda", enabled=True)
+        elif self.device.type == "cpu" and getattr(self.config, "bfloat16_on_cpu", False):
+            autocasts = half_precision(self.print_to_log_file) or dummy_context
         return Context(
             plan=plan,
             device=self.device,
@@ -278,7 +286,7 @@ class MethodTrainer(nnUNetTrainer):
             ddp=self.is_ddp,
             only_validates=self.only_validates,
             restores=self.restores,
-            autocast=(lambda: autocast("cuda", enabled=True)) if cuda else dummy_context,
+            autocast=autocasts,
             log=self.print_to_log_file,
             require_same=self.ranks.require_same,
             cases=self.pool,
@@ -302,7 +310,24 @@ class MethodTrainer(nnUNetTrainer):
         network = self.method.training_network()
         if self.config.faster_step:
             use_cheap_activations(network)
+        if self.config.fused_norm:
+            self._fuse_norms(network)
         return network
+
+    def _fuse_norms(self, network: nn.Module) -> None:
+        compiles = self.device.type == "cuda" and self._do_i_compile()
+        reasons = {
+            "there is no GPU": self.device.type != "cuda",
+            "there is no Triton": not fused_norm.is_available(),
+            "torch.compile does that (nnUNet_compile=f for without)": compiles,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None:
+            self.print_to_log_file(f"fused_norm changes nothing: {reason}.")
+            return
+        number = fused_norm.use_fused_norms(network)
+        network.to(memory_format=torch.channels_last)
+        self.print_to_log_file(f"{number} InstanceNorms with LeakyReLU are one operation each, in channels_last.")
 
     def _initialize_on_one_process(self) -> None:
         """nnU-Net's for one process; then this rank's share of the batch, and DistributedDataParallel."""
@@ -317,6 +342,10 @@ class MethodTrainer(nnUNetTrainer):
             self.loss = self._build_loss()
 
     def _supervised_loss(self) -> Any:
+        loss = self._chosen_loss()
+        return InFullPrecision(loss) if getattr(self.config, "bfloat16_on_cpu", False) else loss
+
+    def _chosen_loss(self) -> Any:
         if getattr(self.config, "supervised_loss", "nnunet") != "ce":
             # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
             return self.loss if self.enable_deep_supervision else _of_finest(self.loss)
@@ -515,11 +544,22 @@ class MethodTrainer(nnUNetTrainer):
         progress = self.progress
         joined = self.method.guarded(self._join(batch, progress), progress)
         self.method.before_step(progress)
-        with self.method.context.autocast():
-            terms, metrics = self.method.terms(joined, progress)
-        reading = self.stepper(self.stepper.gradients(terms, metrics))
+        losses = self.step_graph(joined, progress)  # terms and their gradients
+        reading = self.stepper(losses)
         reading.also = self.method.schedule(progress)
         return {"loss": self._read(reading)}
+
+    def _losses(self, batch: Batch, progress: Any) -> Losses:
+        """The method's terms and the gradients of their sum."""
+        with self.method.context.autocast():
+            terms, metrics = self.method.terms(batch, progress)
+        return self.stepper.gradients(terms, metrics)
+
+    def _recorder(self) -> Recorder | None:
+        """For CUDA graphs, where a step can be one and is asked to."""
+        static = self.method.is_static and self.method.guard is None  # whose factor is a number
+        asked = wanted(self.config, static, self.device, self.ranks.distributed)
+        return CudaRecorder() if asked else None
 
     def _read(self, reading: Reading) -> Any:
         """What follows a step, and its numbers: at once, or where nothing waits for them those of the step before.

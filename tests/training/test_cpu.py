@@ -6,9 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from nnunetv2_vqseg.trainer import cpu
 
 FAULTS = """
 import resource
@@ -64,3 +67,38 @@ def test_a_trainer_takes_the_threads_that_were_asked_for(make_trainer, monkeypat
         monkeypatch.setenv(name, value)
     make_trainer()
     assert threads == expected
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("name", ["nnUNetTrainerVQSeg", "nnUNetTrainerCPS"])
+def test_bfloat16_is_used_where_it_is_asked_for_and_fast(make_trainer, monkeypatch, name, amx):
+    monkeypatch.setattr(cpu, "has_amx", lambda: amx)
+    found = {}
+    for asked in (False, True):
+        trainer = make_trainer(name, bfloat16_on_cpu=asked)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        seen: set[torch.dtype] = set()
+        layer = next(module for module in trainer.network.modules() if isinstance(module, torch.nn.Conv2d))
+        layer.register_forward_hook(lambda _, __, output, seen=seen: seen.add(output.dtype))
+        losses = [float(trainer.train_step(next(trainer.dataloader_train))["loss"]) for _ in range(3)]
+        found[asked] = losses
+        assert seen == {torch.bfloat16 if asked and amx else torch.float32}
+        log = Path(trainer.log_file).read_text(encoding="utf-8")
+        assert ("has no AMX" in log) == (asked and not amx)
+        assert {value.dtype for value in trainer.network.parameters()} == {torch.float32}
+    assert found[True] == pytest.approx(found[False], rel=0.05 if amx else 0)
+    assert (found[True] == found[False]) != amx
+
+
+def test_the_processor_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert cpu.has_amx()
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not cpu.has_amx()
+
+
+def test_fused_norms_say_why_they_change_nothing_on_a_cpu(make_trainer):
+    trainer = make_trainer(fused_norm=True)
+    trainer.initialize()
+    assert "fused_norm changes nothing: there is no GPU." in Path(trainer.log_file).read_text(encoding="utf-8")

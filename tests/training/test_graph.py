@@ -1,0 +1,215 @@
+"""A recorded step does what the step itself does, in trainings whose numbers change; where it cannot, all goes on.
+
+What a CUDA graph does is played on the CPU by `graph_tape.Tape`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graph_tape import Tape
+
+from nnunetv2_vqseg.methods.base import ramp
+from nnunetv2_vqseg.trainer import graph
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
+
+pytestmark = pytest.mark.slow
+
+LONG = {
+    "num_epochs": 2,
+    "iterations_per_epoch": 10,
+    "val_iterations_per_epoch": 1,
+    "qpm_rebuild_every": 4,
+    "restart_after": 3,
+    "restart_every": 5,
+    "ramp_up": 0.7,
+    "save_every": 1,
+}
+STATIC: dict[str, dict[str, Any]] = {
+    "nnUNetTrainerVQSeg": {},
+    "nnUNetTrainerVQSegQPMDB": {"strong_view": True},
+    "nnUNetTrainerMeanTeacher": {},
+    "nnUNetTrainerMeanTeacherDropout": {},
+    "nnUNetTrainerCPS": {},
+    "nnUNetTrainerUAMT": {},
+    "nnUNetTrainerUniMatch": {},
+    "nnUNetTrainerUniMatchV2": {},
+    "nnUNetTrainerMCNet": {},
+    "nnUNetTrainerUNet": {},
+    "nnUNetTrainerSupervised": {"faster_step": True},
+}
+
+
+class Recorded:
+    """Trainings whose steps are recorded on tapes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tape: type[Tape] = Tape) -> None:
+        self.tapes: list[Tape] = []
+        self.patch = monkeypatch
+        self.tape = tape
+
+    def __enter__(self) -> list[Tape]:
+        def recorder(trainer: MethodTrainer) -> Tape:
+            self.tapes.append(self.tape())
+            return self.tapes[-1]
+
+        self.context = self.patch.context()
+        self.context.__enter__().setattr(MethodTrainer, "_recorder", recorder)
+        return self.tapes
+
+    def __exit__(self, *error: object) -> None:
+        self.context.__exit__(*error)
+
+
+def after(trainer: Any) -> dict[str, Any]:
+    found = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+    own = found["vqseg"]
+    states = {
+        "student": own["student"],
+        "teacher": own.get("teacher", {}),
+        "torch": {"": own["random_states"]["torch"]},
+    }
+    return states | {"curves": own["curves"]}
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for kind in ("student", "teacher", "torch"):
+        assert one[kind].keys() == other[kind].keys()
+        different = [key for key, value in one[kind].items() if not torch.equal(value, other[kind][key])]
+        assert different == [], kind
+    assert one["curves"].keys() == other["curves"].keys()
+    for name, values in one["curves"].items():
+        assert values == pytest.approx(other["curves"][name], rel=1e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_recorded_training_has_the_bits_of_one_that_is_not(make_trainer, monkeypatch, name):
+    """20 steps, 2 epochs, with a ramp, new tables and restarted codes."""
+    block = LONG | STATIC[name]
+    plain = make_trainer(name, **block)
+    plain.run_training()
+    expected = after(plain)
+    with Recorded(monkeypatch) as tapes:
+        trainer = make_trainer(name, **block)
+        trainer.run_training()
+    assert [tape.replays for tape in tapes] == [21], "every step, and one more to compare"
+    assert_same(after(trainer), expected)
+
+
+def test_a_recorded_training_that_is_continued_has_the_bits_of_one_that_was_not_stopped(make_trainer, monkeypatch):
+    plain = make_trainer(**LONG)
+    plain.run_training()
+    expected = after(plain)
+    with Recorded(monkeypatch):
+        first = make_trainer(**LONG)
+        monkeypatch.setattr(first, "on_train_end", lambda: None)
+        monkeypatch.setattr(first, "num_epochs", 1)
+        monkeypatch.setattr(type(first), "progress", property(lambda self: self.stepper.step / 20))
+        first.current_epoch = 0
+        first.run_training()
+        latest = Path(first.output_folder) / "checkpoint_best.pth"
+        resumed = make_trainer(continue_training=True, **LONG)
+        resumed.load_checkpoint(str(latest))
+        assert resumed.stepper.step == 10
+        resumed.run_training()
+    assert_same({**after(resumed), "curves": {}}, {**expected, "curves": {}})
+
+
+def one_step(make_trainer: Any, name: str = "nnUNetTrainerMeanTeacher", **block: Any) -> Any:
+    trainer = make_trainer(name, **block)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    return trainer
+
+
+class Refuses(Tape):
+    def record(self, work: Any) -> Any:
+        work()
+        raise RuntimeError("CUDA error: operation not permitted\nmore")
+
+
+class Forgets(Tape):
+    """A graph that does not run."""
+
+    def replay(self) -> None:
+        for parameter in (place for _, _, _, outputs in self.steps for place in outputs):
+            parameter.detach().zero_()
+
+
+@pytest.mark.parametrize(("tape", "reason"), [(Refuses, "operation not permitted)"), (Forgets, "a replay gave")])
+def test_where_recording_fails_the_training_goes_on_as_without(make_trainer, monkeypatch, tape, reason):
+    expected = one_step(make_trainer).network.state_dict()
+    with Recorded(monkeypatch, tape):
+        trainer = one_step(make_trainer)
+    assert all(torch.equal(expected[key], value) for key, value in trainer.network.state_dict().items())
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    assert log.count("No CUDA graph of a step (") == 1
+    assert reason in log
+
+
+def test_a_method_that_waits_in_its_step_is_found_out(make_trainer, monkeypatch):
+    from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher
+
+    terms = MeanTeacher.terms
+
+    def waits(self: Any, batch: Any, progress: Any) -> Any:
+        found = terms(self, batch, progress)
+        float(found[0]["supervised"][1])
+        return found
+
+    monkeypatch.setattr(MeanTeacher, "terms", waits)
+    with Recorded(monkeypatch):
+        trainer = one_step(make_trainer)
+    assert trainer.step_graph.recorder is None
+
+
+def test_another_kind_of_batch_is_recorded_anew(make_trainer, monkeypatch):
+    with Recorded(monkeypatch):
+        trainer = one_step(make_trainer, "nnUNetTrainerSelfTraining")
+        tape = trainer.step_graph.recorder
+        before = tape.replays
+        smaller = next(trainer.dataloader_train)
+        smaller = {"data": smaller["data"][:1], "target": [level[:1] for level in smaller["target"]]}
+        for _ in range(2):
+            trainer.train_step(smaller)
+    assert tape.replays == before + 3
+    assert trainer.step_graph.recorder is tape
+
+
+def test_the_ramp_of_a_tensor_is_that_of_a_number():
+    for length in (0.0, 0.3, 1.0):
+        for progress in (0.0, 0.1, 0.3, 0.9, 1.0):
+            value = ramp(torch.tensor(progress, dtype=torch.float64), length)
+            assert float(value) == pytest.approx(ramp(progress, length), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("faster", "static", "device", "distributed", "switch", "expected"),
+    [
+        (True, True, "cuda", False, None, True),
+        (True, True, "cuda", False, "1", True),
+        (True, True, "cuda", False, "0", False),
+        (False, True, "cuda", False, None, False),
+        (True, False, "cuda", False, None, False),
+        (True, True, "cpu", False, None, False),
+        (True, True, "cuda", True, None, False),
+    ],
+)
+def test_when_a_step_is_recorded(monkeypatch, faster, static, device, distributed, switch, expected):
+    config = type("Config", (), {"faster_step": faster})
+    monkeypatch.delenv(graph.SWITCH, raising=False)
+    if switch is not None:
+        monkeypatch.setenv(graph.SWITCH, switch)
+    assert graph.wanted(config, static, torch.device(device), distributed) == expected
+
+
+def test_literal_qpm_is_not_static(make_trainer):
+    trainer = make_trainer(qpm="literal")
+    trainer.initialize()
+    assert not trainer.method.is_static
+    assert trainer.step_graph.recorder is None
