@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import benchmark
-from benchmarks import measure, plain, step, workbench
+from benchmarks import against, measure, plain, step, workbench
 from benchmarks.step import Stopwatch
 
 from nnunetv2_vqseg.modules.vq.entropy import assignment_entropy
@@ -132,6 +132,45 @@ def test_every_command_measures_all_of_its_rows(tmp_path, prepared, command, opt
     if command == "step":
         *_, ours = tables["parts"]
         assert all(ours[part] > 0 for part in step.PARTS)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_a_step_is_compared_with_that_of_the_kept_measurement(tmp_path, prepared, capsys) -> None:
+    """Printed for whoever reads the night's output; time itself is never asserted."""
+    kept, file = Path(benchmark.__file__).parents[1] / "results/performance/step-small.json", tmp_path / "measured.json"
+    variants = ("nnU-Net", "mean teacher", "VQ-Seg")
+    benchmark.main(["step", *QUICK, *prepared, "--variants", *variants, "--against", str(kept), "--out", str(file)])
+    rows = json.loads(file.read_text(encoding="utf-8"))["tables"]["against"]
+    assert [row["variant"] for row in rows] == list(variants)
+    assert all(row["then_ms"] > 0 and row["now_ms"] > 0 and row["now / then"] > 0 for row in rows)
+    with capsys.disabled():
+        for row in rows:
+            print(f"\n{row['variant']}: {row['now / then']:.2f} of {row['then']}")
+
+
+@pytest.mark.slow
+def test_each_commit_is_measured_with_its_own_package(tmp_path, prepared) -> None:
+    with against.checked_out("HEAD") as tree:
+        assert (tree / "nnunetv2_vqseg" / "__init__.py").exists()
+        arguments = step.forwarded(benchmark.parse(["step", *prepared]))
+        with against.server(tree, [*arguments, "mean teacher"]) as process:
+            assert against.asked(process, 1) > 0
+    assert not tree.exists()
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps({"machine": {"commit": "0" * 40}}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="cannot be checked out"):
+        against.compared(file, [], [], 1, 1)
+    file.write_text(json.dumps({"machine": {"commit": None}}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="does not say"):
+        against.compared(file, [], [], 1, 1)
+
+
+def test_a_comparison_is_made_on_the_same_workbench() -> None:
+    given = ["-d", "7", "--patch", "32", "40", "--features", "4", "--batch-size", "3", "--codes", "64", "--compile"]
+    args = benchmark.parse(["step", *given, "--progress", "0.5"])
+    again = benchmark.parse(["step", *step.forwarded(args)])
+    assert vars(again) == vars(args)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks import workbench
+from benchmarks.against import compared
 from benchmarks.measure import clock, compare, in_the_kernel, peak_memory
 from benchmarks.output import Row, print_table
 from nnunetv2_vqseg import trainers as all_trainers
@@ -27,6 +28,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
     "VQ-Seg + DINOv2": ("nnUNetTrainerVQSeg", {"foundation": True}),
 }
+
+STEPS_OF_A_ROUND = 2
+"""With `--against`."""
 
 WINDOW = 300
 """Steps of a row of `--train-first`."""
@@ -57,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps before measuring, over which QPM is timed with the rebuilds of its table (default: 0)",
     )
     parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RESULTS",
+        help="JSON of an earlier measurement: time that commit's step and today's in turns, and nothing else",
+    )
+    parser.add_argument(
         "--plain-steps",
         type=int,
         default=0,
@@ -75,6 +85,10 @@ def _variant(name: str) -> str:
 
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
+    if args.against:
+        rows = compared(args.against, forwarded(args), args.variants, args.repeats, STEPS_OF_A_ROUND)
+        print_table(rows, f"One step, then ({args.against}) and now, in turns; only the ratio means something")
+        return {"against": rows}
     with workbench.workbench(args, device) as bench:
         trainers = {name: _start(bench, name, args.progress) for name in args.variants}
         if args.plain_steps:
@@ -103,6 +117,20 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     if counted:
         print_table(counted, "QPM's neighbour table")
     return {"totals": totals, "parts": parts, "tables": counted}
+
+
+def forwarded(args: argparse.Namespace) -> list[str]:
+    """The arguments that make the same workbench again."""
+    names = {"dataset_id": "-d", "plans_name": "-p", "configuration": "-c"}
+    keys = ("device", "dataset_id", "plans_name", "configuration", "features", "max_features", "batch_size", "codes")
+    found: list[str] = []
+    for key in (*keys, "workers", "progress"):
+        value = getattr(args, key)
+        if value is not None:
+            found += [names.get(key, f"--{key.replace('_', '-')}"), str(value)]
+    if args.patch:
+        found += ["--patch", *map(str, args.patch)]
+    return found + ["--compile"] * args.compile
 
 
 def _start(bench: workbench.Workbench, name: str, progress: float) -> Any:

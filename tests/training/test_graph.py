@@ -170,7 +170,7 @@ def test_a_method_that_waits_in_its_step_is_found_out(make_trainer, monkeypatch)
 
 def test_another_kind_of_batch_is_recorded_anew(make_trainer, monkeypatch):
     with Recorded(monkeypatch):
-        trainer = one_step(make_trainer, "nnUNetTrainerSelfTraining")
+        trainer = one_step(make_trainer, "nnUNetTrainerSelfTraining", num_epochs=3)
         tape = trainer.step_graph.recorder
         before = tape.replays
         smaller = next(trainer.dataloader_train)
