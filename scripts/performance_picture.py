@@ -1,6 +1,6 @@
 """Draw docs/performance.png: milliseconds of a step on a GPU by what makes it faster, predicted and, once there, measured.
 
-    python scripts/performance_picture.py            # of results/performance/gpu_table.json where that is there
+python scripts/performance_picture.py            # of results/performance/gpu_table.json where that is there
 """
 
 from __future__ import annotations
