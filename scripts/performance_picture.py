@@ -1,4 +1,4 @@
-"""Draw docs/performance.png: milliseconds of a step on a GPU by what makes it faster, predicted and, once there, measured.
+"""Draw docs/performance.png: milliseconds of a step on a GPU by what makes it faster, predicted and measured.
 
 python scripts/performance_picture.py            # of results/performance/gpu_table.json where that is there
 """
