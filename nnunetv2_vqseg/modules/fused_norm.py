@@ -7,6 +7,7 @@ which costs a copy of each map where a network is in channels_last, as cuDNN wan
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def use_fused_norms(network: nn.Module) -> int:
     for container in network.modules():
         if not isinstance(container, nn.Sequential):
             continue
-        for norm, activation in zip(container, list(container)[1:], strict=False):
+        parts: list[Any] = list(container)
+        for norm, activation in pairwise(parts):
             is_pair = isinstance(norm, (nn.InstanceNorm2d, nn.InstanceNorm3d)) and isinstance(
                 activation, (nn.LeakyReLU, LeakyReLU)
             )

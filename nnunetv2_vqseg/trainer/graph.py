@@ -108,8 +108,8 @@ class StepGraph:
 
     def __call__(self, batch: Batch, progress: float) -> Losses:
         """Losses and gradients of a batch on the device; `progress` is the share of the training that is over."""
-        signature = [(tensor.shape, tensor.dtype, tensor.device) for tensor in _tensors(batch)]
-        signature = [*signature, [type(part) for part in batch]]
+        kinds = [type(part) for part in batch]
+        signature = (kinds, [(tensor.shape, tensor.dtype, tensor.device) for tensor in _tensors(batch)])
         if self.recorder is not None and signature != self._signature:
             self._record(batch, progress)
             self._signature = signature

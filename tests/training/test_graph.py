@@ -213,3 +213,21 @@ def test_literal_qpm_is_not_static(make_trainer):
     trainer.initialize()
     assert not trainer.method.is_static
     assert trainer.step_graph.recorder is None
+
+
+@pytest.mark.parametrize(
+    ("block", "static"),
+    [
+        ({}, True),
+        ({"guard": True}, False),
+        ({"copy_paste": "box"}, False),
+        ({"turn_probability": 1.0}, False),
+        ({"class_thresholds": "freematch"}, False),
+        ({"largest_component": True}, False),
+    ],
+)
+def test_what_python_decides_in_a_step_is_not_recorded(make_trainer, monkeypatch, block, static):
+    asked = []
+    monkeypatch.setattr("nnunetv2_vqseg.trainer.trainer.wanted", lambda config, static, *more: asked.append(static))
+    make_trainer("nnUNetTrainerMeanTeacher", **block).initialize()
+    assert asked == [static]
