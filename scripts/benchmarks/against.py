@@ -72,6 +72,7 @@ def server(root: Path, arguments: list[str]) -> Iterator[subprocess.Popen]:
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
+        cwd=root,  # which comes first in the process's path
     )
     try:
         found = Path(answer(process)["package"]).resolve()
