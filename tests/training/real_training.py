@@ -318,20 +318,20 @@ def _die_in_write(number: int) -> None:
 
 def _die_at(rank: int, epoch: int, step: int) -> None:
     """One rank dies in the middle of a step, in the first attempt of torchrun."""
-    backward_and_step, on_epoch_start = Stepper._backward_and_step, MethodTrainer.on_train_epoch_start
+    gradients, on_epoch_start = Stepper.gradients, MethodTrainer.on_train_epoch_start
     place = [0, 0]  # epoch, and step in it
 
     def count_epochs(self: MethodTrainer) -> None:
         place[:] = [self.current_epoch, 0]
         on_epoch_start(self)
 
-    def die_or_step(self: Stepper, loss: torch.Tensor) -> torch.Tensor:
+    def die_or_step(self: Stepper, *arguments: Any) -> Any:
         if [self.ranks.rank, *place] == [rank, epoch, step] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         place[1] += 1
-        return backward_and_step(self, loss)
+        return gradients(self, *arguments)
 
-    Stepper._backward_and_step = die_or_step
+    Stepper.gradients = die_or_step
     MethodTrainer.on_train_epoch_start = count_epochs
 
 
