@@ -51,6 +51,7 @@ def errors() -> dict[str, float]:
 INTERPRETED = "import test_fused_norm; print(sorted(test_fused_norm.errors().items(), key=lambda item: -item[1]))"
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not fused_norm.is_available(), reason="there is no Triton")
 def test_kernels_in_triton_s_interpreter_are_exact_in_every_layout():
     paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])  # noqa: PTH120

@@ -14,7 +14,7 @@ from nnunetv2_vqseg.report.compare import Comparison
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_samples")]
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_predictions_are_those_of_nnunets_own_command(world, num_processes, monkeypatch):
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")

@@ -259,6 +259,7 @@ def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
 
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path) -> None:
     from real_training import distributed_train, finish, fold_folder, nnunet_ddp, start_ranks, write_plan
 

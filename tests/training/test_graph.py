@@ -41,6 +41,7 @@ STATIC: dict[str, dict[str, Any]] = {
     "nnUNetTrainerUNet": {},
     "nnUNetTrainerSupervised": {"faster_step": True},
 }
+EVERY_DAY = ("nnUNetTrainerVQSeg", "nnUNetTrainerUniMatchV2")
 
 
 class Recorded:
@@ -85,7 +86,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert values == pytest.approx(other["curves"][name], rel=1e-6, nan_ok=True), name
 
 
-@pytest.mark.parametrize("name", STATIC)
+@pytest.mark.parametrize(
+    "name", [*EVERY_DAY, *(pytest.param(n, marks=pytest.mark.nightly) for n in STATIC if n not in EVERY_DAY)]
+)
 def test_a_recorded_training_has_the_bits_of_one_that_is_not(make_trainer, monkeypatch, name):
     """20 steps, 2 epochs, with a ramp, new tables and restarted codes."""
     block = LONG | STATIC[name]
