@@ -23,6 +23,12 @@ from nnunetv2_vqseg.modules.targets import foreground, full_resolution, split_ig
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
 from nnunetv2_vqseg.networks.modes import in_prediction
 
+FasterStep = Annotated[
+    bool,
+    "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
+    "graph of forward and backward pass; false: nnU-Net's own step",
+]
+"""A key that is on for our methods, and off for stock nnU-Net."""
 Terms = dict[str, tuple[float, Tensor]]
 """Loss terms by name: weight and value, a scalar; their weighted sum is minimised."""
 Metrics = dict[str, Tensor]
@@ -57,11 +63,7 @@ class BudgetConfig(Config):
         Range(0, 86_400),
         "seconds between two drawings of progress.png and progress_vqseg.png; the last epoch's are always drawn",
     ] = 60.0
-    faster_step: Annotated[
-        bool,
-        "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
-        "graph of forward and backward pass; false: nnU-Net's own step",
-    ] = False
+    faster_step: FasterStep = False
 
     fused_norm: Annotated[
         bool,
@@ -77,11 +79,7 @@ class BudgetConfig(Config):
 class CommonConfig(BudgetConfig):
     """What every method but stock nnU-Net's has: loss, optimiser, safety."""
 
-    faster_step: Annotated[
-        bool,
-        "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
-        "graph of forward and backward pass; false: nnU-Net's own step",
-    ] = True
+    faster_step: FasterStep = True
     supervised_loss: Annotated[
         Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
     ] = "nnunet"
