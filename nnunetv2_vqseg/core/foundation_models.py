@@ -29,7 +29,7 @@ OTHERS = {
         "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
         "open_clip_pytorch_model.bin",
     ),
-    # Pixels as its preprocessor_config.json has them: radiographs are grey.
+    # Radiographs are grey. Not yet compared with the preprocessor_config.json beside its weights.
     "rad-dino": Described(
         "vit_base_patch14_dinov2",
         (0.5307, 0.5307, 0.5307),
