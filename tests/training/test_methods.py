@@ -62,7 +62,6 @@ def assert_same(first: Any, second: Any, where: str = "") -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_trainer, monkeypatch, name):
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
     monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
@@ -84,13 +83,20 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
     middle = torch.load(folder / "middle.pth", weights_only=True)["network_weights"]
     assert any(not torch.equal(value, middle[key]) for key, value in mine["network_weights"].items())
 
+    assert_predicts_strictly(resumed, 32)
+
+
+def assert_predicts_strictly(trainer: Any, side: int) -> None:
+    """nnU-Net's predictor loads the final checkpoint strictly and gives what the trained network gives."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(folder.parent), (0,), "checkpoint_final.pth")
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
     predictor.network.load_state_dict(predictor.list_of_parameters[0], strict=True)
-    image = torch.randn(1, 1, 32, 32)
-    resumed.set_deep_supervision_enabled(False)
+    image = torch.randn(1, 1, side, side)
+    trainer.set_deep_supervision_enabled(False)
     with torch.no_grad():
-        expected = resumed.method.predictor().eval()(image)
+        expected = trainer.method.predictor().eval()(image)
         torch.testing.assert_close(predictor.network.eval()(image), expected, rtol=0, atol=0)
 
 

@@ -147,8 +147,7 @@ def vq(weights: Path) -> dict:
 )
 def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_trainer, plan, weights, monkeypatch, name):
     from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from test_methods import assert_same, comparable, keep_the_middle
+    from test_methods import assert_predicts_strictly, assert_same, comparable, keep_the_middle
 
     # nnU-Net's blur picks its algorithm by timing, which no two runs do alike.
     monkeypatch.setattr(GaussianBlurTransform, "_apply_to_image", lambda self, image, **_: image)
@@ -172,14 +171,7 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
         checkpoint["vqseg"]["config"].pop("encoder_checkpoint")
     assert_same(mine, theirs)
 
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(folder.parent), (0,), "checkpoint_final.pth")
-    predictor.network.load_state_dict(predictor.list_of_parameters[0], strict=True)
-    image = torch.randn(1, 1, 64, 64)
-    resumed.set_deep_supervision_enabled(False)
-    with torch.no_grad():
-        expected = resumed.method.predictor().eval()(image)
-        torch.testing.assert_close(predictor.network.eval()(image), expected, rtol=0, atol=0)
+    assert_predicts_strictly(resumed, 64)
 
 
 def test_the_paper_s_trainer_is_the_paper_s_network_with_its_settings(make_trainer, plan):
