@@ -18,7 +18,7 @@ from experiment_files import ExperimentError, Training
 
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.report.case_files import SPLITS, Split, test_cases, validation_cases
+from nnunetv2_vqseg.report.case_files import SPLITS, test_cases, validation_cases
 from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import Method
 from nnunetv2_vqseg.report.prediction import predict_missing
@@ -28,6 +28,8 @@ from nnunetv2_vqseg.report.training_records import read_training_record
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
 
 CaseScores = Mapping[str, Any]  # case -> scores
+SEALED = "sealed"
+"""In place of a split's name: scores of the test cases that are to be shown to nobody yet."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Result:
 
     Attributes:
         classes: key of a class in the scores -> its name.
-        scores: of the cases of each split that was scored.
+        scores: of the cases of each split that was scored; `SEALED` stands for a test that was not read.
         config: whole configuration that it was trained with; empty for nnU-Net's own trainer.
         last_values: of its curves.
         steps: optimiser steps, those repeated after an interruption counted too.
@@ -55,8 +57,17 @@ class Result:
     machines: list[dict[str, Any]] = field(default_factory=list)
 
 
+def nobody(training: Training) -> bool:
+    return False
+
+
 def gather(
-    trainings: Iterable[Training], folder: Path, may_test: Callable[[Training], bool], device: str, num_processes: int
+    trainings: Iterable[Training],
+    folder: Path,
+    may_test: Callable[[Training], bool],
+    device: str,
+    num_processes: int,
+    may_seal: Callable[[Training], bool] = nobody,
 ) -> dict[Training, Result]:
     """Results of all trainings that are finished or were kept; the former are kept too, instead of an older one.
 
@@ -64,7 +75,8 @@ def gather(
 
     Args:
         folder: of the kept results.
-        may_test: whether scores of the test cases that are not there yet are to be computed.
+        may_test: whether scores of the test cases that are not there yet are to be computed, and sealed ones opened.
+        may_seal: whether they are to be computed and sealed.
 
     Raises:
         ExperimentError: a training had other values than the same run would have today.
@@ -73,7 +85,13 @@ def gather(
     for training in trainings:
         file = kept_file(folder, training)
         if training.done:
-            splits = [split for split in SPLITS if split == "val" or _has_scores(training, split) or may_test(training)]
+            if may_test(training):
+                open_scores(training)
+            splits: list[str] = [
+                split for split in SPLITS if split == "val" or _has_scores(training, split) or may_test(training)
+            ]
+            if "test" not in splits and (may_seal(training) or _has_scores(training, SEALED)):
+                splits.append(SEALED)
             result = read_finished(training, splits, device, num_processes)
             if file.is_file():
                 result = completed(result, read_kept(file))
@@ -82,10 +100,24 @@ def gather(
         elif file.is_file():
             result = read_kept(file)
             check_defaults(training, result.config)
+            if may_test(training) and SEALED in result.scores:
+                result = replace(result, scores=opened(result.scores))
+                write_json(asdict(result), file)
         else:
             continue
         found[training] = result
     return found
+
+
+def opened(scores: Mapping[str, CaseScores]) -> dict[str, CaseScores]:
+    """Scores with the test in place of what was sealed."""
+    return {"test" if split == SEALED else split: cases for split, cases in scores.items()}
+
+
+def open_scores(training: Training) -> None:
+    """Let the sealed scores in a training's folder be those of the test."""
+    if _has_scores(training, SEALED) and not _has_scores(training, "test"):
+        _scores_file(training, SEALED).rename(_scores_file(training, "test"))
 
 
 def kept_file(folder: Path, training: Training) -> Path:
@@ -117,9 +149,12 @@ def completed(result: Result, kept: Result) -> Result:
 
     if identity(result) != identity(kept):
         return result
+    scores = {**kept.scores, **result.scores}
+    if "test" in scores:
+        scores.pop(SEALED, None)
     return replace(
         result,
-        scores={**kept.scores, **result.scores},
+        scores=scores,
         config=result.config or kept.config,
         last_values=result.last_values or kept.last_values,
         steps=kept.steps if result.steps is None else result.steps,
@@ -127,7 +162,7 @@ def completed(result: Result, kept: Result) -> Result:
     )
 
 
-def read_finished(training: Training, splits: Iterable[Split], device: str, num_processes: int) -> Result:
+def read_finished(training: Training, splits: Iterable[str], device: str, num_processes: int) -> Result:
     """The result of a training in its folder; scores that are not stored there are computed."""
     scores = {split: score(training, split, device, num_processes) for split in splits}
     record, notes = read_training_record(training.fold / "checkpoint_final.pth"), read_record(training)
@@ -156,23 +191,27 @@ def has_failed(training: Training) -> bool:
     return not training.done and read_record(training)["exit_code"] not in (None, EXIT_INTERRUPTED)
 
 
-def stored_scores(training: Training, split: Split) -> Path | None:
+def _scores_file(training: Training, split: str) -> Path:
+    return training.fold / f"experiment_scores_{split}.json"
+
+
+def stored_scores(training: Training, split: str) -> Path | None:
     """The file with a finished training's scores, None where they are older than its weights or not there.
 
     Weights that were deleted have no younger scores.
     """
-    file, weights = training.fold / f"experiment_scores_{split}.json", training.fold / "checkpoint_final.pth"
+    file, weights = _scores_file(training, split), training.fold / "checkpoint_final.pth"
     if not file.is_file():
         return None
     return None if weights.is_file() and file.stat().st_mtime_ns < weights.stat().st_mtime_ns else file
 
 
-def _has_scores(training: Training, split: Split) -> bool:
+def _has_scores(training: Training, split: str) -> bool:
     return stored_scores(training, split) is not None
 
 
-def score(training: Training, split: Split, device: str, num_processes: int) -> dict[str, Any]:
-    """Scores of a finished training's validation or test cases, computed once."""
+def score(training: Training, split: str, device: str, num_processes: int) -> dict[str, Any]:
+    """Scores of a finished training's validation or test cases (also those of `SEALED`), computed once."""
     stored = stored_scores(training, split)
     if stored is not None:
         return {case: with_nan(scores) for case, scores in read_json(stored, "delete it", dict).items()}
@@ -189,7 +228,7 @@ def score(training: Training, split: Split, device: str, num_processes: int) -> 
     settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(cases.values())).reference]))
     pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
     scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
-    write_json(scores, training.fold / f"experiment_scores_{split}.json")
+    write_json(scores, _scores_file(training, split))
     return dict(scores)
 
 

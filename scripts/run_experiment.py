@@ -4,13 +4,15 @@
     python scripts/run_experiment.py modules --profile cpu --report-only
 
 An experiment is a list of runs (trainer, keys of the `vqseg` block, labelled patients), each repeated for some seeds.
-Trainings that are there already are not repeated, also where another experiment made them; those that were stopped go
-on; those that another process is at are left to it. Ctrl-C or SIGTERM lets the running trainings save, then stops.
+Trainings that are there already, or whose result is kept in results/trainings, are not repeated, also where another
+experiment made them; those that were stopped go on; those that another process is at are left to it. The result of a
+training is kept as soon as it has ended. Ctrl-C or SIGTERM lets the running trainings save, then stops.
 
 The page docs/results/NAME-PROFILE.md shows every finished seed of every run, also those that were trained elsewhere and
-are kept in results/trainings. Scores are those of the validation patients; `--test` computes those of the
-test patients too, to be read once, when everything is chosen. The generated part stands between two markers under the
-title and the question: all other text of a page stays.
+are kept in results/trainings. Scores are those of the validation patients; `--test` computes and shows those of the
+test patients too, to be read once, when everything is chosen. `--keep-test` computes them but shows them nowhere until
+`--test` does: for weights that will not be there any more by then. The generated part stands between two markers under
+the title and the question: all other text of a page stays.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -48,7 +51,7 @@ from experiment_files import (
     trainings_of,
 )
 from experiment_page import measure, seeds_of_row, tables, write_page
-from experiment_results import gather, read_record
+from experiment_results import Result, gather, kept_file, read_record
 
 from nnunetv2_vqseg.core.errors import UserError
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
@@ -334,6 +337,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--labeled", type=int, nargs="+", metavar="N", help="train (and test) runs with so many labels")
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the page of what is there")
     parser.add_argument("--test", action="store_true", help="score the test patients too; when all is chosen")
+    parser.add_argument(
+        "--keep-test", action="store_true", help="score the test patients too, show it with --test only"
+    )
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: give the number of trainings at a time, 1 or more.")
@@ -364,17 +370,55 @@ def run_experiment(args: argparse.Namespace) -> list[str]:
     obey_omp_num_threads()  # scoring predicts in this process
     wanted = select(experiment.runs, args.only, args.labeled)
     asked = {run: trainings_of(run, args.seeds or run.seeds) for run in wanted}
-    failed = [] if args.report_only else train_all(asked, args, experiment, home)
-    testing = {training.folder for trainings in asked.values() for training in trainings if args.test}
     page = (args.results or PAGES) / f"{args.experiment}-{args.profile}.md"
     file = (args.results or RESULTS) / f"{page.stem}.json"
+    scored = {training.folder for trainings in asked.values() for training in trainings}
+    keep = Keeper(
+        file.parent / "trainings" / experiment.profile_name,
+        experiment.profile["device"],
+        testing=scored if args.test else set(),
+        sealing=scored if args.keep_test else set(),
+    )
+    failed = [] if args.report_only else train_all(asked, args, experiment, home, keep)
     shown = earlier_rows(file)
     known = {
         run: trainings_of(run, sorted({*run.known_seeds, *(args.seeds or ()), *seeds_of_row(run, shown)}))
         for run in experiment.runs
     }
-    report(experiment, known, testing, page, file, shown)
+    report(experiment, known, keep, page, file, shown)
     return failed
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps the results of trainings.
+
+    Attributes:
+        folder: of the kept results.
+        testing: folders of the trainings whose test patients are to be scored.
+        sealing: the same, for scores that are not shown yet.
+    """
+
+    folder: Path
+    device: str
+    testing: set[Path]
+    sealing: set[Path]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def has(self, training: Training) -> bool:
+        return kept_file(self.folder, training).is_file()
+
+    def __call__(self, trainings: Iterable[Training]) -> dict[Training, Result]:
+        """Results of what is finished here or was kept; scores that are missing are computed first."""
+        with self.lock:  # two trainings that end together would score with all processors each
+            return gather(
+                trainings,
+                self.folder,
+                lambda one: one.folder in self.testing,
+                self.device,
+                2,
+                may_seal=lambda one: one.folder in self.sealing,
+            )
 
 
 def earlier_rows(file: Path) -> dict[Split, list[dict[str, Any]]]:
@@ -408,7 +452,11 @@ def select(runs: Sequence[Run], names: Sequence[str] | None, labeled: Sequence[i
 
 
 def train_all(
-    asked: Mapping[Run, Sequence[Training]], args: argparse.Namespace, experiment: Experiment, home: Path
+    asked: Mapping[Run, Sequence[Training]],
+    args: argparse.Namespace,
+    experiment: Experiment,
+    home: Path,
+    keep: Keeper,
 ) -> list[str]:
     """Prepare the data and train what is not finished, `--jobs` at a time; returns what failed.
 
@@ -418,13 +466,16 @@ def train_all(
     # seed by seed, so that a run that is stopped has compared everything once
     longest = max(map(len, asked.values()), default=0)
     queue = [items[index] for index in range(longest) for items in asked.values() if index < len(items)]
-    left = [training for training in queue if not training.done]
+    left = [training for training in queue if not training.done and not keep.has(training)]
     print(f"{len(left)} of {len(queue)} trainings still to do.", flush=True)
     children, device = Children(), experiment.profile["device"]
 
     def work(training: Training) -> str:
         log = home / "logs" / f"{training.run.trainer}_{training.run.labeled}_{training.configuration}.txt"
-        return train(training, device, log, children)
+        outcome = train(training, device, log, children)
+        if outcome == "done" and not children.stopping.is_set():
+            keep([training])
+        return outcome
 
     with children.handling_signals():
         prepare_all(left, args.data, experiment, home, children)
@@ -442,7 +493,7 @@ def train_all(
 def report(
     experiment: Experiment,
     trainings: Mapping[Run, list[Training]],
-    testing: set[Path],
+    keep: Keeper,
     page: Path,
     file: Path,
     shown: Mapping[Split, list[dict[str, Any]]],
@@ -450,14 +501,10 @@ def report(
     """Write page, figures and JSON of everything that is finished, here or, by what was kept of it, elsewhere.
 
     Args:
-        testing: folders of the trainings whose test patients are to be scored; those that were scored before are
-            shown anyway.
         file: of the rows as JSON; beside it are the records of the trainings.
         shown: rows that the page showed until now, see `earlier_rows`.
     """
-    everything = [training for items in trainings.values() for training in items]
-    kept, device = file.parent / "trainings" / experiment.profile_name, experiment.profile["device"]
-    results = gather(everything, kept, lambda training: training.folder in testing, device, 2)
+    results = keep([training for items in trainings.values() for training in items])
     rows = {split: measure(experiment, trainings, results, split, shown) for split in reversed(SPLITS)}
     if not any("summary" in row for row in rows["test"]):
         del rows["test"]

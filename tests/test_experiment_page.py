@@ -290,6 +290,43 @@ def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: py
     assert "| 3 | mean teacher | 0.715 |" in text
 
 
+def test_sealed_test_scores_are_shown_once_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    training = runner.Training(runs_of("modules", "mean teacher")[0], 0)
+    finish(tmp_path, training, 0.5)
+    score = results.score
+
+    def predict_and_score(one: runner.Training, split: str, *others: Any) -> dict[str, Any]:
+        if split == "sealed":
+            add_scores(one, 0.7, (split,))
+        return score(one, split, *others)
+
+    monkeypatch.setattr(results, "score", predict_and_score)
+    text, rows = write(tmp_path, "--keep-test", "--only", "mean teacher")
+    kept = results.read_kept(kept_file(tmp_path, training))
+    assert set(kept.scores) == {"val", "sealed"}
+    assert "test" not in rows
+    assert "0.715" not in text
+    assert write(tmp_path) == (text, rows), "a report without --test leaves it sealed"
+
+    shutil.rmtree(training.fold)  # the weights are on another machine
+    text, rows = write(tmp_path, "--test", "--only", "mean teacher")
+    assert "| 3 | mean teacher | 0.715 |" in text
+    assert set(results.read_kept(kept_file(tmp_path, training)).scores) == {"val", "test"}
+    assert write(tmp_path) == (text, rows)
+
+
+def test_scores_sealed_beside_the_weights_are_opened_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    training = runner.Training(runs_of("modules", "mean teacher")[0], 0)
+    finish(tmp_path, training, 0.5)
+    add_scores(training, 0.7, ("sealed",))
+    assert "0.715" not in write(tmp_path)[0]
+    text, _ = write(tmp_path, "--test", "--only", "mean teacher")
+    assert "| 3 | mean teacher | 0.715 |" in text
+    assert set(results.read_kept(kept_file(tmp_path, training)).scores) == {"val", "test"}
+
+
 def test_scores_older_than_the_weights_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_fake_trainer(tmp_path, monkeypatch)
     (stock,) = runs_of("modules", "stock nnU-Net")

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,26 @@ def signal_once_ready(number: signal.Signals, trainings: list[runner.Training]) 
     return thread
 
 
+def give_scores(monkeypatch: pytest.MonkeyPatch, *splits: str) -> None:
+    """Let every training that has ended have scores, which are computed of predictions elsewhere."""
+    gather = runner.gather
+
+    def with_scores(trainings: Iterable[runner.Training], *others: Any, **named: Any) -> Any:
+        trainings = list(trainings)
+        for training in trainings:
+            if training.done:
+                add_scores(training, 0.5, splits)
+        return gather(trainings, *others, **named)
+
+    monkeypatch.setattr(runner, "gather", with_scores)
+
+
+def name_classes(home: Path, training: runner.Training) -> None:
+    raw = home / "nnUNet_raw" / training.dataset
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "RV": 1, "LV": 2}}), encoding="utf-8")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_trainings_save_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
@@ -69,17 +91,8 @@ def test_a_signal_lets_the_trainings_save_and_the_same_command_goes_on(
         assert record_of(training)["exit_code"] is None
         assert not training.done
 
-    raw = tmp_path / "nnUNet_raw" / trainings[0].dataset
-    raw.mkdir(parents=True)
-    (raw / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "RV": 1, "LV": 2}}), encoding="utf-8")
-    finishing = runner.report
-
-    def report(*arguments: object) -> None:
-        for training in trainings:
-            add_scores(training, 0.5, ("val",))
-        finishing(*arguments)
-
-    monkeypatch.setattr(runner, "report", report)
+    name_classes(tmp_path, trainings[0])
+    give_scores(monkeypatch, "val")
     before = [record_of(training)["seconds"] for training in trainings]
     runner.main(experiment_arguments(tmp_path))
     for training, seconds in zip(trainings, before, strict=True):
@@ -89,6 +102,38 @@ def test_a_signal_lets_the_trainings_save_and_the_same_command_goes_on(
         assert record_of(training)["seconds"] > seconds
         assert record_of(training)["exit_code"] == 0
     assert "| 3 | mean teacher | 0.515 |" in (tmp_path / "results" / "modules-cpu.md").read_text(encoding="utf-8")
+
+
+def test_a_result_is_kept_when_its_training_ends_and_the_training_is_not_repeated_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = trainings_of_modules()
+    homes = [tmp_path / name for name in ("here", "there")]
+    arguments = [[*experiment_arguments(home), "--results", str(tmp_path / "results")] for home in homes]
+    for home in homes:
+        home.mkdir()
+        name_classes(home, first)
+    use_fake_trainer(homes[0], monkeypatch)
+    give_scores(monkeypatch, "val")
+    kept = [runner.kept_file(tmp_path / "results" / "trainings" / "cpu", training) for training in (first, second)]
+    there_before = []
+    train = runner.train
+
+    def noting(training: runner.Training, *others: Any) -> str:
+        there_before.append(kept[0].is_file())
+        return train(training, *others)
+
+    monkeypatch.setattr(runner, "train", noting)
+    runner.main([*arguments[0], "--jobs", "1"])
+    assert there_before == [False, True]
+    assert kept[1].is_file()
+
+    use_fake_trainer(homes[1], monkeypatch, "broken")
+    kept[1].unlink()
+    with pytest.raises(SystemExit, match="1 trainings failed: mean teacher"):
+        runner.main(arguments[1])
+    assert "1 of 2 trainings still to do" in capsys.readouterr().out
+    assert not first.fold.exists()
 
 
 def test_what_is_known_of_a_training_is_written_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
