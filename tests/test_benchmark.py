@@ -154,16 +154,16 @@ def test_each_commit_is_measured_with_its_own_package(tmp_path, prepared) -> Non
     with against.checked_out("HEAD") as tree:
         assert (tree / "nnunetv2_vqseg" / "__init__.py").exists()
         arguments = step.forwarded(benchmark.parse(["step", *prepared]))
-        with against.server(tree, [*arguments, "mean teacher"]) as process:
+        with against.server(tree, sys.executable, [*arguments, "mean teacher"]) as process:
             assert against.asked(process, 1) > 0
     assert not tree.exists()
     file = tmp_path / "old.json"
     file.write_text(json.dumps({"machine": {"commit": "0" * 40}}), encoding="utf-8")
     with pytest.raises(SystemExit, match="cannot be checked out"):
-        against.compared(file, [], [], 1, 1)
+        against.compared(str(file), [], [], 1, 1)
     file.write_text(json.dumps({"machine": {"commit": None}}), encoding="utf-8")
     with pytest.raises(SystemExit, match="does not say"):
-        against.compared(file, [], [], 1, 1)
+        against.compared(str(file), [], [], 1, 1)
 
 
 def test_a_comparison_is_made_on_the_same_workbench() -> None:

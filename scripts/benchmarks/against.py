@@ -1,4 +1,8 @@
-"""`step --against RESULTS.json`: the step of that file's commit and today's, in turns in one run."""
+"""`step --against`: the step of another commit and today's, in turns in one run.
+
+Each commit runs with its own package and scripts, on the same torch; of the other's scripts only what `serve.py` reads
+must be there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,35 +22,72 @@ from typing import Any
 from benchmarks.output import Row
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = "from benchmarks.against import serve; serve()"
+SERVER = Path(__file__).with_name("serve.py")
 
 
-def compared(file: Path, arguments: list[str], variants: list[str], rounds: int, steps: int) -> list[Row]:
+def compared(against: str, arguments: list[str], variants: list[str], rounds: int, steps: int) -> list[Row]:
     """Milliseconds a step of both commits, and the median of their ratios round by round.
 
-    The scripts are today's for both, so that both are measured alike; the package is each commit's own.
-
     Args:
-        file: JSON of an earlier measurement.
+        against: a commit, or the JSON file of an earlier measurement, which names one.
         arguments: of `step`, as for a plain measurement.
         steps: of a round.
 
     Raises:
-        SystemExit: the file names no commit, or one that is not in this repository.
+        SystemExit: the file names no commit, or one that is not in this repository or cannot be installed.
     """
-    commit = json.loads(file.read_text(encoding="utf-8"))["machine"]["commit"]
-    if commit is None:
-        raise SystemExit(f"{file} does not say of which commit it is.")
+    commit = commit_of(against)
     rows = []
     with checked_out(commit) as then:
+        pythons = {then: installed(then), ROOT: sys.executable}
         for variant in variants:
             with ExitStack() as stack:
-                before, now = (stack.enter_context(server(root, [*arguments, variant])) for root in (then, ROOT))
-                times = [(asked(before, steps), asked(now, steps)) for _ in range(rounds)]
-            ratio = statistics.median(new / old for old, new in times)
+                before, now = (
+                    stack.enter_context(server(root, python, [*arguments, variant])) for root, python in pythons.items()
+                )
+                turns = [(before, now), (now, before)]
+                times = []
+                for number in range(rounds):
+                    seconds = {process: asked(process, steps) for process in turns[number % 2]}
+                    times.append((seconds[before], seconds[now]))
+            ratios = [new / old for old, new in times]
             old, new = (statistics.median(values) * 1e3 for values in zip(*times, strict=True))
-            rows.append({"variant": variant, "then": commit, "then_ms": old, "now_ms": new, "now / then": ratio})
+            row: Row = {"variant": variant, "then": commit, "then_ms": old, "now_ms": new}
+            row |= {"now / then": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            rows.append(row)
     return rows
+
+
+def commit_of(against: str) -> str:
+    """The commit that a measurement is of, or the one that was named.
+
+    Raises:
+        SystemExit: the file does not say.
+    """
+    if not Path(against).is_file():
+        return against
+    commit = json.loads(Path(against).read_text(encoding="utf-8"))["machine"]["commit"]
+    if commit is None:
+        raise SystemExit(f"{against} does not say of which commit it is.")
+    return commit
+
+
+def installed(tree: Path) -> str:
+    """Python of an environment beside a work tree that has its package, and of today's environment everything else.
+
+    Raises:
+        SystemExit: it cannot be installed.
+    """
+    home = Path(f"{tree}.venv")
+    venv.create(home, with_pip=True, symlinks=True)
+    python = home / "bin" / "python"
+    # Only a path: the files in there that register today's package are not read.
+    (next(home.glob("lib/*/site-packages")) / "today.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "-e", tree]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"The package of {tree} cannot be installed: {done.stderr.strip()}")
+    return str(python)
 
 
 @contextmanager
@@ -63,16 +106,16 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 @contextmanager
-def server(root: Path, arguments: list[str]) -> Iterator[subprocess.Popen]:
-    """A process with the package of `root` that steps when it is asked to."""
-    paths = os.pathsep.join([str(root), str(ROOT / "scripts")])
+def server(root: Path, python: str, arguments: list[str]) -> Iterator[subprocess.Popen]:
+    """A process with package and scripts of `root` that steps when it is asked to."""
+    paths = os.pathsep.join([str(root), str(root / "scripts")])
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, *arguments],
+        [python, SERVER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
-        cwd=root,  # which comes first in the process's path
+        cwd=root,
     )
     try:
         found = Path(answer(process)["package"]).resolve()
@@ -101,33 +144,3 @@ def answer(process: Any) -> dict[str, Any]:
     if not line:
         raise SystemExit("A measurement ended early; what it printed above says why.")
     return json.loads(line)
-
-
-def serve() -> None:
-    """Make a trainer, then do as many steps as each line of the input says; an answer a line."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    import benchmark
-    import torch
-
-    import nnunetv2_vqseg
-    from benchmarks import step, workbench
-    from benchmarks.measure import clock
-
-    def say(**what: Any) -> None:
-        answers.write(json.dumps(what) + "\n")
-        answers.flush()
-
-    args = benchmark.parse(["step", *sys.argv[1:-1]])
-    device = torch.device(args.device)
-    with workbench.workbench(args, device) as bench:
-        trainer = step._start(bench, sys.argv[-1], args.progress)
-        for _ in range(2):
-            step._step(trainer)
-        say(package=nnunetv2_vqseg.__file__)
-        for line in sys.stdin:
-            started = clock(device)
-            for _ in range(int(line)):
-                step._step(trainer)
-            say(seconds=clock(device) - started)
-        workbench.stop_loaders(trainer)

@@ -62,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--against",
-        type=Path,
-        metavar="RESULTS",
-        help="JSON of an earlier measurement: time that commit's step and today's in turns, and nothing else",
+        metavar="COMMIT",
+        help="or JSON of an earlier measurement, which names it: time that commit's step and today's in turns, and "
+        "nothing else",
     )
     parser.add_argument(
         "--plain-steps",
@@ -126,7 +126,7 @@ def forwarded(args: argparse.Namespace) -> list[str]:
     found: list[str] = []
     for key in (*keys, "workers", "progress"):
         value = getattr(args, key)
-        if value is not None:
+        if value is not None and (key, value) != ("progress", 0.0):  # which earlier commits do not know
             found += [names.get(key, f"--{key.replace('_', '-')}"), str(value)]
     if args.patch:
         found += ["--patch", *map(str, args.patch)]

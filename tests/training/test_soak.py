@@ -106,12 +106,18 @@ def test_memory_is_flat_after_a_short_while(soak: Soak) -> None:
 
 
 def test_threads_files_and_shared_memory_are_as_many_in_every_epoch(soak: Soak) -> None:
+    def lasting(epoch: dict[str, Any]) -> dict[str, Any]:
+        """Without the thread that writes a checkpoint, its file, and sockets over which a tensor is passed just now."""
+        writing = epoch["python_threads"].count("checkpoint")
+        assert writing <= 1
+        files = [file for file in epoch["files"] if file != "socket" and ".checkpoint_" not in file]
+        assert len(epoch["files"]) - len(files) <= 6
+        names = sorted(name for name in epoch["python_threads"] if name != "checkpoint")
+        return {"threads": epoch["threads"] - writing, "names": names, "files": files, "workers": epoch["workers"]}
+
     first, *others = soak.epochs[1:]
     for epoch in others:
-        assert epoch["threads"] == first["threads"]
-        assert epoch["python_threads"] == first["python_threads"]
-        assert epoch["files"] == first["files"]
-        assert epoch["workers"] == first["workers"], "no worker was replaced"
+        assert lasting(epoch) == lasting(first), "no worker was replaced either"
         # Three loaders' queues can hold 120 and need 42 semaphores; one segment a step would soon be more.
         assert len(epoch["shared_memory"]) < 200
 
