@@ -95,3 +95,10 @@ def test_no_two_modules_import_each_other():
         TopologicalSorter({module: imports(module, False) & FILES.keys() for module in FILES}).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_method_is_read_in_one_sitting():
+    """One file each of at most 150 lines; ARCO has more parts, VQ-Seg is what the package is for."""
+    longer = {"base": 500, "vqseg": 600, "arco": 200}
+    for file in (ROOT / PACKAGE / "methods").glob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= longer.get(file.stem, 150), file.name

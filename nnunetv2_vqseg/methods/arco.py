@@ -54,9 +54,7 @@ class ARCOConfig(EMAConfig, StrongViewConfig):
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the teacher"] = 0.99
     ema_warmup: Annotated[float, Range(0, 1000), "w of the teacher's decay min(1 - w / (t + w), ema_decay)"] = 1.0
-    saved_network: Annotated[Literal["student", "teacher"], "which of both is validated, saved and predicts"] = (
-        "student"
-    )
+    saved_network: Annotated[Literal["student", "teacher"], "which of both is saved and predicts"] = "student"
     pseudo_loss: Annotated[
         Literal["image", "ce", "ce_dice"],
         "against the teacher's labels: all pixels, weighted by their image's share of sure ones, or the sure ones",
@@ -72,12 +70,8 @@ class ARCOConfig(EMAConfig, StrongViewConfig):
     ] = "stratified"
     anchors: Annotated[int, Range(1, 65_536), "anchors of each class"] = 256
     negatives: Annotated[int, Range(1, 65_536), "negatives of each anchor"] = 512
-    anchor_probability: Annotated[float, Range(0, 1), "teacher's probability of its class above which one is drawn"] = (
-        0.3
-    )
-    certain_share: Annotated[
-        float, Range(0, 1), "share of the unlabelled pixels, those of least entropy, that take part; falls to 0"
-    ] = 0.2
+    anchor_probability: Annotated[float, Range(0, 1), "the teacher's, above which a pixel may be an anchor"] = 0.3
+    certain_share: Annotated[float, Range(0, 1), "share of unlabelled pixels, the surest, in use; falls to 0"] = 0.2
     representation_dim: Annotated[int, Range(1, 4096), "numbers in a vector"] = 128
     representation_level: Annotated[
         int, Range(0, 64), "stage of the decoder it is made of, 0 is full resolution; at most what the plan has"

@@ -124,9 +124,8 @@ class SelfTraining(Method[SelfTrainingConfig]):
 
     def begin_anew(self) -> None:
         """Fresh or pretrained weights, the same on all processes, and an optimiser without memory."""
-        fresh = self.pretrained_weights or self.training_network().state_dict()
         student = unwrap(self.student)
-        student.load_state_dict(fresh)
+        student.load_state_dict(self.pretrained_weights or self.training_network().state_dict())
         copy_from_process_0(list(student.state_dict().values()))
         self.context.reset_optimizer()
 
