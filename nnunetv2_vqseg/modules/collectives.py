@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_alone = False
+
 
 def is_distributed() -> bool:
-    """Whether a process group exists, so that collectives can be called."""
-    return dist.is_available() and dist.is_initialized()
+    """Whether there are other processes to be asked: a process group exists, and not within `alone`."""
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What one process computes by itself, such as a preview: the others would be waited for in vain."""
+    global _alone  # a ContextVar cannot be read in compiled code
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ from nnunetv2_vqseg.methods.base import (
 )
 from nnunetv2_vqseg.modules import fused_norm
 from nnunetv2_vqseg.modules.activation import use_cheap_activations
+from nnunetv2_vqseg.modules.collectives import alone
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans
@@ -625,7 +626,8 @@ class MethodTrainer(nnUNetTrainer):
         if self._preview is not None:
             regions = self.label_manager.regions_class_order if self.label_manager.has_regions else None
             file, draw = join(self.output_folder, "preview.png"), partial(self.plots.draw, "preview.png", draw_slices)
-            draw_preview(file, self._preview, self.method, regions, self.device, draw)
+            with alone():
+                draw_preview(file, self._preview, self.method, regions, self.device, draw)
 
     def on_train_end(self) -> None:
         """Final checkpoint, then stop the loaders' workers."""

@@ -290,7 +290,8 @@ def shorten() -> None:
     stay_on_one_thread()
     MetaLogger.plot_progress_png = lambda self, output_folder: None
     EpochCurves.plot = lambda self, filename: None
-    MethodTrainer._draw_preview = lambda self: None
+    if "PREVIEWS" not in os.environ:
+        MethodTrainer._draw_preview = lambda self: None
     nnUNetTrainer.perform_actual_validation = lambda self, save_probabilities=False: None
     GaussianBlurTransform._apply_to_image = lambda self, image, **_: image
     if number := int(os.environ.get("KILL_IN_WRITE", "0")):

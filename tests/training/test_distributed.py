@@ -25,9 +25,12 @@ from ddp_math import CASES, backward, build, build_method, gradients, run_rank, 
 from nnunetv2_vqseg.commands.rendezvous import leave_process_group
 from nnunetv2_vqseg.report.training_records import read_training_record
 from nnunetv2_vqseg.trainer.stopping import EXIT_INTERRUPTED
+from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 EXIT_REFUSED = 2
 Ranks = list[dict[str, Any]]
+
+DRAW_PREVIEW = MethodTrainer._draw_preview  # which quick trainings leave out
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.nightly])])
@@ -260,14 +263,16 @@ def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path) -> None:
+def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path, monkeypatch) -> None:
     from real_training import distributed_train, finish, fold_folder, nnunet_ddp, start_ranks, write_plan
 
+    monkeypatch.setenv("PREVIEWS", "1")
     final = []
     for target, plan in ((nnunet_ddp, "NumGpusPlans"), (distributed_train, "TorchrunPlans")):
         arguments = write_plan(home, plan)
         exit_codes = finish(start_ranks(target, *arguments, world=2, log=tmp_path / plan))
         assert exit_codes == [0, 0], (tmp_path / f"{plan}.0").read_text(encoding="utf-8")[-3000:]
+        assert (fold_folder(home, plan) / "preview.png").is_file()
         final.append(torch.load(fold_folder(home, plan) / "checkpoint_final.pth", weights_only=True))
     one, other = final
     assert one["vqseg"]["runtime"]["processes"] == other["vqseg"]["runtime"]["processes"] == 2
@@ -302,6 +307,33 @@ def test_stock_nnunet_for_comparisons_trains_under_torchrun_on_cpus(home, result
             record = read_training_record(folder / "checkpoint_final.pth")
             assert record.images_a_step == [4], "3 become 2 on each"
             assert record.runtime["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_preview_asks_no_other_process(make_trainer, monkeypatch, tmp_path: Path) -> None:
+    """Rank 0 draws it while the others are in the next epoch: what it waited for would never come."""
+    from nnunetv2_vqseg.modules.collectives import is_distributed
+    from nnunetv2_vqseg.trainer.preview import PreviewSlices
+
+    def other_rank(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("a collective was called")
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        trainer = make_trainer()
+        trainer.on_train_start()
+        size = trainer.configuration_manager.patch_size
+        trainer._preview = PreviewSlices(torch.randn(1, 1, *size), torch.zeros(1, *size, dtype=torch.long), ["a"])
+        drawn = []
+        monkeypatch.setattr(trainer.plots, "draw", lambda name, *others: drawn.append(name))
+        for name in ("all_reduce", "broadcast", "all_gather"):
+            monkeypatch.setattr(dist, name, other_rank)
+        DRAW_PREVIEW(trainer)
+        assert drawn == ["preview.png"]
+        assert is_distributed(), "only for the preview"
+        monkeypatch.undo()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow
