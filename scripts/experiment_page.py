@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from experiment_files import Experiment, ExperimentError, Run, Training
@@ -25,15 +26,17 @@ FEWEST_SEEDS = 3
 """Of which a test over seeds is made."""
 EXPLANATION = (
     "Dice, Jaccard, HD95 and ASD (in voxels): mean over the volumes of a class, then over the classes, then over the "
-    "seeds, ± standard deviation (n - 1) over the seeds. Empty predictions, of all volumes, classes and seeds, have no "
-    "HD95 and no ASD. Difference in Dice and its p-values (Wilcoxon, paired t-test, not corrected for their number) "
-    "against the first row with as many labels, over patients; frames, and those seeds that both have, averaged first; "
-    "empty where the first row's cases were not kept. Over the seeds: paired t-test whose sample is the seeds' mean "
-    "Dice. Images a step: labelled ones and views of unlabelled ones that "
-    "pass the student; images seen: that sum times the steps. Minutes of wall time a training, other work on the "
-    "machine. RV, MLV, LVC: right ventricle, myocardium and cavity of the left ventricle. QPM: quantised perturbation; "
-    "DB: image decoder; PFA: alignment with DINOv2. Own plan: nnU-Net's, with its batch size. A row may have fewer "
-    "seeds than the command trains, or others, which `--seeds` does."
+    "seeds, ± standard deviation (n - 1) over the seeds. Empty predictions, of all volumes, classes and seeds, have "
+    "no HD95 and no ASD. Postprocessed: Dice after nnU-Net's choice of largest components, made for each training on "
+    "its validation cases. Difference in Dice and its p-values (Wilcoxon, paired t-test, not corrected for their "
+    "number) against the first row with as many labels, over patients; frames, and those seeds that both have, "
+    "averaged first; empty where the first row's cases were not kept. Over the seeds: paired t-test whose sample is "
+    "the seeds' mean Dice. Images a step: labelled ones and views of unlabelled ones that pass the student; images "
+    "seen: that sum times the steps. Seconds a step: of the median epoch, its validation included; they and the "
+    "minutes of wall time a training with other work on the machine. RV, MLV, LVC: right ventricle, myocardium and "
+    "cavity of the left ventricle. QPM: quantised perturbation; DB: image decoder; PFA: alignment with DINOv2. Own "
+    "plan: nnU-Net's, with its batch size. A row may have fewer seeds than the command trains, or others, which "
+    "`--seeds` does."
 )
 
 
@@ -98,6 +101,12 @@ def measure(
                 "steps": steps,
                 "images_a_step": images,
                 "images_seen": round(sum(steps) / len(steps) * sum(images)) if steps and images else None,
+                "postprocessed": _postprocessed(found, scored[run], split, list(classes)),
+                "seconds_a_step": [
+                    median(seconds) / (result.steps / len(seconds))
+                    for result in found
+                    if (seconds := result.epochs.get("seconds")) and result.steps
+                ],
                 "minutes": [result.seconds / 60 for result in found if result.seconds is not None],
                 "commits": _distinct(short_commit(commit) for result in found for commit in result.commits if commit),
                 "machines": _distinct(machine for result in found for machine in result.machines),
@@ -107,6 +116,18 @@ def measure(
             }
         )
     return rows
+
+
+def _postprocessed(
+    found: Sequence[Result], trainings: Sequence[Training], split: Split, classes: Sequence[str]
+) -> dict[str, Any] | None:
+    """Mean scores after nnU-Net's postprocessing, and what it was; None where a training's are not known."""
+    after = [result.postprocessed.get("scores", {}).get(split) for result in found]
+    if not all(after):
+        return None
+    scores = {str(training.seed): cases for training, cases in zip(trainings, after, strict=True)}
+    summary = analyse_method(scores, classes, patient_key(DEFAULT_PATIENT_REGEX))["summary"][MEAN]
+    return {"summary": summary, "steps": [result.postprocessed["steps"] for result in found]}
 
 
 def seeds_of_row(run: Run, earlier: Mapping[Split, Sequence[Mapping[str, Any]]]) -> set[int]:
@@ -141,7 +162,10 @@ def _with_nan_for_null(row: Mapping[str, Any]) -> dict[str, Any]:
     summary = {key: with_nan(values) for key, values in row["summary"].items()}
     folds = {seed: with_nan(values) for seed, values in row["folds"].items()}
     tests = {key: row.get(key) and null_as_nan(row[key]) for key in ("test_against_first", "test_against_other")}
-    return {**row, "summary": summary, "folds": folds, **tests}
+    after = row.get("postprocessed")
+    if after:
+        after = after | {"summary": with_nan(after["summary"])}
+    return {**row, "summary": summary, "folds": folds, **tests, "postprocessed": after}
 
 
 def _state(run: Run, trainings: Sequence[Training], failed: Sequence[int]) -> str:
@@ -193,8 +217,8 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
     measured = [row for row in rows if "summary" in row]
     names = measured[0]["classes"] if measured else {}
     classes = list(names) if len(names) > 1 else []  # a single class is its own mean
-    head = ["labelled", "method", "Dice", *(names[key] for key in classes), "HD95", "empty", "difference"]
-    head += ["p (Wilcoxon)", "p (t-test)", "seeds"]
+    head = ["labelled", "method", "Dice", *(names[key] for key in classes), "HD95", "postprocessed", "empty"]
+    head += ["difference", "p (Wilcoxon)", "p (t-test)", "seeds"]
     scores = []
     for row in rows:
         if row.get("state") == NOT_RUN:
@@ -213,6 +237,7 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
                 _mean_sd(summary[MEAN]["Dice"], 3),
                 *(f"{summary[key]['Dice']['mean']:.3f}" for key in classes),
                 _mean_sd(summary[MEAN]["HD95"], 1),
+                _mean_sd(row["postprocessed"]["summary"]["Dice"], 3) if row.get("postprocessed") else "",
                 f"{empty['empty_prediction']} of {empty['n_cases']}",
                 *(
                     ["", "", ""]
@@ -237,7 +262,8 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
             + (f"; over the {test['n_seeds']} seeds {_p(test, 't_seeds')})" if "n_seeds" in test else ")")
         )
     if measured:
-        head = ["labelled", "method", "Jaccard", "ASD", "images a step", "images seen", *columns, "minutes", "commit"]
+        head = ["labelled", "method", "Jaccard", "ASD", "images a step", "images seen", *columns]
+        head += ["s a step", "minutes", "commit"]
         costs = [
             [
                 f"{row['labeled']}{unit}",
@@ -247,6 +273,7 @@ def tables(rows: Sequence[Mapping[str, Any]], unit: str, columns: Sequence[str])
                 " + ".join(map(str, row["images_a_step"])),
                 "" if row["images_seen"] is None else f"{row['images_seen']:,}",
                 *(_mean(values, ".4g") for values in row["last_values"].values()),
+                _mean(row.get("seconds_a_step", ()), ".2f"),
                 _mean(row["minutes"], ".0f"),
                 ", ".join(row["commits"]),
             ]

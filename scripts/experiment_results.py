@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nnunetv2_vqseg.data.readers import find_reader
 from nnunetv2_vqseg.report.case_files import SPLITS, test_cases, validation_cases
 from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import Method
+from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
 from nnunetv2_vqseg.report.prediction import predict_missing
 from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
 from nnunetv2_vqseg.report.trained_models import TrainedModel
@@ -44,6 +46,8 @@ class Result:
         steps: optimiser steps, those repeated after an interruption counted too.
         images_a_step: see `TrainingRecord.images_a_step`.
         seconds: of wall time.
+        epochs: `seconds` of each and nnU-Net's online `dice` at its end.
+        postprocessed: `steps` in words, as nnU-Net chooses them on the validation cases, and `scores` after them.
     """
 
     classes: Mapping[str, str]
@@ -53,6 +57,8 @@ class Result:
     steps: int | None = None
     images_a_step: list[int] | None = None
     seconds: float | None = None
+    epochs: Mapping[str, list[float]] = field(default_factory=dict)
+    postprocessed: Mapping[str, Any] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     machines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -101,12 +107,23 @@ def gather(
             result = read_kept(file)
             check_defaults(training, result.config)
             if may_test(training) and SEALED in result.scores:
-                result = replace(result, scores=opened(result.scores))
+                result = result_opened(result)
                 write_json(asdict(result), file)
         else:
             continue
         found[training] = result
     return found
+
+
+def result_opened(result: Result) -> Result:
+    """The result with the test in place of what was sealed."""
+    return replace(
+        result,
+        scores=opened(result.scores),
+        postprocessed={
+            name: opened(value) if name == "scores" else value for name, value in result.postprocessed.items()
+        },
+    )
 
 
 def opened(scores: Mapping[str, CaseScores]) -> dict[str, CaseScores]:
@@ -135,10 +152,20 @@ def read_kept(file: Path) -> Result:
         result = Result(**read_json(file, remedy, dict))
     except TypeError as error:
         raise ExperimentError(f"{file} is not a training's result as this version keeps them; {remedy}.") from error
-    scores = {
-        split: {case: with_nan(values) for case, values in cases.items()} for split, cases in result.scores.items()
-    }
-    return replace(result, scores=scores, last_values=null_as_nan(result.last_values))
+    postprocessed = dict(result.postprocessed)
+    if postprocessed:
+        postprocessed["scores"] = splits_with_nan(postprocessed["scores"])
+    return replace(
+        result,
+        scores=splits_with_nan(result.scores),
+        last_values=null_as_nan(result.last_values),
+        epochs={name: list(null_as_nan(dict(enumerate(values))).values()) for name, values in result.epochs.items()},
+        postprocessed=postprocessed,
+    )
+
+
+def splits_with_nan(scores: Mapping[str, CaseScores]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    return {split: {case: with_nan(values) for case, values in cases.items()} for split, cases in scores.items()}
 
 
 def completed(result: Result, kept: Result) -> Result:
@@ -159,6 +186,8 @@ def completed(result: Result, kept: Result) -> Result:
         last_values=result.last_values or kept.last_values,
         steps=kept.steps if result.steps is None else result.steps,
         images_a_step=result.images_a_step or kept.images_a_step,
+        epochs=result.epochs or kept.epochs,
+        postprocessed=result.postprocessed or kept.postprocessed,
     )
 
 
@@ -174,6 +203,8 @@ def read_finished(training: Training, splits: Iterable[str], device: str, num_pr
         steps=record.steps,
         images_a_step=record.images_a_step,
         seconds=notes["seconds"],
+        epochs={"seconds": list(record.epoch_seconds), "dice": record.curves.get("mean_fg_dice", [])},
+        postprocessed=postprocess(training, list(scores), num_processes),
         commits=notes["commits"],
         machines=notes["machines"],
     )
@@ -216,20 +247,58 @@ def score(training: Training, split: str, device: str, num_processes: int) -> di
     if stored is not None:
         return {case: with_nan(scores) for case, scores in read_json(stored, "delete it", dict).items()}
     raw, dataset_json = _raw(training)
-    ending = dataset_json["file_ending"]
-    if split == "val":
-        cases, folder = validation_cases(raw, dataset_json, "0"), training.fold / "validation"
-    else:
+    if split != "val":
         cases, folder = test_cases(raw, dataset_json), training.fold / "test"
-        method = Method(training.run.name, training.run.trainer, training.run.plans)
-        model = TrainedModel(method, training.folder, "0")
-        predict_missing(model, cases, folder, ending, device, num_processes)
+        predict_missing(_model(training), cases, folder, dataset_json["file_ending"], device, num_processes)
+    pairs = _cases_and_predictions(training, split)
     classes = classes_from_dataset_json(dataset_json)
-    settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(cases.values())).reference]))
-    pairs = {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
+    settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(pairs.values()))[0]]))
     scores = score_cases(pairs, settings, num_processes, f"{training.run.name}, seed {training.seed}")
     write_json(scores, _scores_file(training, split))
     return dict(scores)
+
+
+def postprocess(training: Training, splits: Sequence[str], num_processes: int) -> dict[str, Any]:
+    """What nnU-Net's postprocessing makes of a training's predictions, computed once; empty where those are gone."""
+    stored = training.fold / "experiment_postprocessed.json"
+    if stored.is_file() and stored.stat().st_mtime_ns >= (training.fold / "validation").stat().st_mtime_ns:
+        found = read_json(stored, "delete it", dict)
+        if "test" in splits:
+            found["scores"] = opened(found["scores"])
+        if set(splits) <= set(found["scores"]):
+            return found | {"scores": splits_with_nan(found["scores"])}
+    _, dataset_json = _raw(training)
+    if not any((training.fold / "validation").glob(f"*{dataset_json.get('file_ending')}")):
+        return {}
+    classes = classes_from_dataset_json(dataset_json)
+    cases = {split: _cases_and_predictions(training, split) for split in splits}
+    if not all(prediction.is_file() for pairs in cases.values() for _, prediction in pairs.values()):
+        return {}
+    settings = ScoreSettings(classes, find_reader(dataset_json, [next(iter(cases["val"].values()))[0]]))
+    model, scores = _model(training), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        steps = choose(model, cases["val"], Path(scratch, "chosen"), settings, num_processes).steps
+        for split, pairs in cases.items():
+            if steps:
+                moved = {case: (file, Path(scratch, split, file.name)) for case, (_, file) in pairs.items()}
+                apply_steps(model, moved, steps, num_processes)
+                pairs = {case: (pairs[case][0], target) for case, (_, target) in moved.items()}
+            scores[split] = dict(score_cases(pairs, settings, num_processes, f"{training.run.name}, postprocessed"))
+    found = {"steps": describe(steps, classes), "scores": scores}
+    write_json(found, stored)
+    return found
+
+
+def _cases_and_predictions(training: Training, split: str) -> dict[str, tuple[Path, Path]]:
+    """Reference and prediction of each case of a split, the latter whether it is there or not."""
+    raw, dataset_json = _raw(training)
+    cases = validation_cases(raw, dataset_json, "0") if split == "val" else test_cases(raw, dataset_json)
+    folder, ending = training.fold / ("validation" if split == "val" else "test"), dataset_json["file_ending"]
+    return {case: (files.reference, folder / f"{case}{ending}") for case, files in cases.items()}
+
+
+def _model(training: Training) -> TrainedModel:
+    return TrainedModel(Method(training.run.name, training.run.trainer, training.run.plans), training.folder, "0")
 
 
 def _raw(training: Training) -> tuple[Path, dict[str, Any]]:

@@ -64,12 +64,13 @@ def test_page_shows_what_was_measured_and_why_the_rest_was_not(tmp_path: Path, m
         lambda file: TrainingRecord(runtime=curves, config=configs.get(file.parent, {})),
     )
     text, content = write(tmp_path)
-    assert "| 3 | stock nnU-Net | 0.525 ± 0.014 | 0.525 | 0.525 | 12.5 ± 0.0 | 2 of 16 |  |  |  | 0, 1 |" in text
+    assert "| 3 | stock nnU-Net | 0.525 ± 0.014 | 0.525 | 0.525 | 12.5 ± 0.0 |  | 2 of 16 |  |  |  | 0, 1 |" in text
     assert (
-        "| 3 | mean teacher | 0.625 ± 0.014 | 0.625 | 0.625 | 12.5 ± 0.0 | 2 of 16 | +0.100 | 0.12 | 0 | 0, 1 |" in text
+        "| 3 | mean teacher | 0.625 ± 0.014 | 0.625 | 0.625 | 12.5 ± 0.0 |  | 2 of 16 | +0.100 | 0.12 | 0 | 0, 1 |"
+        in text
     )
     assert "| 3 | mean teacher | 0.500 ± 0.000 | 3.2 ± 0.0 | 8 + 4 | 18,000 |" in text
-    assert "| 2 | aaaaaaa with uncommitted changes |" in text
+    assert "|  | 2 | aaaaaaa with uncommitted changes |" in text
     assert "Trained on Abacus 3, 2 cores, no GPU." in text
     assert "| 3 | full | not measured: needs DINOv2 weights |" in text
     assert "| 3 | paper's settings | not measured: GPU profile |" in text
@@ -288,6 +289,37 @@ def test_only_the_runs_that_are_named_are_tested(tmp_path: Path, monkeypatch: py
     assert predicted == ["mean teacher"]
     assert "| 3 | stock nnU-Net | not read |" in text
     assert "| 3 | mean teacher | 0.715 |" in text
+
+
+def test_page_shows_seconds_a_step_and_what_postprocessing_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_fake_trainer(tmp_path, monkeypatch)
+    training = runner.Training(runs_of("modules", "mean teacher")[0], 0)
+    finish(tmp_path, training, 0.5)
+    cases = json.loads((training.fold / "experiment_scores_val.json").read_text(encoding="utf-8"))
+    for scores in cases.values():
+        for values in scores.values():
+            values["Dice"] += 0.2
+    after = {"steps": "largest component of LV", "scores": results.splits_with_nan({"val": cases})}
+    monkeypatch.setattr(results, "postprocess", lambda *arguments: after)
+    record = TrainingRecord(
+        runtime={"steps": 300},
+        config=training.config.as_dict(),
+        epoch_seconds=(90.0, 50.0, 60.0),
+        curves={"mean_fg_dice": [0.1, 0.2, float("nan")]},
+    )
+    monkeypatch.setattr(results, "read_training_record", lambda file: record)
+    for _ in range(2):  # the second time of what was kept
+        text, rows = write(tmp_path)
+        assert "| 3 | mean teacher | 0.515 | 0.515 | 0.515 | 12.5 | 0.715 |" in text
+        assert "|  | 0.60 |  |  |" in text
+        row = next(row for row in rows["val"] if "summary" in row)
+        assert row["postprocessed"]["steps"] == ["largest component of LV"]
+        kept = results.read_kept(kept_file(tmp_path, training))
+        assert kept.epochs["seconds"] == [90.0, 50.0, 60.0]
+        assert kept.epochs["dice"] == pytest.approx([0.1, 0.2, float("nan")], nan_ok=True)
+        shutil.rmtree(training.fold, ignore_errors=True)
 
 
 def test_sealed_test_scores_are_shown_once_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
