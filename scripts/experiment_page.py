@@ -102,6 +102,7 @@ def measure(
                 "images_a_step": images,
                 "images_seen": round(sum(steps) / len(steps) * sum(images)) if steps and images else None,
                 "postprocessed": _postprocessed(found, scored[run], split, list(classes)),
+                "online_dice": [result.epochs.get("dice", []) for result in found],
                 "seconds_a_step": [
                     median(seconds) / (result.steps / len(seconds))
                     for result in found

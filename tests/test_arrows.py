@@ -102,3 +102,13 @@ def test_a_method_is_read_in_one_sitting():
     longer = {"base": 500, "vqseg": 600, "arco": 200}
     for file in (ROOT / PACKAGE / "methods").glob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= longer.get(file.stem, 150), file.name
+
+
+def test_no_function_is_longer_than_a_screen():
+    long = [
+        f"{module}.{node.name}"
+        for module, file in FILES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert not long

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import nnunetv2
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -52,8 +52,7 @@ def plan_and_preprocess_dataset(
     Args:
         gpu_memory_target_in_gb: for a VQ-Seg training, unlabelled images included; None: the planner's own.
         plans_name: None: `nnUNetVQSegPlans`, or `nnUNetViTPlans` with `nnUNetPlannerViT`.
-        images_a_label: from the `vqseg` block of a plan that is replaced to the images with gradient in a step for each
-            labelled one.
+        images_a_label: of a replaced plan's `vqseg` block: images with gradient in a step for each labelled one.
         clean: take nothing over from an earlier run: read and preprocess every image again.
         encoder: timm's name of the ViT, for `nnUNetPlannerViT`; None: the planner's own.
 
@@ -68,35 +67,38 @@ def plan_and_preprocess_dataset(
     plan = plans_name or str(getattr(planner_class, "default_plans_name", PLANS_NAME))
     read_again = clean or verify_dataset_integrity
     dataset = check_dataset(name, num_processes_fingerprint, show_progress, read_again)
-
-    print("Fingerprint extraction...")
     if verify_dataset_integrity:
         nnunet_steps.verify(dataset, num_processes_fingerprint)
     nnunet_steps.extract_fingerprint(
         dataset, fingerprint_extractor_class, num_processes_fingerprint, clean, verbose, show_progress
     )
-
     print("Experiment planning...")
-    given = {"gpu_memory_target_in_gb": gpu_memory_target_in_gb, "encoder": encoder}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    planner_for_vqseg: Any = vqseg_planner(planner_class)
-    planner = planner_for_vqseg(
+    planner: Any = cast("Any", vqseg_planner(planner_class))(
         name,
         preprocessor_name=preprocessor_name,
-        overwrite_target_spacing=[*map(float, overwrite_target_spacing)] if overwrite_target_spacing else None,
         plans_name=plan,
         num_processes=num_processes_fingerprint,
         show_progress=show_progress,
         clean=read_again,
         fingerprint_extractor_class=fingerprint_extractor_class,
         images_a_label=images_a_label(_kept_block(name, plan)),
-        **options,
+        **_given(gpu_memory_target_in_gb, encoder, overwrite_target_spacing),
     )
     planner.plan_experiment()
     if preprocess:
         _preprocess(dataset, planner.plans_identifier, num_processes, clean, verbose, show_progress)
     _offer_split(dataset)
     return planner.plans_identifier
+
+
+def _given(gigabytes: float | None, encoder: str | None, spacing: Sequence[float] | None) -> dict[str, Any]:
+    """Those of the planner's options that were given."""
+    options = {
+        "gpu_memory_target_in_gb": gigabytes,
+        "encoder": encoder,
+        "overwrite_target_spacing": [*map(float, spacing)] if spacing else None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _kept_block(dataset_name: str, plans_name: str) -> dict[str, Any]:

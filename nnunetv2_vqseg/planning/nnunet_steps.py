@@ -73,6 +73,7 @@ def extract_fingerprint(
     Raises:
         DatasetError: what is there is no fingerprint.
     """
+    print("Fingerprint extraction...")
     file = dataset.preprocessed / "dataset_fingerprint.json"
     record, visible = file.with_name(FINGERPRINTED_FILE), dataset.roles.visible
     cases = {case: {"files": case_states([*entry["images"], entry["label"]])} for case, entry in visible.items()}
