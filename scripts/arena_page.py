@@ -5,7 +5,8 @@
 It reads results/arena*-cpu.json, which `run_experiment.py` writes, and results/performance/step-arena.json, the time of
 each trainer's step, measured by
 
-    python scripts/benchmark.py step --patch 80 80 --codes 4096 --out results/performance/step-arena.json --variants TRAINER ...
+    python scripts/benchmark.py step --patch 80 80 --codes 4096 --out results/performance/step-arena.json \\
+        --variants nnUNetTrainerSupervised nnUNetTrainerCPS ...
 
 What somebody wrote between question and table, or under it, stays.
 """
@@ -70,7 +71,7 @@ def seconds_a_step(data: Path = DATA) -> dict[str, float]:
 
 
 def dice_at_equal_time(row: Row, stock: Row, seconds: Mapping[str, float]) -> float:
-    """Online Dice of the first seed when stock nnU-Net's whole training would have ended; NaN where times are not known.
+    """Online Dice of the first seed when stock nnU-Net's whole training would be over; NaN where a time is not known.
 
     The row's rate schedule is cut short there, which a training that was planned for that time would not be.
     """
@@ -184,7 +185,7 @@ def main() -> None:
     if not any(STOCK in rows for rows in found.values()):
         raise SystemExit("The arena has no row of stock nnU-Net yet; train one with run_experiment.py.")
     with figure_style():
-        drawn = picture(draw(found), "arena", "Dice over stock nnU-Net's by method and data", "Arena", dpi=150)
+        drawn = picture(draw(found), "arena", "Dice over stock nnU-Net's by method and data", "", dpi=150)
     replace_bytes(PAGE.with_name("arena.png"), drawn.png)
     replace_text(PAGE, page(PAGE.read_text(encoding="utf-8"), found, seconds, "arena.png"))
 

@@ -15,8 +15,10 @@ mypy=$!
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 if [ "${1:-}" = --all ]; then
     shift
+elif [ "${1:-}" = -m ]; then
+    set -- -m "not nightly and ($2)" "${@:3}" # of several -m pytest would read the last
 else
-    set -- -m 'not nightly' "$@" # of several -m the last counts
+    set -- -m 'not nightly' "$@"
 fi
 # By file, because tests of a file share what takes long to make.
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 "$@" || tests=$?

@@ -30,7 +30,12 @@ ROWS = {
     "self-training": "self-training",
 }
 """Page of a method -> its row in the arena."""
-ARENAS = {"arena-cpu": "ACDC, {} labelled patients", "arena-busi-cpu": "BUSI, {} labelled images"}
+ARENAS = {
+    "arena-cpu": "ACDC, {} labelled patients",
+    "arena-b-cpu": "ACDC, {} other patients (b)",
+    "arena-c-cpu": "ACDC, {} other patients (c)",
+    "arena-busi-cpu": "BUSI, {} labelled images",
+}
 BASELINES = ("stock nnU-Net", "mean teacher")
 NOT_YET = "Not measured here yet."
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+import arena_page  # noqa: E402
 from experiment_files import read_experiment  # noqa: E402
 from update_methods import NOT_YET, PAGES, ROWS, here, measured, with_arena  # noqa: E402
 
@@ -60,3 +61,45 @@ def test_figures_stand_beside_the_baselines(tmp_path):
     (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
     assert here("BCP", measured(tmp_path)) == NOT_YET, "the test patients of it were not read"
     assert "(test)" in here("stock nnU-Net", measured(tmp_path))
+
+
+def arena_row(name: str, trainer: str, dice: float, online: list[float], postprocessed: bool = True) -> dict[str, Any]:
+    return row(name, dice, 10) | {
+        "trainer": trainer,
+        "summary": {"mean": {"Dice": {"mean": dice, "sd_folds": None}, "HD95": {"mean": 5.25}}},
+        "postprocessed": {"summary": {"Dice": {"mean": dice + 0.01}}} if postprocessed else None,
+        "images_a_step": [8, 4],
+        "online_dice": [online],
+    }
+
+
+def test_the_arena_s_page_has_few_rows_best_first_and_keeps_its_prose(tmp_path):
+    names = list(ROWS.values())
+    rows = [arena_row(name, f"T{index}", 0.5 + 0.01 * index, [0.1, 0.2, 0.3, 0.4]) for index, name in enumerate(names)]
+    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
+    (tmp_path / "arena-busi-cpu.json").write_text(json.dumps({"val": rows[:2]}), encoding="utf-8")
+    found = measured(tmp_path)
+    shown = arena_page.shown(found)
+    assert len(shown) == 8
+    assert {"stock nnU-Net", "mean teacher", "VQ-Seg"} <= set(shown)
+    assert shown[0] == names[-1]
+    old = "# The arena\n\nWhich?\n\n<!-- answer: begin -->\n\nold\n\n<!-- answer: end -->\n\nSentences.\n"
+    seconds = {"T0": 0.2, "T5": 0.4}
+    text = arena_page.page(old, found, seconds, "arena.png")
+    assert text.startswith("# The arena\n\nWhich?\n\n<!-- answer: begin -->\n\n![")
+    assert "old" not in text
+    assert "<!-- answer: end -->\n\nSentences.\n\n<details markdown>" in text
+    above = text.partition("<details")[0]
+    assert above.count("\n| [") == 8
+    assert arena_page.page(text, found, seconds, "arena.png") == text
+    assert f"| {names[5]} | 0.550 | 0.560 | 5.2 | 8 + 4 | 0.400 | 0.200 |" in text, "half of its epochs in stock's time"
+    assert f"| {names[6]} | 0.560 | 0.570 | 5.2 | 8 + 4 | 0.400 |  |" in text, "its time is not known"
+
+
+def test_the_arena_s_page_is_current():
+    text = arena_page.PAGE.read_text(encoding="utf-8")
+    if arena_page.BEGIN not in text:
+        pytest.skip("the arena has not been written yet")
+    name = "arena.png" if "](arena.png)" in text else None
+    again = arena_page.page(text, measured(), arena_page.seconds_a_step(), name)
+    assert again == text, "run python scripts/arena_page.py"
