@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 
-def ema_decay(step: int, max_decay: float = 0.996, warmup: float = 1.0) -> float:
+def ema_decay(step: int, max_decay: float, warmup: float) -> float:
     """Decay a = min(1 - warmup / (step + warmup), max_decay); the first update, `step` 0, copies.
 
     With `warmup` 1 the teacher is the mean of all students so far until the decay reaches `max_decay`; with 10 it
@@ -89,7 +89,7 @@ class EMATeacher(AveragedModel):
         return {**self.__dict__, "_lists": None}
 
 
-def build_teacher(student: nn.Module, max_decay: float = 0.996, warmup: float = 1.0) -> EMATeacher:
+def build_teacher(student: nn.Module, max_decay: float, warmup: float) -> EMATeacher:
     """A frozen copy of the student that `update_teacher` moves along theta_T <- a theta_T + (1 - a) theta_S.
 
     Parameters are averaged, each one once even where modules share it; buffers are copied, because an averaged codebook

@@ -34,19 +34,19 @@ def move_student(student: nn.Module) -> None:
 
 def test_decay_follows_the_schedule():
     """METHOD: a = min(1 - 1/(t+1), 0.996)."""
-    assert [ema_decay(t) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
-    assert ema_decay(248) == pytest.approx(1 - 1 / 249)
-    assert ema_decay(249) == pytest.approx(0.996)
-    assert ema_decay(10**6) == 0.996
+    assert [ema_decay(t, 0.996, 1.0) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
+    assert ema_decay(248, 0.996, 1.0) == pytest.approx(1 - 1 / 249)
+    assert ema_decay(249, 0.996, 1.0) == pytest.approx(0.996)
+    assert ema_decay(10**6, 0.996, 1.0) == 0.996
     with pytest.raises(ValueError, match="max_decay"):
-        ema_decay(1, 1.5)
+        ema_decay(1, 1.5, 1.0)
 
 
 def test_longer_warmup_follows_the_last_tenth():
-    assert [ema_decay(t, warmup=10) for t in (0, 10, 90)] == pytest.approx([0.0, 0.5, 0.9])
-    assert ema_decay(10**6, warmup=10) == 0.996
+    assert [ema_decay(t, 0.996, warmup=10) for t in (0, 10, 90)] == pytest.approx([0.0, 0.5, 0.9])
+    assert ema_decay(10**6, 0.996, warmup=10) == 0.996
     with pytest.raises(ValueError, match="warmup"):
-        ema_decay(1, warmup=-0.5)
+        ema_decay(1, 0.996, warmup=-0.5)
 
 
 def test_without_warmup_the_decay_is_constant_from_the_first_update_on():
@@ -63,7 +63,7 @@ def test_without_warmup_the_decay_is_constant_from_the_first_update_on():
 def test_every_parameter_moves_by_exactly_one_minus_a_and_shared_ones_once():
     student = small_unet()
     assert len(student.state_dict()) > len(list(student.parameters())) + 2  # aliases, the trap this test is about
-    teacher = build_teacher(student, max_decay=0.7)
+    teacher = build_teacher(student, max_decay=0.7, warmup=1.0)
     for update in range(8):
         move_student(student)
         before = {name: p.clone() for name, p in teacher.module.named_parameters()}
@@ -75,13 +75,13 @@ def test_every_parameter_moves_by_exactly_one_minus_a_and_shared_ones_once():
 
 
 def test_aliases_still_are_the_same_tensor_in_the_teacher():
-    teacher = build_teacher(small_unet())
+    teacher = build_teacher(small_unet(), 0.996, 1.0)
     assert teacher.module.decoder.encoder is teacher.module.encoder
 
 
 def test_buffers_are_copied_not_averaged():
     student = small_unet()
-    teacher = build_teacher(student)
+    teacher = build_teacher(student, 0.996, 1.0)
     for _ in range(3):
         move_student(student)
         update_teacher(teacher, student)
@@ -91,7 +91,7 @@ def test_buffers_are_copied_not_averaged():
 
 def test_teacher_is_frozen_independent_and_stays_in_eval():
     student = small_unet().train()
-    teacher = build_teacher(student)
+    teacher = build_teacher(student, 0.996, 1.0)
     start = copy.deepcopy(teacher.state_dict())
     move_student(student)
     assert all(torch.equal(value, start[key]) for key, value in teacher.state_dict().items())
@@ -105,11 +105,11 @@ def test_teacher_is_frozen_independent_and_stays_in_eval():
 
 def test_a_resumed_teacher_goes_on_as_if_never_stopped():
     student = small_unet()
-    teacher = build_teacher(student)
+    teacher = build_teacher(student, 0.996, 1.0)
     for _ in range(3):
         move_student(student)
         update_teacher(teacher, student)
-    resumed = build_teacher(small_unet())
+    resumed = build_teacher(small_unet(), 0.996, 1.0)
     resumed.load_state_dict(teacher.state_dict())
     assert int(resumed.n_averaged) == 3
     move_student(student)
@@ -120,7 +120,7 @@ def test_a_resumed_teacher_goes_on_as_if_never_stopped():
 
 
 def test_teacher_can_be_pickled_and_copied():
-    teacher = build_teacher(nn.Linear(2, 2))
+    teacher = build_teacher(nn.Linear(2, 2), 0.996, 1.0)
     for other in (pickle.loads(pickle.dumps(teacher)), copy.deepcopy(teacher)):
         update_teacher(other, nn.Linear(2, 2))
         assert int(other.n_averaged) == 1
@@ -135,7 +135,7 @@ def test_wrapped_students_are_unwrapped(tmp_path):
         assert unwrap(wrapped) is inner
         assert unwrap(AveragedModel(inner)) is not inner
         assert unwrap(inner) is inner
-        teacher = build_teacher(wrapped)
+        teacher = build_teacher(wrapped, 0.996, 1.0)
         with torch.no_grad():
             inner.weight.add_(1.0)
         update_teacher(teacher, wrapped)

@@ -178,7 +178,7 @@ def train(rank: int, world: int, steps: int) -> dict[str, Any]:
     quantizer.initialize_from_samples(torch.nn.functional.normalize(torch.randn(CODES, quantizer.code_dim), dim=1))
     started_from = quantizer.codebook.clone()
     quantizer.restart_after = 3
-    teacher = build_teacher(student)
+    teacher = build_teacher(student, 0.996, 1.0)
     network = DistributedDataParallel(student, broadcast_buffers=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
     method = build_method(case, ddp=True)
