@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,3 +89,44 @@ def test_a_run_that_was_refused_its_data_may_be_corrected(tmp_path):
     (tmp_path / "nnUNet_results" / "Dataset027_ACDC").mkdir(parents=True)
     with pytest.raises(SystemExit, match="was made with --data /right, not /wrong"):
         demo.claim(tmp_path, arguments(tmp_path, "--data", "/wrong"), "cpu")
+
+
+def test_progress_is_read_from_the_log(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("importing\n", encoding="utf-8")
+    assert demo.progress(log) == "starting"
+    log.write_text("2026: Epoch 0 \n2026: Epoch 1 \n", encoding="utf-8")
+    assert demo.progress(log) == f"epoch 2 of {demo.EPOCHS}"
+    log.write_text("2026: Epoch 9 \n2026: Training done.\n", encoding="utf-8")
+    assert demo.progress(log) == "final validation"
+
+
+def test_a_failed_training_is_shown_and_the_other_one_told_to_save(tmp_path, monkeypatch):
+    program = {
+        "A": "print('what went wrong'); raise SystemExit(3)",
+        "B": "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); time.sleep(600)",
+    }
+    started = {}
+
+    def start(dataset_id, trainer, device, again, log):
+        with log.open("ab") as output:
+            started[trainer] = subprocess.Popen([sys.executable, "-c", program[trainer]], stdout=output)
+        return started[trainer]
+
+    monkeypatch.setattr(demo, "TRAINERS", {"first": "A", "second": "B"})
+    monkeypatch.setattr(demo, "start_training", start)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"the training of first failed; see .*A\.txt"):
+        demo.train_all(901, "cpu", tmp_path / "logs")
+    assert started["B"].returncode is not None, "nothing goes on in the background"
+
+
+def test_a_training_of_an_earlier_run_is_not_repeated(tmp_path, monkeypatch, capsys):
+    for trainer in demo.TRAINERS.values():
+        folder = tmp_path / "Dataset901_Phantom" / f"{trainer}__{demo.PLANS}__2d" / "fold_0" / "validation"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").touch()
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setattr(demo, "start_training", lambda *arguments: pytest.fail("trained again"))
+    demo.train_all(901, "cpu", tmp_path / "logs")
+    assert capsys.readouterr().out.count("trained by an earlier run") == 2
