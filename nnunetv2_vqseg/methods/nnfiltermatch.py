@@ -104,7 +104,7 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
             entropies = self.context.cases.predict(self.entropy)
             kept = without_extreme(entropies, config.filter_share, config.filter_drops == "surest")
             self.context.cases.keep(kept)
-        self.filtered = due
+        self.filtered = max(self.filtered, due)  # less is due where num_epochs was raised
 
     def entropy(self, case: str, logits: Tensor) -> float:
         """Of a case's voxels in nats, their sum or mean, from its logits (K, ...)."""

@@ -145,6 +145,12 @@ def test_the_filter_drops_exactly_the_extreme_cases_at_its_time(drops, gone):
     continued.before_epoch(299)
     assert cases.asked == 2
     assert len(cases.names) == 5
+    longer = method(cases=cases, num_epochs=600, filter_drops=drops)
+    longer.load_state(continued.state())
+    for epoch in (300, 400, 599):
+        longer.before_epoch(epoch)
+    assert cases.asked == 2, "both filters were before num_epochs was raised"
+    assert longer.filtered == 2
 
 
 def test_no_filter():
