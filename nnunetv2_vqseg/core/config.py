@@ -11,11 +11,12 @@ text what it means. From both come the errors and the tables of docs/reference/k
 from __future__ import annotations
 
 import difflib
+import json
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from nnunetv2_vqseg.core.errors import ConfigError
@@ -68,17 +69,22 @@ class Config:
         return _declared(cls)  # type: ignore[arg-type]  # a class is hashable
 
     def override(
-        self: Self, block: Mapping[str, Any], locked: Collection[str] = (), elsewhere: Collection[str] = ()
+        self: Self,
+        block: Mapping[str, Any],
+        locked: Collection[str] = (),
+        elsewhere: Mapping[str, Collection[Key]] = MappingProxyType({}),
     ) -> Self:
         """This configuration with the keys of a sparse `vqseg` block of the plans put over it.
 
         Args:
             block: key -> value, as read from JSON.
             locked: keys that define a variant and may only repeat the variant's own value.
-            elsewhere: keys of other methods, which are passed over: a plan is shared by the methods that are compared.
+            elsewhere: all methods' keys by their names. Those of other methods alone are passed over: a plan is shared
+                by the methods that are compared.
 
         Raises:
-            ConfigError: an unknown key (the message lists the valid ones), a locked one, or a value out of range.
+            ConfigError: an unknown key (the message lists the valid ones), a locked one, or a value out of range, also
+                where it is another method's.
         """
         own = {}
         for key, value in block.items():
@@ -86,6 +92,9 @@ class Config:
                 own[key] = value
                 if key in locked and value != getattr(self, key):
                     raise ConfigError(locked_message(key, getattr(self, key), value))
+                mine = self.declared()[key]
+                if not mine.check(value) and any(other.check(value) for other in elsewhere.get(key, ())):
+                    raise ConfigError(_elsewhere_message(mine, value))
             elif key in self.retired:
                 raise ConfigError(f"vqseg.{key} = {value!r} is no longer a key: {self.retired[key]}.")
             elif key not in elsewhere:
@@ -126,6 +135,15 @@ def locked_message(key: str, own: Any, value: Any) -> str:
     return (
         f"vqseg.{key} is what defines this trainer ({key} = {own!r}) and cannot be set to {value!r} in the plan; "
         f"remove it there or use another trainer."
+    )
+
+
+def _elsewhere_message(key: Key, value: Any) -> str:
+    """Why a value that is valid for another method cannot be set for this one."""
+    return (
+        f"vqseg.{key.name} = {value!r} is for another method, here it must be {key.valid}; give that method a "
+        f'configuration of its own in the plan, as "2d_own": {{"inherits_from": "2d", "vqseg": '
+        f"{json.dumps({key.name: value})}}}, train it as 2d_own, and remove the key from the shared block."
     )
 
 

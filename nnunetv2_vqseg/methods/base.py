@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Proto
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.core.config import Config, Range
+from nnunetv2_vqseg.core.config import Config, Key, Range
 from nnunetv2_vqseg.methods.guard import Guard, GuardConfig
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.ema import unwrap
@@ -464,14 +464,15 @@ class Method(Generic[C]):
         return {}, {"prediction": self.predictor()(images)}
 
 
-def known_keys() -> set[str]:
-    """The keys of all methods that are imported."""
-    found: set[str] = set()
+def known_keys() -> dict[str, list[Key]]:
+    """The keys of all methods that are imported, by name."""
+    found: dict[str, list[Key]] = {}
     waiting: list[Any] = [Method]
     while waiting:
         subclasses = waiting.pop().__subclasses__()
         waiting.extend(subclasses)
-        found.update(*(cls.Config.declared() for cls in subclasses if hasattr(cls, "Config")))
+        for key in (key for cls in subclasses if hasattr(cls, "Config") for key in cls.Config.declared().values()):
+            found.setdefault(key.name, []).append(key)
     return found
 
 

@@ -74,9 +74,26 @@ def test_a_locked_key_may_only_repeat_its_own_value():
 
 
 def test_keys_of_other_methods_are_passed_over_unread_and_guessed():
-    assert Base().override({"area": "anything", "epsilon": 0.1}, elsewhere={"area"}) == Base(epsilon=0.1)
+    assert Base().override({"area": "anything", "epsilon": 0.1}, elsewhere={"area": []}) == Base(epsilon=0.1)
     with pytest.raises(ConfigError, match="did you mean 'area'"):
-        Base().override({"aera": 1}, elsewhere={"area"})
+        Base().override({"aera": 1}, elsewhere={"area": []})
+
+
+def test_a_value_that_another_method_alone_takes_is_refused_with_the_way_out():
+    @dataclass(frozen=True)
+    class Other(Config):
+        mode: Annotated[Literal["slow"], "how"] = "slow"
+
+    elsewhere = {"mode": [Toy.declared()["mode"], Other.declared()["mode"]]}
+    with pytest.raises(ConfigError) as error:
+        Toy().override({"mode": "slow"}, elsewhere=elsewhere)
+    assert str(error.value) == (
+        "vqseg.mode = 'slow' is for another method, here it must be fast or exact; give that method a configuration of "
+        'its own in the plan, as "2d_own": {"inherits_from": "2d", "vqseg": {"mode": "slow"}}, train it as 2d_own, and '
+        "remove the key from the shared block."
+    )
+    with pytest.raises(ConfigError, match="is not valid; it must be fast or exact"):
+        Toy().override({"mode": "never"}, elsewhere=elsewhere)
 
 
 def test_it_is_immutable_and_survives_json():
