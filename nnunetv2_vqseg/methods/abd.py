@@ -5,10 +5,11 @@ its mixes, and of further images in which the least sure patch of one view is re
 (ABD-R). This is the stronger of its two forms; the other one is `abd_cross_teaching.py`. Original code, from which the
 constants are: https://github.com/chy-upc/ABD (train_ACDC_BCP.py, displacement.py).
 
-What differs: all that BCP's file names, of which the background's score is one: this code still has it over the whole
-image; two networks that both learn the first stage from weights of their own instead of two copies of one; one
-optimiser, nnU-Net's, for both; this package's jitter, then cutout with the smallest and largest value of the channel,
-instead of cutout with 0 and 1, then jitter; a patch of an axis that four does not divide is rounded down.
+What differs, beside what docs/methods/README.md names for all: all that BCP's file names, of which the background's
+score is one: this code still has it over the whole image; two networks that both learn the first stage from weights of
+their own instead of two copies of one; one optimiser for both; this package's jitter, then cutout with the smallest and
+largest value of the channel, instead of cutout with 0 and 1, then jitter; a patch of an axis that four does not divide
+is rounded down.
 """
 
 from __future__ import annotations

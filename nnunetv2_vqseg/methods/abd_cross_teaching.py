@@ -4,9 +4,8 @@ Two networks, one for weak and one for strong views, learn each other's labels o
 exchanged patches (ABD-R); labelled views exchange their surest for the other's least sure patch, with its labels
 (ABD-I). Original code, from which the constants are: https://github.com/chy-upc/ABD (train_ACDC_Cross_Teaching.py).
 
-What differs: a second planned U-Net instead of a Swin-Unet that was trained on ImageNet; nnU-Net's Dice and cross
-entropy with deep supervision on labelled images instead of half of each at full resolution; one optimiser, nnU-Net's,
-for both networks; strong views and patches as in `abd.py`.
+What differs, beside what docs/methods/README.md names for all: a second planned U-Net instead of a Swin-Unet that was
+trained on ImageNet; one optimiser for both networks; strong views and patches as in `abd.py`.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ class ABDCrossTeaching(DisplacementMethod[ABDCrossTeachingConfig]):
     """A network for weak and one for strong views learn each other's labels, also where patches have moved."""
 
     Config = ABDCrossTeachingConfig
+    literature = (0.5, 0.5)
     panels: ClassVar = {"pseudo-labels": ("ramp", "agreement")}
 
     @property

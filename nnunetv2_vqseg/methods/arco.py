@@ -9,13 +9,13 @@ What is left out: stage one, a contrastive training of the network that stage tw
 loss, which has no gradient in the original; the equivariance loss and the elastic deformation, which the paper's loss
 does not have.
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision and its optimiser; vectors of `representation_dim`
-numbers from one stage of the decoder, `representation_level`, instead of 496 from all stages at full resolution, with
-labels, probabilities and entropies at the places of that stage; negatives are vectors of other classes, as in the
-paper, from queues of `queue_size` a class, where the original's rule leaves its queues of 30000 almost empty; the
-sampler's square holds its whole list; percentiles are each process's own; the package's intensity jitter and then
-CutMix, instead of CutMix and then colour jitter and blur; the teacher is in evaluation mode (the same with instance
-normalisation). Queues are the same on all processes, which fill them together.
+What differs, beside what docs/methods/README.md names for all: vectors of `representation_dim` numbers from one stage
+of the decoder, `representation_level`, instead of 496 from all stages at full resolution, with labels, probabilities
+and entropies at the places of that stage; the teacher's layers for them follow after a step with its other weights
+instead of before the forward pass; negatives are vectors of other classes, as in the paper, from queues of `queue_size`
+a class, where the original's rule leaves its queues of 30000 almost empty; the sampler's square holds its whole list;
+percentiles are each process's own; the package's intensity jitter and then CutMix, instead of CutMix and then colour
+jitter and blur. Queues are the same on all processes, which fill them together.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Loss, Metrics, Terms, finest, split
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.tapped import TappedMethod
-from nnunetv2_vqseg.methods.teacher import EMAConfig, TeacherMethod
+from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAWarmup, SavedNetwork, TeacherMethod
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.losses.class_contrast import class_contrast, class_means
@@ -53,8 +53,8 @@ class ARCOConfig(EMAConfig, StrongViewConfig):
     lambda_u: Annotated[float, Range(0, 1000), "weight of the loss against the teacher's labels"] = 1.0
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the teacher"] = 0.99
-    ema_warmup: Annotated[float, Range(0, 1000), "w of the teacher's decay min(1 - w / (t + w), ema_decay)"] = 1.0
-    saved_network: Annotated[Literal["student", "teacher"], "which of both is saved and predicts"] = "student"
+    ema_warmup: EMAWarmup = 1.0
+    saved_network: SavedNetwork = "student"
     pseudo_loss: Annotated[
         Literal["image", "ce", "ce_dice"],
         "against the teacher's labels: all pixels, weighted by their image's share of sure ones, or the sure ones",
@@ -73,17 +73,18 @@ class ARCOConfig(EMAConfig, StrongViewConfig):
     anchor_probability: Annotated[float, Range(0, 1), "the teacher's, above which a pixel may be an anchor"] = 0.3
     certain_share: Annotated[float, Range(0, 1), "share of unlabelled pixels, the surest, in use; falls to 0"] = 0.2
     representation_dim: Annotated[int, Range(1, 4096), "numbers in a vector"] = 128
-    representation_level: Annotated[
-        int, Range(0, 64), "stage of the decoder it is made of, 0 is full resolution; at most what the plan has"
-    ] = 2
+    representation_level: Annotated[int, Range(0, 64), "stage of the decoder; 0: full resolution, 64: the last"] = 2
     queue_size: Annotated[int, Range(1, 1_000_000), "vectors of each class to draw negatives from"] = 4096
     queue_push: Annotated[int, Range(1, 65_536), "new ones a step and process"] = 256
+
+    same_to_continue: ClassVar = frozenset({"optimizer", "representation_dim", "representation_level", "queue_size"})
 
 
 class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
     """Labels of the teacher on a strong view, and contrast of vectors between classes."""
 
     Config = ARCOConfig
+    literature = (1.0, 1.0)
     runs_ahead: ClassVar[bool] = False  # its memory would keep what is not finite
     panels: ClassVar = {**TeacherMethod.panels, "contrast": ("queue_share", "classes_present")}
 

@@ -81,7 +81,8 @@ class CommonConfig(BudgetConfig):
 
     faster_step: FasterStep = True
     supervised_loss: Annotated[
-        Literal["nnunet", "ce"], "nnU-Net's Dice + CE with deep supervision, or cross entropy alone (4.2)"
+        Literal["nnunet", "literature", "ce"],
+        "nnU-Net's Dice + CE with deep supervision, the original's own loss, or cross entropy alone (4.2)",
     ] = "nnunet"
     optimizer: Annotated[Literal["sgd", "adamw"], "nnU-Net's SGD with Nesterov momentum, or AdamW (4.2)"] = "sgd"
     initial_lr: Annotated[float, Range(1e-9, 10), "learning rate at the start"] = 1e-2
@@ -259,6 +260,9 @@ class Method(Generic[C]):
     """nnU-Net itself: takes any plan, and continues nnU-Net's checkpoints."""
     trains_vit: ClassVar[bool] = False
     """Whether its plan must be one of `nnUNetPlannerViT`; all others train U-Nets."""
+
+    literature: ClassVar[tuple[float, float] | None] = None
+    """The original's own loss of labelled images: weights of cross entropy and squared Dice; None: it is nnU-Net's."""
 
     runs_ahead: ClassVar[bool] = True
     """`after_step` does no harm after a step that was skipped because it was not finite: on a GPU nobody then waits to

@@ -4,26 +4,26 @@ First a training on boxes of labelled images in labelled images; then boxes of l
 the other way round, where an EMA teacher labels the unlabelled part. Original code, from which the constants are:
 https://github.com/DeepMed-Lab-ECNU/BCP (ACDC_BCP_train.py).
 
-What differs: nnU-Net's Dice (foreground, no squares) and cross entropy with deep supervision instead of the original's
-at full resolution (`region_dice` has its Dice); each pixel counts once with its weight, background too, where the loss
-of the published figures scored background over the whole image (mended in its code in October 2023); one training with
-nnU-Net's optimiser and falling rate instead of two with a constant one, and the second stage starts from the end of the
-first (weights and momentum), not from its best checkpoint; the teacher is in evaluation mode (the same with instance
-normalisation); the box may lie at the last rows too; of unequal or odd batches some images are used twice. Each process
-draws its own box.
+What differs, beside what docs/methods/README.md names for all: the loss is the original's with `supervised_loss`
+"literature", else it has deep supervision and, unless `region_dice` says otherwise, nnU-Net's Dice; each pixel counts
+once with its weight, background too, where the loss of the published figures scored background over the whole image
+(mended in its code in October 2023); the second stage starts from the end of the first (weights and momentum), not from
+its best checkpoint; the box may lie at the last rows too; of unequal or odd batches some images are used twice. Each
+process draws its own box.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, UnlabeledConfig, split
-from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod
+from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod, EMAWarmup, SavedNetwork
 from nnunetv2_vqseg.modules.components import cleaned
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
 from nnunetv2_vqseg.modules.losses.region import RegionLoss
@@ -40,12 +40,8 @@ class BCPConfig(EMAConfig, UnlabeledConfig):
     lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled parts of the mixed images"] = 0.5
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     ema_decay: Annotated[float, Range(0, 1), "decay of the teacher in the second stage"] = 0.99
-    ema_warmup: Annotated[
-        float, Range(0, 1000), "w of the teacher's decay min(1 - w / (t + w), ema_decay); 0: constant"
-    ] = 0.0
-    saved_network: Annotated[Literal["student", "teacher"], "which of both is validated, saved and predicts"] = (
-        "student"
-    )
+    ema_warmup: EMAWarmup = 0.0
+    saved_network: SavedNetwork = "student"
     pretrain_share: Annotated[float, Range(0, 1), "share of the training on mixed labelled images alone"] = 0.25
     box_share: Annotated[float, Range(0.01, 1), "share of each side of the image that the box takes"] = 2 / 3
     largest_component: Annotated[
@@ -68,12 +64,9 @@ class BCP(EMAMethod[BCPConfig]):
 
     def __init__(self, config: BCPConfig, context: Context) -> None:
         super().__init__(config, context)
-        dice = config.region_dice if config.supervised_loss == "nnunet" else None
-        self.region = RegionLoss(dice, context.regions, context.ddp)
-
-    def predictor(self) -> nn.Module:
-        """The student, as in the original, or the teacher."""
-        return self.main if self.config.saved_network == "student" else super().predictor()
+        own = config.supervised_loss
+        dice = config.region_dice if own == "nnunet" else None if own == "ce" else "squared"
+        self.region = RegionLoss(dice, context.regions, context.ddp, deep=own == "nnunet")
 
     @property
     def unlabeled_views(self) -> int:
@@ -81,8 +74,17 @@ class BCP(EMAMethod[BCPConfig]):
         return 0
 
     def before_step(self, progress: float) -> None:
-        """Which stage this is."""
-        self.pretraining = progress < self.config.pretrain_share
+        """Which stage this is; the second one, once begun, goes on also where `num_epochs` was raised."""
+        self.pretraining = self.pretraining and progress < self.config.pretrain_share
+
+    def state(self) -> dict[str, Any]:
+        """The teacher and the stage."""
+        return {**super().state(), "pretraining": self.pretraining}
+
+    def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore them."""
+        super().load_state(state, strict)
+        self.pretraining = state.get("pretraining", True)
 
     def after_step(self) -> dict[str, float]:
         """The teacher is a copy in the first stage, and so at the start of the second; there it follows."""
@@ -141,10 +143,6 @@ class BCP(EMAMethod[BCPConfig]):
     def losses(self, outputs: Logits, mix: LabeledImages, box: Tensor) -> tuple[Tensor, Tensor]:
         """The labelled parts' loss and the unlabelled parts', each the mean over both ways of mixing."""
         half = len(mix.images) // 2
-        first, second = (
-            self.region(logits, labels, (known & box, known & ~box))
-            for logits, labels, known in zip(
-                split(outputs, half, half), mix.labels.split(half), mix.known.split(half), strict=True
-            )
-        )
+        halved = zip(split(outputs, half, half), mix.labels.split(half), mix.known.split(half), strict=True)
+        first, second = (self.region(own, labels, (known & box, known & ~box)) for own, labels, known in halved)
         return (first[0] + second[1]) / 2, (first[1] + second[0]) / 2

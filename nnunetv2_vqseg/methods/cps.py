@@ -4,8 +4,8 @@ Two networks of one architecture with weights of their own; each learns the othe
 https://github.com/charlesCXK/TorchSemiSeg; its form for ACDC, from which the constants are: SSL4MIS,
 train_cross_pseudo_supervision_2D.py.
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision on labelled images instead of half of each at full
-resolution; one optimiser, nnU-Net's, for both networks; no CutMix (an option of the original).
+What differs, beside what docs/methods/README.md names for all: one optimiser for both networks; no CutMix (an option of
+the original).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class CPS(PairMethod[CPSConfig]):
     """Each of two networks learns the other's labels; the first one is saved and predicts."""
 
     Config = CPSConfig
+    literature = (0.5, 0.5)
     is_static = True
     panels: ClassVar = {"pseudo-labels": ("ramp", "agreement")}
 

@@ -4,10 +4,9 @@ Decoders on one encoder that upsample differently agree with each other's sharpe
 unlabelled images. Original code, from which the constants are: https://github.com/ycwu1997/MC-Net, train_mcnet_2d.py.
 With `nearest_decoder` false it is MC-Net (MICCAI 2021), with two decoders.
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision of each decoder instead of a Dice without the
-factor 2, of half the gradient. The decoder with transposed convolutions, the planned one, is saved and predicts instead
-of the one with linear interpolation. The learning rate falls as nnU-Net's instead of being constant. No dropout in the
-encoder, which nnU-Net's plans do not have.
+What differs, beside what docs/methods/README.md names for all: the decoder with transposed convolutions, the planned
+one, is saved and predicts instead of the one with linear interpolation. The Dice of `supervised_loss` "literature" is
+the original's less a constant.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ class MCNet(Method[MCNetConfig]):
     """Decoders agree with each other's sharpened probabilities; the planned one is saved and predicts."""
 
     Config = MCNetConfig
+    literature = (0.0, 0.5)  # the original has no factor 2, which is half of this loss, and a constant
     is_static = True
     panels: ClassVar = {"consistency": ("ramp", "agreement")}
 

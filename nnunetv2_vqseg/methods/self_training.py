@@ -49,7 +49,7 @@ class SelfTrainingConfig(UnlabeledImagesConfig):
         float, Range(0, 0.99), "share of the cases that is left out: whose labels changed most; 0: none"
     ] = 0.038
 
-    same_to_continue: ClassVar[frozenset[str]] = CommonConfig.same_to_continue | {"rounds"}
+    same_to_continue: ClassVar[frozenset[str]] = CommonConfig.same_to_continue | {"rounds", "num_epochs"}
 
 
 class SelfTraining(Method[SelfTrainingConfig]):

@@ -5,11 +5,11 @@ a pixel's vector comes close to those that a memory holds of its class. Original
 https://github.com/ycwu1997/SS-Net, for ACDC train_ss_2d.py. As there, and not as its comment says, the memory holds the
 vectors with the lowest scores (`memory_keeps`).
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision on labelled images instead of a Dice at full
-resolution; nnU-Net's optimiser and falling rate; lengths in units of z-scored images (6 and 10 on 65536 pixels of a
-range from 0 to 1 are 0.165 and 0.275 a pixel); LayerNorm instead of BatchNorm in the heads; `pixels_per_class` random
-pixels instead of all, for the terms and for the memory; no selectors for the background and for the memory, which have
-no effect in the original. The memory is one for all processes; the adversarial direction is each process's own.
+What differs, beside what docs/methods/README.md names for all: features at full resolution as wide as the plan's first
+stage instead of 16; lengths in units of z-scored images (6 and 10 on 65536 pixels of a range from 0 to 1 are 0.165 and
+0.275 a pixel); LayerNorm instead of BatchNorm in the heads; `pixels_per_class` random pixels instead of all, for the
+terms and for the memory; no selectors for the background and for the memory, which have no effect in the original. The
+memory is one for all processes; the adversarial direction is each process's own.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ class SSNetConfig(UnlabeledConfig):
     ] = "lowest"
     pixels_per_class: Annotated[int, Range(2, 1_000_000), "largest number of pixels of each class in a term"] = 4096
 
+    same_to_continue: ClassVar = UnlabeledConfig.same_to_continue | {"prototype_dim", "memory_size"}
+
 
 class SSNet(TappedMethod[SSNetConfig]):
     """Virtual adversarial training, and pixels' vectors close to the memory of their class."""
 
     Config = SSNetConfig
+    literature = (0.0, 1.0)
     runs_ahead: ClassVar[bool] = False  # its memory would keep what is not finite
     panels: ClassVar = {"smoothness and separation": ("ramp", "right_share", "memory_share")}
 

@@ -14,7 +14,15 @@ from nnunetv2_vqseg.core.config import Config, Range
 from nnunetv2_vqseg.methods.base import Batch, CommonConfig, Loss, Method, Metrics, switch_deep_supervision
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig, StrongViewMethod
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
+from nnunetv2_vqseg.modules.fitting import load_fitting
 from nnunetv2_vqseg.networks.backbone import Logits
+
+SavedNetwork = Annotated[Literal["student", "teacher"], "which of both is validated, saved and predicts"]
+EMAWarmup = Annotated[
+    float,
+    Range(0, 1000),
+    "w of the teacher's decay min(1 - w / (t + w), alpha): at first it follows the last 1/w of the steps; 0: constant",
+]
 
 
 @dataclass(frozen=True)
@@ -22,11 +30,7 @@ class EMAConfig(Config):
     """The EMA of the weights."""
 
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2)"] = 0.996
-    ema_warmup: Annotated[
-        float,
-        Range(1, 1000),
-        "w of the teacher's decay min(1 - w / (t + w), alpha): at first it follows the last 1/w of the steps",
-    ] = 10.0
+    ema_warmup: EMAWarmup = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,10 @@ E = TypeVar("E", bound=Any)
 
 
 class EMAMethod(Method[E]):
-    """A method whose teacher, an EMA of the student, is validated, saved and predicts."""
+    """A method whose teacher, an EMA of the student, is validated, saved and predicts.
+
+    Where its configuration has a `saved_network`, that says whether the student does instead.
+    """
 
     teacher: AveragedModel
 
@@ -68,8 +75,8 @@ class EMAMethod(Method[E]):
         return {}
 
     def predictor(self) -> nn.Module:
-        """The teacher."""
-        return self.teacher.module
+        """The teacher, or the student."""
+        return self.main if getattr(self.config, "saved_network", "teacher") == "student" else self.teacher.module
 
     def validated(self) -> dict[str, nn.Module]:
         """The teacher and the student."""
@@ -81,7 +88,7 @@ class EMAMethod(Method[E]):
 
     def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Restore the teacher."""
-        self.teacher.load_state_dict(state["teacher"], strict=strict)
+        load_fitting(self.teacher, state["teacher"], strict)
 
     def preview(self, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Logits]]:
         """The teacher beside the student."""

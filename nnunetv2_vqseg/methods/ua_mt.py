@@ -4,16 +4,15 @@ The student agrees with its teacher in probability where eight noisy passes of t
 https://github.com/yulequan/UA-MT; its form for ACDC, from which the constants are: SSL4MIS,
 train_uncertainty_aware_mean_teacher_2D.py.
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision on labelled images instead of half of each at full
-resolution; dropout of the U-Net's skips instead of inside its blocks, which would change the network's keys; noise in
-units of z-scored images (0.1 and 0.2 of a range from 0 to 1 are 0.7 and 1.4); instance normalisation, for which a
-teacher in training mode is one in evaluation mode.
+What differs, beside what docs/methods/README.md names for all: dropout of the U-Net's skips instead of inside its
+blocks, which would change the network's keys; noise in units of z-scored images (0.1 and 0.2 of a range from 0 to 1 are
+0.7 and 1.4).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, UnlabeledConfig, finest, ramp, split
-from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod
+from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAMethod, EMAWarmup, SavedNetwork
 from nnunetv2_vqseg.modules.losses.consistency import masked_mse, predictive_entropy
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale
 from nnunetv2_vqseg.modules.skip_dropout import skip_dropout
@@ -37,10 +36,8 @@ class UAMTConfig(EMAConfig, UnlabeledConfig):
     lambda_u: Annotated[float, Range(0, 1000), "weight of the consistency"] = 0.1
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the teacher"] = 0.99
-    ema_warmup: Annotated[float, Range(1, 1000), "w of the teacher's decay min(1 - w / (t + w), ema_decay)"] = 1.0
-    saved_network: Annotated[Literal["student", "teacher"], "which of both is validated, saved and predicts"] = (
-        "student"
-    )
+    ema_warmup: EMAWarmup = 1.0
+    saved_network: SavedNetwork = "student"
     passes: Annotated[int, Range(1, 256), "the teacher's noisy passes for the uncertainty"] = 8
     noise: Annotated[float, Range(0, 10), "standard deviation of the noise, in those of the image"] = 0.7
     noise_limit: Annotated[float, Range(0, 100), "largest noise"] = 1.4
@@ -70,6 +67,7 @@ class UAMT(EMAMethod[UAMTConfig]):
     """Squared error of probabilities where the teacher's mean prediction has little entropy."""
 
     Config = UAMTConfig
+    literature = (0.5, 0.5)
     is_static = True
     panels: ClassVar = {"consistency": ("ramp", "certain_share"), "teacher's entropy (nats)": ("uncertainty",)}
 
@@ -79,10 +77,6 @@ class UAMT(EMAMethod[UAMTConfig]):
         stages = len(backbone_of(unet).widths)
         rates = np.interp(np.linspace(0, 4, stages), range(5), self.config.skip_rates)
         return ChangedUNet(unet, SkipDropout(rates.tolist()))
-
-    def predictor(self) -> nn.Module:
-        """The student, as in the original, or the teacher."""
-        return self.main if self.config.saved_network == "student" else super().predictor()
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """The labels' loss, and the consistency on unlabelled images (Eq. 1 to 4)."""

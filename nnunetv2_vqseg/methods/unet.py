@@ -24,7 +24,6 @@ from nnunetv2_vqseg.methods.base import CommonConfig, Context, Loss, Method
 from nnunetv2_vqseg.methods.supervised import Supervised
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.ema import unwrap
-from nnunetv2_vqseg.modules.losses.cross_entropy_dice import CrossEntropyAndDice
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.networks.unet import LiteratureUNet
 
@@ -48,9 +47,9 @@ class UNetConfig(UNetArchitecture, CommonConfig):
     """Hyper-parameters of the literature's U-Net."""
 
     supervised_loss: Annotated[
-        Literal["literature", "nnunet", "ce"],
-        "half cross entropy and half Dice with background and squares; nnU-Net's; or cross entropy alone",
-    ] = "literature"  # type: ignore[assignment]  # one more than the others have
+        Literal["nnunet", "literature", "ce"],
+        "nnU-Net's, half cross entropy and half Dice with background and squares, or cross entropy alone",
+    ] = "literature"
 
 
 class UNet(Method[UNetConfig]):
@@ -58,6 +57,7 @@ class UNet(Method[UNetConfig]):
 
     Architecture = UNetArchitecture
     Config = UNetConfig
+    literature = (0.5, 0.5)
     terms = Supervised.terms
 
     def __init__(self, config: UNetConfig, context: Context) -> None:
@@ -83,10 +83,8 @@ class UNet(Method[UNetConfig]):
         )
 
     def begin(self, student: nn.Module, supervised: Loss) -> None:
-        """The literature's loss in the place of nnU-Net's."""
-        context = self.context
-        own = CrossEntropyAndDice(context.regions, context.ignore_label, context.ddp)
-        super().begin(student, own if self.config.supervised_loss == "literature" else supervised)
+        """Remember the running statistics."""
+        super().begin(student, supervised)
         self._sound = torch.cat(self._statistics())
 
     def before_step(self, progress: float) -> None:

@@ -3,12 +3,11 @@
 Two strong views and the weak view with dropped features learn the network's own labels of the weak view. Original code,
 from which the constants are: https://github.com/LiheYoung/UniMatch, more-scenarios/medical/unimatch.py.
 
-What differs: nnU-Net's Dice and cross entropy with deep supervision on labelled images instead of half of each at full
-resolution. The whole sum counts, not half of it. CutMix partners are other images of the batch instead of a third
-loader's. Labels are from a pass of their own without a gradient: without dropout inside its blocks and with instance
-normalisation the planned U-Net gives the same in training and evaluation mode. The features of labelled images are not
-dropped, as the original does without using them. Strong views have this package's jitter for z-scored images instead of
-color jitter and blur.
+What differs, beside what docs/methods/README.md names for all: the whole sum counts, not half of it. CutMix partners
+are other images of the batch instead of a third loader's. Labels are from a pass of their own without a gradient:
+without dropout inside its blocks and with instance normalisation the planned U-Net gives the same in training and
+evaluation mode. The features of labelled images are not dropped, as the original does without using them. Strong views
+have this package's jitter for z-scored images instead of color jitter and blur.
 """
 
 from __future__ import annotations
@@ -58,6 +57,7 @@ class UniMatch(StrongViewMethod[UniMatchConfig]):
     """Strong views and dropped features learn the network's own labels."""
 
     Config = UniMatchConfig
+    literature = (0.5, 0.5)
     is_static = True
 
     def __init__(self, config: UniMatchConfig, context: Context) -> None:

@@ -4,13 +4,12 @@ An EMA teacher labels a weak view; two strong views learn the labels where it is
 of their features. Original code, from which the constants are:
 https://github.com/LiheYoung/UniMatch-V2, unimatch_v2.py.
 
-What differs: nnU-Net's U-Net, optimiser, and Dice and cross entropy with deep supervision on labelled images instead of
-DINOv2 with DPT, AdamW and cross entropy. The whole sum counts, not half of it. Channels are dropped at the encoder's
-stages from `first_dropped_stage` on, by default all, with a mask for each because their widths differ; the original
-drops four maps of one width with one mask (as nnUNetTrainerUniMatchV2ViT does, whose network is the original's). Strong
-views have this package's jitter for z-scored images instead of color jitter, grey and blur, and CutMix partners in a
-random ring instead of the batch in reverse. The teacher's buffers are copied and not averaged: the planned U-Net has
-none.
+What differs, beside what docs/methods/README.md names for all: nnU-Net's U-Net and optimiser instead of DINOv2 with DPT
+and AdamW. The whole sum counts, not half of it. Channels are dropped at the encoder's stages from `first_dropped_stage`
+on, by default all, with a mask for each because their widths differ; the original drops four maps of one width with one
+mask (as nnUNetTrainerUniMatchV2ViT does, whose network is the original's). Strong views have this package's jitter for
+z-scored images instead of color jitter, grey and blur, and CutMix partners in a random ring instead of the batch in
+reverse. The teacher's buffers are copied and not averaged: the planned U-Net has none.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.methods.base import Batch, Metrics, Terms, finest, split
-from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
+from nnunetv2_vqseg.methods.teacher import EMAWarmup, SavedNetwork, TeacherConfig, TeacherMethod
 from nnunetv2_vqseg.modules.complementary_dropout import complementary_dropout
 from nnunetv2_vqseg.networks.backbone import backbone_of
 from nnunetv2_vqseg.networks.planned import ChangedUNet
@@ -38,10 +37,8 @@ class UniMatchV2Config(TeacherConfig):
     lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled loss, the mean of both views'"] = 1.0
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     pseudo_loss: Annotated[Literal["ce_dice", "ce"], "loss against the teacher's labels"] = "ce"
-    ema_warmup: Annotated[float, Range(1, 1000), "w of the teacher's decay min(1 - w / (t + w), ema_decay)"] = 1.0
-    saved_network: Annotated[Literal["student", "teacher"], "which of both is validated, saved and predicts"] = (
-        "student"
-    )
+    ema_warmup: EMAWarmup = 1.0
+    saved_network: SavedNetwork = "student"
     kept_images: Annotated[float, Range(0, 1), "share of the images whose features lose no channel"] = 0.5
     first_dropped_stage: Annotated[
         int, Range(0, 64), "shallowest stage of the encoder whose features lose channels; 0: all lose them"
@@ -74,6 +71,7 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
     """Two strong views with complementary features learn the teacher's labels."""
 
     Config = UniMatchV2Config
+    literature = (1.0, 0.0)
     same_channels: ClassVar[bool] = False
     """Whether all stages, of one width, lose the same channels."""
     is_static = True
@@ -85,10 +83,6 @@ class UniMatchV2(TeacherMethod[UniMatchV2Config]):
         if stage > last:
             raise ConfigError(f"vqseg.first_dropped_stage = {stage} is not valid; this plan has stages 0 to {last}.")
         return ChangedUNet(unet, DroppedPairs(self.config.kept_images, stage, self.same_channels))
-
-    def predictor(self) -> nn.Module:
-        """The student, as in the original, or the teacher."""
-        return self.main if self.config.saved_network == "student" else super().predictor()
 
     @property
     def unlabeled_views(self) -> int:

@@ -271,6 +271,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
 
     Config = VQSegConfig
     Architecture = VQArchitecture
+    literature = (1.0, 0.0)
     panels: ClassVar = {
         **TaughtViewsMethod.panels,
         "QPM's step (standard deviations of z)": ("qpm_step",),

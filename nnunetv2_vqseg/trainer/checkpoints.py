@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2_vqseg import __version__
 from nnunetv2_vqseg.core.errors import CheckpointError, reason_of
 from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.fitting import load_fitting
 from nnunetv2_vqseg.trainer.checkpoint_files import (
     BackgroundWriter,
     random_states,
@@ -174,8 +175,10 @@ class Checkpoints:
         trainer.logger.load_checkpoint(checkpoint["logging"])
         trainer._best_ema = checkpoint["_best_ema"]
         trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        unwrap(trainer.network).load_state_dict(state["student"], strict=strict)
+        load_fitting(unwrap(trainer.network), state["student"], strict)
         trainer.method.load_state(state, strict)
+        if not strict:  # what is validated must fit all the same
+            trainer.method.predictor().load_state_dict(checkpoint["network_weights"], strict=False)
         trainer.pool.load_state(state.get("cases", {}))
         if trainer.method.guard is not None and state.get("guard") is not None:
             trainer.method.guard.load_state(state["guard"])

@@ -1,4 +1,4 @@
-"""Optimiser, schedule and supervised loss of the paper beside nnU-Net's own."""
+"""Optimiser, schedule and supervised losses of the papers beside nnU-Net's own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import Tensor, nn
 
-from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig
+from nnunetv2_vqseg.methods.base import BudgetConfig, CommonConfig, Loss, Method
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
+from nnunetv2_vqseg.modules.losses.cross_entropy_dice import CrossEntropyAndDice
 
 
 class ScaledPolyLR(PolyLRScheduler):
@@ -62,6 +63,28 @@ class InFullPrecision(nn.Module):
     def forward(self, outputs: list[Tensor] | Tensor, target: list[Tensor] | Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return self.loss([o.float() for o in outputs] if isinstance(outputs, list) else outputs.float(), target)
+
+
+def chosen_loss(method: Method[Any], nnunet: Loss) -> Loss:
+    """The loss of labelled images that the key `supervised_loss` names.
+
+    Args:
+        method: with the weights of its original's loss and what is known of the labels.
+        nnunet: nnU-Net's.
+
+    Raises:
+        NotImplementedError: cross entropy alone of regions.
+    """
+    chosen, context = getattr(method.config, "supervised_loss", "nnunet"), method.context
+    if chosen == "literature" and method.literature is not None:
+        return CrossEntropyAndDice(context.regions, context.ignore_label, context.ddp, *method.literature)
+    if chosen != "ce":
+        return nnunet
+    if context.regions:
+        raise NotImplementedError(
+            "vqseg.supervised_loss = 'ce' is not implemented for region-based labels; use 'nnunet'."
+        )
+    return FullResolutionCrossEntropy(context.ignore_label)
 
 
 def build_optimizer(

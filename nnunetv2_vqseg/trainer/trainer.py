@@ -55,7 +55,7 @@ from nnunetv2_vqseg.trainer.curves import EpochCurves, draw_panels
 from nnunetv2_vqseg.trainer.graph import CudaRecorder, Recorder, StepGraph, wanted
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
-from nnunetv2_vqseg.trainer.optimizers import FullResolutionCrossEntropy, InFullPrecision, build_optimizer
+from nnunetv2_vqseg.trainer.optimizers import InFullPrecision, build_optimizer, chosen_loss
 from nnunetv2_vqseg.trainer.plots import Plots
 from nnunetv2_vqseg.trainer.pool import CasePool
 from nnunetv2_vqseg.trainer.preview import PreviewSlices, draw_preview, preview_slices
@@ -343,18 +343,9 @@ class MethodTrainer(nnUNetTrainer):
             self.loss = self._build_loss()
 
     def _supervised_loss(self) -> Any:
-        loss = self._chosen_loss()
+        # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
+        loss = chosen_loss(self.method, self.loss if self.enable_deep_supervision else _of_finest(self.loss))
         return InFullPrecision(loss) if getattr(self.config, "bfloat16_on_cpu", False) else loss
-
-    def _chosen_loss(self) -> Any:
-        if getattr(self.config, "supervised_loss", "nnunet") != "ce":
-            # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
-            return self.loss if self.enable_deep_supervision else _of_finest(self.loss)
-        if self.label_manager.has_regions:
-            raise NotImplementedError(
-                "vqseg.supervised_loss = 'ce' is not implemented for region-based labels; use 'nnunet'."
-            )
-        return FullResolutionCrossEntropy(self.label_manager.ignore_label)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's own, or the paper's (4.2)."""

@@ -28,12 +28,12 @@ class Margin(nn.Module):
         return torch.cat((torch.zeros_like(x), self.scale * x), dim=1)
 
 
-def method(**settings: object) -> ABD:
+def method(progress: float = 0.5, **settings: object) -> ABD:
     plan = NetworkPlan((8, 8), [[1, 1]], 1, Margin)
     made = ABD(ABDConfig(**settings), Context(plan, device="cpu"))
     made.begin(made.training_network(), lambda outputs, target: outputs[0].sum() * 0)
     made.box = lambda batch: BOX
-    made.before_step(0.5)
+    made.before_step(progress)
     return made
 
 
@@ -103,16 +103,30 @@ def test_both_networks_see_both_views_with_one_patch_of_the_other():
         assert torch.isin(view[moved], other).all()
 
 
+def patched(others: tuple[float, ...], **patches: tuple[float, ...]) -> torch.Tensor:
+    """Logits (400, 3, 8, 8) of 400 equal images: of some patches, by their number, and of all others."""
+    tiles = torch.tensor([patches.get(f"p{number}", others) for number in range(16)]).T.view(1, 3, 4, 4)
+    return tiles.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat(400, 1, 1, 1)
+
+
 def test_the_choice_by_divergence_is_for_a_share_of_the_images():
-    first, second = torch.randn(2, 1, 3, 8, 8).repeat(1, 400, 1, 1, 1)
-    weak, strong = torch.arange(128.0).view(2, 1, 1, 8, 8).repeat(1, 400, 1, 1, 1)
-    seen = {}
+    # The first patch of the weak view is the least sure one. Of the two surest of the strong view the sixth is surer,
+    # and the seventh more like what it replaces.
+    first = patched((4.0, 0.0, 0.0), p0=(0.0, 0.1, 0.0))
+    second = patched((0.0, 0.0, 1.0), p5=(0.0, 0.0, 9.0), p6=(0.0, 5.0, 0.0))
+    weak = torch.zeros(400, 1, 8, 8)
+    strong = (
+        torch.arange(1.0, 17.0).view(1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3).repeat(400, 1, 1, 1)
+    )
+    taken = {}
     for share in (0.0, 0.5, 1.0):
-        displaced = method(divergence_share=share).displaced(weak, strong, first, second).chunk(2)[0]
-        seen[share] = displaced.unique(dim=0, return_counts=True)[1].tolist()
-    assert seen[0.0] == seen[1.0] == [400]
-    assert len(seen[0.5]) in (1, 2)  # both rules may name the same patch
-    assert len(seen[0.5]) == 1 or min(seen[0.5]) > 150
+        changed = method(divergence_share=share, sure_patches=2).displaced(weak, strong, first, second)[:400]
+        assert (changed[:, :, 2:, :] == 0).all()
+        taken[share] = changed[:, 0, :2, :2].mean((1, 2))
+    assert (taken[0.0] == 6).all(), "the surest"
+    assert (taken[1.0] == 7).all(), "the most alike"
+    assert 150 < (taken[0.5] == 7).sum() < 250
+    assert ((taken[0.5] == 6) | (taken[0.5] == 7)).all()
 
 
 def test_labels_are_background_where_something_was_cut_out():
@@ -137,8 +151,7 @@ def test_labels_are_background_where_something_was_cut_out():
 
 
 def test_both_networks_learn_the_first_stage():
-    abd = method(supervised_loss="ce")
-    abd.before_step(0.0)
+    abd = method(progress=0.0, supervised_loss="ce")
     terms, _ = abd.terms(BATCH, 0.0)
     assert terms.keys() == {"supervised", "supervised_second"}
     assert torch.equal(abd.pair.first.seen[0], torch.where(BOX, images(3), images(1)))

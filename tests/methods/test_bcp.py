@@ -145,6 +145,32 @@ def test_the_teacher_starts_the_second_stage_as_a_copy_and_follows_at_a_constant
     assert moved(bcp, 9.0, progress=0.30) == pytest.approx(0.99 * (0.99 * 7 + 0.01 * 9) + 0.01 * 9)
 
 
+def test_the_second_stage_once_begun_goes_on_where_the_training_was_made_longer():
+    bcp = method()
+    moved(bcp, 7.0, progress=0.2)
+    moved(bcp, 9.0, progress=0.3)
+    longer = method()
+    longer.student.load_state_dict(bcp.student.state_dict())
+    longer.load_state(bcp.state())
+    longer.before_step(0.15)  # twice as many epochs
+    assert longer.terms(BATCH, 0.15)[0].keys() == {"supervised", "pseudo"}
+    before = longer.teacher.module.scale.item()
+    assert moved(longer, 5.0, progress=0.15) == pytest.approx(0.99 * before + 0.01 * 5)
+
+
+def test_the_loss_of_the_original_is_at_full_resolution_with_squares():
+    bcp = method(supervised_loss="literature")
+    wrong = torch.tensor([0.0, 50.0]).view(1, 2, 1, 1)
+    coarse = [wrong.expand(1, 2, side, side) for side in (2, 1)]
+    bcp.student.forward = lambda x: [torch.cat((torch.zeros_like(x), x), 1), *coarse]
+    loss = bcp.terms(BATCH, 0.0)[0]["supervised"][1]
+    # Inside class 1 with margin 3, outside class 0 with margin 1: 2 p / (p^2 + 1) and, of the class that is not there,
+    # 0, of as many pixels.
+    p, q = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(1))
+    dice = 1 - (2 * p / (p**2 + 1)) / 2, 1 - (2 * q / (q**2 + 1)) / 2
+    assert loss.item() == pytest.approx((sum(dice) + entropy(3, 1) + entropy(1, 0)) / 2, rel=1e-3)
+
+
 def test_the_student_is_saved_as_in_the_original_or_the_teacher():
     bcp = method()
     assert bcp.predictor() is bcp.student

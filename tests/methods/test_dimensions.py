@@ -27,6 +27,7 @@ from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vqseg import VQSeg
+from nnunetv2_vqseg.trainer.optimizers import chosen_loss
 
 LABELED, UNLABELED = 2, 2
 IGNORED = CLASSES
@@ -70,6 +71,9 @@ METHODS = {
     "ABD, cross teaching": Case(ABDCrossTeaching, {}, {*TWICE, "displaced_labeled", "displaced_labeled_second"}),
     "BCP": Case(BCP, {}, {"supervised", "pseudo"}),
     "BCP, teacher": Case(BCP, {"saved_network": "teacher", "pretrain_share": 0.0}, {"supervised", "pseudo"}),
+    "CPS, its own loss": Case(
+        CPS, {"supervised_loss": "literature"}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}
+    ),
     "CPS": Case(CPS, {}, {"supervised", "supervised_second", "pseudo", "pseudo_second"}),
     "nnFilterMatch": Case(NNFilterMatch, {"flip_start": 0.0, "warm_up": 0.05}, {"supervised"}),
     "MC-Net": Case(MCNet, {"nearest_decoder": False}, {"supervised", "supervised_linear", "consistency"}),
@@ -129,7 +133,7 @@ def started(
     """The method at its first step, and a batch; `labels` are the context's regions and ignore label."""
     plan = plan_of(None, ndim, channels)._replace(build=lambda: unet(kind, ndim, channels=channels))
     method = case.method(case.method.Config(**case.keys), context(plan, **labels))
-    method.begin(method.training_network().train(), supervised_loss)
+    method.begin(method.training_network().train(), chosen_loss(method, supervised_loss))
     patch = tuple(plan.patch_size)
     target = [_target(tuple(side // factor for side in patch), **labels) for factor in (1, 2, 4)]
     unlabeled = torch.randn(UNLABELED, channels, *patch) if method.uses_unlabeled else None

@@ -9,9 +9,10 @@ import torch
 from tiny_networks import CLASSES, context, plan_of, unet
 
 from nnunetv2_vqseg.core.errors import ConfigError
-from nnunetv2_vqseg.methods.base import Batch, Context, switch_deep_supervision
+from nnunetv2_vqseg.methods.base import Context, switch_deep_supervision
 from nnunetv2_vqseg.methods.unet import UNet, UNetArchitecture, UNetConfig
 from nnunetv2_vqseg.modules.losses.cross_entropy_dice import CrossEntropyAndDice
+from nnunetv2_vqseg.trainer.optimizers import chosen_loss
 
 
 def method(**settings: object) -> UNet:
@@ -20,19 +21,12 @@ def method(**settings: object) -> UNet:
     return made
 
 
-def target() -> list[torch.Tensor]:
-    return [torch.randint(CLASSES, (2, 1, side, side)) for side in (32, 16, 8)]
+def test_its_loss_is_that_of_the_literature_unless_a_key_says_otherwise():
+    def nnunet(outputs, target):
+        return outputs[0].mean()
 
-
-def test_the_own_loss_is_that_of_the_finest_level():
-    made, batch = method(), Batch(torch.randn(2, 1, 32, 32), target())
-    made.student.eval()
-    terms, _ = made.terms(batch, 0.0)
-    expected = CrossEntropyAndDice()(made.student(batch.labeled), batch.target[0])
-    assert terms["supervised"] == (1.0, expected)
-    other = method(supervised_loss="nnunet")
-    other.student.eval()
-    assert other.terms(batch, 0.0)[0]["supervised"][1] == other.student(batch.labeled)[0].mean()
+    assert chosen_loss(method(), nnunet) == CrossEntropyAndDice(cross_entropy=0.5, dice=0.5)
+    assert chosen_loss(method(supervised_loss="nnunet"), nnunet) is nnunet
 
 
 def test_other_widths_are_an_architecture_of_their_own():

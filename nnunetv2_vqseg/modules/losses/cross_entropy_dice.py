@@ -1,4 +1,4 @@
-"""The supervised loss of the semi-supervised literature: half cross entropy, half Dice with squares and background."""
+"""Supervised losses of the semi-supervised literature: cross entropy and Dice with squares and background."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from nnunetv2_vqseg.modules.targets import split_ignored
 
 @dataclass(frozen=True)
 class CrossEntropyAndDice:
-    """(CE + Dice) / 2 at full resolution over the pixels that have a label, in float32; 0 where none has.
+    """Cross entropy and Dice at full resolution over the pixels that have a label, in float32; 0 where none has.
+
+    Coarser outputs stay in the graph with weight zero (DDP).
 
     Args:
         regions: logits are independent regions (sigmoid, binary cross entropy, its mean over regions).
         ignore_label: value of pixels without a label; None where all have one.
         ddp: counts and sums of all processes, so that gradients averaged by DistributedDataParallel are those of one
             process with the whole batch.
+        cross_entropy, dice: weights of both.
     """
 
     regions: bool = False
     ignore_label: int | None = None
     ddp: bool = False
+    cross_entropy: float = 0.5
+    dice: float = 0.5
 
     def __call__(self, outputs: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
         """A scalar.
@@ -35,7 +40,7 @@ class CrossEntropyAndDice:
             outputs: logits (B, K, ...), or a list of them, finest first.
             target: as nnU-Net's loader gives it, (B, 1, ...) labels or (B, R, ...) regions, or a list, finest first.
         """
-        logits = outputs[0] if isinstance(outputs, list) else outputs
+        logits, *coarser = outputs if isinstance(outputs, list) else [outputs]
         target = target[0] if isinstance(target, list) else target
         labels, known = split_ignored(target, self.regions, self.ignore_label)
         with torch.autocast(logits.device.type, enabled=False):
@@ -48,4 +53,5 @@ class CrossEntropyAndDice:
                 dice = squared_dice_loss(logits, labels[:, 0], known[:, 0], ddp=self.ddp)
             count = known.sum().float()
             count = mean_over_processes(count) if self.ddp else count
-            return 0.5 * ((entropy * known[:, 0]).sum() / count.clamp(min=1e-6) + dice)
+            mean = (entropy * known[:, 0]).sum() / count.clamp(min=1e-6)
+            return self.cross_entropy * mean + self.dice * dice + 0 * sum(output.float().sum() for output in coarser)

@@ -36,11 +36,13 @@ class RegionLoss:
         regions: logits are independent regions (sigmoid, binary cross entropy, its mean over regions).
         ddp: counts and sums of all processes, so that gradients averaged by DistributedDataParallel are those of one
             process with the whole batch.
+        deep: at every scale; false: at full resolution alone.
     """
 
     dice: Literal["nnunet", "squared"] | None = "nnunet"
     regions: bool = False
     ddp: bool = False
+    deep: bool = True
 
     def __call__(self, outputs: Tensor | Sequence[Tensor], labels: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """One loss a mask, (masks,).
@@ -51,7 +53,8 @@ class RegionLoss:
             masks: (B, 1, ...) bool.
         """
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        weights = scale_weights(len(outputs)) if self.dice else [1.0] + [0.0] * (len(outputs) - 1)
+        deep = self.deep and self.dice is not None
+        weights = scale_weights(len(outputs)) if deep else [1.0] + [0.0] * (len(outputs) - 1)
         with torch.autocast(outputs[0].device.type, enabled=False):
             parts = [self._sums(logits.float(), labels, masks) for logits in outputs]
             sums, entropy, counts = (torch.stack(values) for values in zip(*parts, strict=True))
