@@ -1,6 +1,7 @@
 """MC-Net+: decoders agree with each other's sharpened probabilities, by hand-computed numbers."""
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -68,6 +69,19 @@ def test_weight_rises_over_the_whole_training():
     mc, one = method((1.0, 1.0)), torch.ones(1, 1, 1, 1)
     for progress, share in ((0.0, math.exp(-5)), (0.5, math.exp(-1.25)), (1.0, 1.0)):
         assert mc.terms(Batch(one, torch.zeros(1), one), progress)[0]["consistency"][0] == pytest.approx(0.1 * share)
+
+
+def test_every_decoder_begins_with_weights_of_its_own_on_one_encoder():
+    mc = MCNet(MCNetConfig(), context(plan_of(unet())._replace(build=unet)))
+    networks = mc.training_network()
+    decoders = [networks.unet.decoder, *networks.others]
+    assert all(decoder.encoder is networks.unet.encoder for decoder in decoders)
+    for one, other in combinations(decoders, 2):
+        weights = [dict(decoder.stages.named_parameters()) for decoder in (one, other)]
+        assert weights[0].keys() == weights[1].keys()
+        convolutions = [key for key, value in weights[0].items() if value.ndim == 4]
+        assert convolutions
+        assert not any(torch.equal(weights[0][key], weights[1][key]) for key in convolutions)
 
 
 @pytest.mark.parametrize("three", [True, False])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_trainings import variables
+from tiny_trainings import DATASET, variables
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +85,47 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
     assert any(not torch.equal(value, middle[key]) for key, value in mine["network_weights"].items())
 
     assert_predicts_strictly(resumed, 32)
+
+
+def test_a_plan_with_residual_encoders_predicts_strictly(home, make_trainer):
+    folder = home / "preprocessed" / DATASET
+    plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
+    architecture = plans["configurations"]["2d"]["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+    file = folder / "nnUNetResEncVQSegPlans.json"
+    file.write_text(json.dumps({**plans, "plans_name": file.stem}), encoding="utf-8")
+    try:
+        trainer = make_trainer("nnUNetTrainerMCNet", plans_name=file.stem, num_epochs=1)
+        trainer.run_training()
+        assert type(trainer.method.predictor()).__name__ == "ResidualEncoderUNet"
+        assert_predicts_strictly(trainer, 32)
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("nnUNetTrainerARCO", {"representation_dim": 4, "queue_size": 32}), ("nnUNetTrainerSSNet", {"prototype_dim": 16})],
+)
+def test_with_other_heads_a_training_is_validated_and_not_continued(make_trainer, name, changed):
+    from nnunetv2_vqseg.core.errors import CheckpointError
+
+    settings = METHODS[name] | {"num_epochs": 1}
+    trained = make_trainer(name, **settings)
+    trained.run_training()
+    final = Path(trained.output_folder) / "checkpoint_final.pth"
+    continued = make_trainer(name, continue_training=True, **settings | changed | {"num_epochs": 2})
+    with pytest.raises(
+        CheckpointError, match=f"was trained with {next(iter(changed))} \\d+, now .*; set the old value"
+    ):
+        continued.load_checkpoint(str(final))
+    validated = make_trainer(name, **settings | changed)  # as --val does
+    validated.load_checkpoint(str(final))
+    saved = torch.load(final, weights_only=True)["network_weights"]
+    assert_same(saved, dict(validated.method.predictor().state_dict()))
+    validated.perform_actual_validation()
+    assert (Path(trained.output_folder) / "validation" / "summary.json").is_file()
 
 
 def assert_predicts_strictly(trainer: Any, side: int) -> None:
