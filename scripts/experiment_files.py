@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,12 @@ class Experiment:
     @property
     def command(self) -> str:
         return f"python scripts/run_experiment.py {self.name} --profile {self.profile_name}"
+
+    @property
+    def variables(self) -> list[str]:
+        """Environment variables in its settings, which name files of the user's."""
+        texts = {value for run in self.runs for value in run.settings.values() if isinstance(value, str)}
+        return sorted({name for text in texts for name in re.findall(r"\$(\w+)", text)})
 
 
 def read_experiment(name: str, profile_name: str) -> Experiment:

@@ -350,4 +350,5 @@ def _prose(file: Path, head: str) -> list[str]:
 
 
 def _bash(experiment: Experiment, tested: bool) -> str:
-    return f"```bash\n{experiment.command} --data FOLDER{' --test' if tested else ''}\n```"
+    exports = "".join(f"export {name}=FILE\n" for name in experiment.variables)
+    return f"```bash\n{exports}{experiment.command} --data FOLDER{' --test' if tested else ''}\n```"

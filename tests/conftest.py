@@ -64,3 +64,14 @@ def _seeded() -> None:
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fingerprints of fewer voxels, for tests that plan."""
     quick_nnunet.few_samples(monkeypatch)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with an empty cache and no way to the hub, whose client reads its variables when it is imported."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)

@@ -400,6 +400,15 @@ def test_page_follows_the_experiment_and_keeps_what_was_written_around_it(tmp_pa
     assert "modules --profile cpu --data FOLDER --test\n" in file.read_text(encoding="utf-8")
 
 
+def test_the_command_is_preceded_by_the_files_that_settings_name(tmp_path: Path) -> None:
+    run = files.Run("ViT", "nnUNetTrainerMeanTeacherViT", 3, settings={"encoder_checkpoint": "$SOME_WEIGHTS/vit.pth"})
+    page.write_page(tmp_path / "page.md", experiment(runs=(run,)), ["table"], ["answer"])
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "```bash\nexport SOME_WEIGHTS=FILE\npython scripts/run_experiment.py modules --profile cpu --data" in text
+    page.write_page(tmp_path / "other.md", experiment(), ["table"], ["answer"])
+    assert "export" not in (tmp_path / "other.md").read_text(encoding="utf-8")
+
+
 def test_page_of_an_earlier_layout_keeps_what_was_written_in_it(tmp_path: Path) -> None:
     file = tmp_path / "modules-cpu.md"
     old = f"# M\n\nWhich?\n\nA warning.\n\n{page.BEGIN.format(experiment().command)}\n\nold\n\n{page.END}\n\nRead.\n"

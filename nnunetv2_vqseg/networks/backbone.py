@@ -26,6 +26,7 @@ class NetworkPlan(NamedTuple):
     build: makes the planned U-Net, with fresh weights.
     heads: channels of the logits.
     deep_supervision: the planned U-Net gives logits at several resolutions.
+    encoder: name of the planned ViT; None for a U-Net.
     """
 
     patch_size: Sequence[int]
@@ -34,6 +35,7 @@ class NetworkPlan(NamedTuple):
     build: Callable[[], nn.Module]
     heads: int = 2
     deep_supervision: bool = True
+    encoder: str | None = None
 
     @property
     def ndim(self) -> int:

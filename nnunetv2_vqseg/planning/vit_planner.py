@@ -14,7 +14,12 @@ NETWORK = "nnunetv2_vqseg.networks.vit.ViTSegmenter"
 ENCODER = "vit_small_patch14_dinov2.lvd142m"
 BLOCKS = {12: [2, 5, 8, 11], 24: [4, 11, 17, 23], 40: [9, 19, 29, 39]}
 """Depth of a ViT -> blocks whose maps UniMatch V2 decodes."""
-DECODERS = {384: (64, [48, 96, 192, 384]), 768: (128, [96, 192, 384, 768]), 1024: (256, [256, 512, 1024, 1024])}
+DECODERS = {
+    384: (64, [48, 96, 192, 384]),
+    768: (128, [96, 192, 384, 768]),
+    1024: (256, [256, 512, 1024, 1024]),
+    1536: (384, [1536] * 4),
+}
 """Width of a ViT -> channels of UniMatch V2's decoder, and of its levels."""
 
 

@@ -114,11 +114,14 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def foundation_models(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Per method, whether a foundation model took part, as its checkpoints say."""
+    """Per method, whether a foundation model took part, and a ViT's first weights, as its checkpoints say."""
     found = {}
     for name, method in summary["methods"].items():
-        told = {fold["foundation_model"] for fold in method["training"]["folds"].values()} - {None}
+        folds = method["training"]["folds"].values()
+        told, encoders = ({fold[key] for fold in folds} - {None} for key in ("foundation_model", "encoder"))
         found[f"Foundation model, {name}"] = "; ".join(sorted(told)) or "none recorded in the checkpoint"
+        if encoders:
+            found[f"Encoder, {name}"] = "; ".join(sorted(encoders))
     return found
 
 

@@ -150,6 +150,7 @@ def _describe_training(method: Method, done: Mapping[str, ScoredTraining]) -> di
                 "device": one.training.device,
                 "torch": one.training.torch_version,
                 "foundation_model": one.training.foundation_model,
+                "encoder": one.training.encoder,
                 "runtime": one.training.runtime,
                 "unreadable": one.training.unreadable,
             }

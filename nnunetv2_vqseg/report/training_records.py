@@ -33,6 +33,7 @@ class TrainingRecord:
     runtime: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     foundation_model: str | None = None
+    encoder: str | None = None
     without_alignment: str | None = None
     torch_version: str | None = None
     device: str | None = None
@@ -86,7 +87,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
     logging = content.get("logging") or {}
     started, ended = logging.get("epoch_start_timestamps", []), logging.get("epoch_end_timestamps", [])
     extra = content.get("vqseg") or {}
-    foundation = extra.get("foundation_model")
+    foundation, encoder = extra.get("foundation_model"), extra.get("encoder")
     runtime = dict(extra.get("runtime") or read_object(checkpoint.with_name(RUNTIME_FILE)))
     runtime.setdefault("seed", _as_int(debug.get("_seed")))  # of nnUNetTrainerSupervised
     known["batch_size"] = runtime.pop("batch_size", known["batch_size"])
@@ -99,6 +100,7 @@ def read_training_record(checkpoint: Path) -> TrainingRecord:
         runtime=runtime,
         config=dict(extra.get("config") or {}),
         foundation_model=None if foundation is None else str(foundation),
+        encoder=None if encoder is None else str(encoder),
         without_alignment=_without_alignment(extra),
         **known,
     )

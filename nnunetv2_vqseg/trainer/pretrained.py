@@ -35,7 +35,10 @@ def load_pretrained_weights(trainer: nnUNetTrainer, filename: str) -> None:
     networks = method.pretrained() if method is not None else [unwrap(trainer.network)]
     fresh = [part for network in networks for part in _load(network, pretrained, filename)]
     without = f", but for what it does not have: {', '.join(dict.fromkeys(fresh))}" if fresh else ""
-    trainer.print_to_log_file(f"Starting from the weights of {filename}{without}.")
+    told = f"Starting from the weights of {filename}{without}."
+    trainer.print_to_log_file(told)
+    if hasattr(method, "encoder_status"):  # a ViT's
+        method.encoder_status = told
 
 
 def _load(network: nn.Module, pretrained: dict[str, Any], filename: str) -> list[str]:

@@ -840,7 +840,11 @@ class MethodTrainer(nnUNetTrainer):
 
 def plans_vit(configuration_manager: ConfigurationManager) -> bool:
     """Whether the configuration's network is a ViT, which has no deep supervision."""
-    return configuration_manager.configuration.get("architecture", {}).get("network_class_name") == VIT_NETWORK
+    return _architecture(configuration_manager).get("network_class_name") == VIT_NETWORK
+
+
+def _architecture(configuration_manager: ConfigurationManager) -> dict:
+    return configuration_manager.configuration.get("architecture", {})
 
 
 def _of_finest(loss: Loss) -> Loss:
@@ -864,4 +868,5 @@ def network_plan(
         ),
         heads,
         deep_supervision,
+        _architecture(configuration_manager).get("arch_kwargs", {}).get("encoder"),
     )

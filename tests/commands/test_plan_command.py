@@ -100,6 +100,24 @@ def test_an_unknown_class_is_named(home: Path, option: str):
     assert "NoSuchClass" in str(end.value.code)
 
 
+@pytest.mark.parametrize(
+    ("planner", "images"),
+    [
+        ("ExperimentPlanner", 1.5),  # one view of half as many unlabelled images
+        ("nnUNetPlannerViT", 2.225),  # two views of them, and the image decoder's 0.15 of the labelled and one of these
+    ],
+)
+def test_memory_is_planned_for_the_trainer_that_the_planner_is_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, planner: str, images: float
+):
+    seen = {}
+    monkeypatch.setattr(
+        "nnunetv2_vqseg.planning.api.plan_and_preprocess_dataset", lambda number, **options: seen.update(options)
+    )
+    run("-pl", planner)
+    assert seen["images_a_label"]({}) == pytest.approx(images)
+
+
 def test_data_that_cannot_be_used_end_with_a_sentence(home: Path):
     raw = make_dataset(home)
     add_case(raw, "imagesUl", "A")

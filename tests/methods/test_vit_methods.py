@@ -11,8 +11,11 @@ import torch
 from tiny_networks import CLASSES, context, plan_of, tiny_vit
 from vit_trainings import ENCODER, write_weights
 
+from nnunetv2_vqseg.core.errors import FoundationModelUnavailable
 from nnunetv2_vqseg.methods.base import Batch, Method, finest
 from nnunetv2_vqseg.methods.vit import MeanTeacherViT, SupervisedViT, UniMatchV2ViT, VQSegViT
+from nnunetv2_vqseg.modules.foundation import fingerprint
+from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.networks.vq import BatchLayout
 
 VQ = {
@@ -43,17 +46,28 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, to
     return str(file), write_weights(file)
 
 
-def made(name: str, file: str, **changes: Any) -> Method[Any]:
-    """The method with its training network."""
-    method_class, keys, _ = METHODS[name]
-    plan = plan_of(None)._replace(strides=[[16, 16], *[[1, 1]] * 3], build=tiny_vit, deep_supervision=False)
+def made(name: str, file: str, keys: dict[str, Any] | None = None, **changes: Any) -> Method[Any]:
+    """The method with its training network; `keys` beside its own."""
+    method_class, own, _ = METHODS[name]
     where = {"foundation_checkpoint": file} if name == "VQ-Seg" else {"encoder_checkpoint": file}
-    method = method_class(method_class.Config(**{**keys, **where}), replace(context(plan), **changes))
+    config = method_class.Config(**{**own, **where, **(keys or {})})
+    method = method_class(config, replace(context(vit_plan()), **changes))
     method.begin(
         method.training_network().train(),
         lambda outputs, target: torch.nn.functional.cross_entropy(finest(outputs), target[:, 0]),
     )
     return method
+
+
+def vit_plan() -> NetworkPlan:
+    strides = [[16, 16], *[[1, 1]] * 3]
+    return plan_of(None)._replace(strides=strides, build=tiny_vit, deep_supervision=False, encoder=ENCODER)
+
+
+def starts_from(method: Method[Any], state: dict[str, torch.Tensor]) -> bool:
+    """Whether the encoder has these weights, but for its first layer, which has other channels."""
+    found = method.predictor().encoder.vit.state_dict()
+    return all(torch.equal(found[key], state[key]) for key in found if key != "patch_embed.proj.weight")
 
 
 def batch(method: Method[Any]) -> Batch:
@@ -84,35 +98,81 @@ def test_a_step_reaches_every_weight_with_two_rates(name, weights):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_encoder_starts_from_the_file_unless_a_checkpoint_follows(name, weights):
     file, state = weights
+    assert starts_from(made(name, file), state)
+    assert not starts_from(made(name, file, restores=True), state)
 
-    def same(method: Method[Any]) -> bool:
-        found = method.predictor().encoder.vit.state_dict()
-        return all(torch.equal(found[key], state[key]) for key in found if key != "patch_embed.proj.weight")
 
-    assert same(made(name, file))
-    assert not same(made(name, file, restores=True))
+@pytest.mark.parametrize("name", ["supervised", "mean teacher", "UniMatch V2"])
+def test_a_plan_that_names_the_file_for_the_alignment_alone_does_for_all(name, weights, offline):
+    file, state = weights
+    keys = {"encoder_checkpoint": None, "foundation_model": ENCODER, "foundation_checkpoint": file}
+    assert starts_from(made(name, file, keys), state)
+    with pytest.raises(FoundationModelUnavailable, match="give its path as encoder_checkpoint"):
+        made(name, file, {**keys, "foundation_model": "rad-dino"})  # the file is of another model
+
+
+def test_a_plan_that_names_the_file_for_the_encoder_alone_does_for_the_alignment(weights, offline):
+    file, state = weights
+    method = made("VQ-Seg", file, {"encoder_checkpoint": file, "foundation_checkpoint": None})
+    assert starts_from(method, state)
+    assert torch.equal(method.foundation.model.norm.weight, state["norm.weight"])
+    other = {"encoder_checkpoint": file, "foundation_checkpoint": None, "foundation_model": "test_vit2.r160_in1k"}
+    with pytest.raises(FoundationModelUnavailable, match=r"weights of test_vit2\.r160_in1k are neither in the cache"):
+        made("VQ-Seg", file, other)
+
+
+def test_with_the_alignment_a_training_cannot_go_on_without_the_weights(weights, tmp_path: Path, offline):
+    state = made("VQ-Seg", weights[0]).state()
+    nowhere = str(tmp_path / "nowhere.pth")
+    with pytest.raises(FoundationModelUnavailable, match=rf"^The checkpoint {nowhere} of {ENCODER} does not exist: "):
+        made("VQ-Seg", nowhere, restores=True)
+    auto = {"foundation_checkpoint": None, "foundation_policy": "auto"}
+    said = made("VQ-Seg", nowhere, auto, restores=True).why_not_continue(state)
+    assert said.startswith(
+        "This training began with the foundation model and cannot go on without it: WARNING: TRAINING"
+    )
+    assert said.endswith("; provide the weights, or start anew without --c.")
+    validating = made("VQ-Seg", nowhere, restores=True, only_validates=True)
+    validating.load_state(state, strict=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_keeps_where_the_encoder_s_weights_came_from(name, weights):
+    said: list[str] = []
+    method = made(name, weights[0], log=said.append)
+    told = method.state()["encoder"]
+    assert told == f"The encoder {ENCODER} starts from weights of the file {weights[0]} (fingerprint {told[-10:-2]})."
+    assert told[-10:-2] == fingerprint(method.main.encoder.vit)
+    assert told in said
+    continued = made(name, weights[0], restores=True)
+    continued.load_state(method.state())
+    assert continued.state()["encoder"] == told
+    continued.load_state({key: value for key, value in method.state().items() if key != "encoder"})  # of before
+    assert continued.state()["encoder"] is None
 
 
 def test_a_continued_training_and_random_weights_need_no_file(tmp_path: Path):
     nowhere = str(tmp_path / "nowhere.pth")
     made("mean teacher", nowhere, restores=True)
     said: list[str] = []
-    plan = plan_of(None)._replace(build=tiny_vit)
     config = MeanTeacherViT.Config(encoder_weights="random", encoder_checkpoint=nowhere)
-    MeanTeacherViT(config, replace(context(plan), log=said.append)).training_network()
+    method = MeanTeacherViT(config, replace(context(vit_plan()), log=said.append))
+    method.training_network()
+    assert said == [method.encoder_status]
     assert said == [f"WARNING: the encoder {ENCODER} starts from RANDOM weights, as was asked for."]
 
 
 @torch.no_grad()
 def test_unimatch_v2_drops_the_same_channels_of_all_four_maps(weights):
     method = made("UniMatch V2", weights[0])
-    method.config.kept_images  # half of the images keep all channels  # noqa: B018
     maps = [torch.ones(1 + 8, 64, 2, 2) for _ in range(4)]
     changed = method.student.change(maps, 1)
     factors = torch.stack([features[1:, :, 0, 0] for features in changed])
     assert all(torch.equal(one, factors[0]) for one in factors)
     assert torch.equal(factors[0][:4] + factors[0][4:], torch.full((4, 64), 2.0))
-    assert set(factors.unique().tolist()) == {0.0, 1.0, 2.0}
+    whole = (factors[0][:4] == 1.0).all(dim=1)
+    assert whole.sum() == 2, "half of the four images keep all channels, in both views"
+    assert set(factors[0][:4][~whole].unique().tolist()) == {0.0, 2.0}
 
 
 @torch.no_grad()

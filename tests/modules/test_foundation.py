@@ -25,23 +25,13 @@ from nnunetv2_vqseg.modules.foundation import (
     FoundationModel,
     _description,
     create_vit,
+    fingerprint,
     load_foundation_model,
     load_vit_weights,
 )
 from nnunetv2_vqseg.modules.weight_keys import to_timm
 
 TINY = "test_vit.r160_in1k"
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """A machine with an empty cache and no way to the hub."""
-
-    def refuse(*args, **kwargs):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
 
 
 def random_model(image_size: int = 64, **kwargs) -> FoundationModel:
@@ -370,13 +360,7 @@ def test_names_of_transformers_and_open_clip_become_timms():
     found = to_timm(theirs)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], value) for key, value in state.items())
-    tower = {f"visual.trunk.{key}": value for key, value in state.items()}
-    others = {
-        "visual.head.proj.weight": torch.zeros(2),
-        "text.transformer.x": torch.zeros(2),
-        "logit_scale": torch.ones(1),
-    }
-    assert to_timm(tower | others).keys() == state.keys()
+    assert to_timm(as_open_clip_writes(state)).keys() == state.keys()
     assert to_timm(state) == state
 
 
@@ -389,18 +373,39 @@ def small_others(monkeypatch):
     return small
 
 
+def written(file: Path, state: dict[str, torch.Tensor], half: bool = False) -> Path:
+    """A file with these tensors, of the kind that its name says."""
+    state = {key: (value.half() if half else value).contiguous() for key, value in state.items()}
+    save_file(state, file) if file.suffix == ".safetensors" else torch.save(state, file)
+    return file
+
+
+def as_open_clip_writes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of open_clip's BiomedCLIP, whose image tower is timm's, with some of its text tower."""
+    others = {
+        "visual.head.proj.weight": torch.ones(2, 64),
+        "text.proj.0.weight": torch.ones(2),
+        "logit_scale": torch.ones(1),
+    }
+    return {f"visual.trunk.{key}": value for key, value in state.items()} | others
+
+
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("name", ["biomedclip", "rad-dino"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("biomedclip", "open_clip_pytorch_model.bin"),
+        ("biomedclip", "open_clip_model.safetensors"),
+        ("rad-dino", "model.safetensors"),
+        ("rad-dino", "pytorch_model.bin"),
+    ],
+)
 def test_models_that_timm_does_not_name_are_read_from_their_own_files_with_their_own_pixels(
-    tmp_path, small_others, name, half
+    tmp_path, small_others, name, file, half
 ):
     state = {key: value for key, value in distinct_weights().items() if not key.startswith("head.")}
-    if name == "biomedclip":
-        theirs, file = {f"visual.trunk.{key}": value for key, value in state.items()}, tmp_path / "open_clip.bin"
-    else:
-        theirs, file = as_transformers_writes(state), tmp_path / "model.safetensors"
-    theirs = {key: (value.half() if half else value).contiguous() for key, value in theirs.items()}
-    save_file(theirs, file) if file.suffix == ".safetensors" else torch.save(theirs, file)
+    theirs = as_open_clip_writes(state) if name == "biomedclip" else as_transformers_writes(state)
+    file = written(tmp_path / file, theirs, half)
     model = FoundationModel(name, file, image_size=160)
     for key, value in model.model.state_dict().items():
         assert torch.equal(value, state[key].half().float() if half else state[key]), key
@@ -409,6 +414,118 @@ def test_models_that_timm_does_not_name_are_read_from_their_own_files_with_their
     vit = create_vit(name, 1)
     load_vit_weights(vit, name, file, 1)
     assert torch.equal(vit.norm.weight, model.model.norm.weight)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_without_a_file_they_are_taken_from_the_hub_under_its_names(tmp_path, small_others, monkeypatch, name):
+    state = {key: value for key, value in distinct_weights().items() if not key.startswith("head.")}
+    theirs = as_open_clip_writes(state) if name == "biomedclip" else as_transformers_writes(state)
+    file, asked = written(tmp_path / OTHERS[name].file, theirs), []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: str(file))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names: asked.append(names) or str(file))
+    model, said = load_foundation_model("required", name, image_size=160)
+    assert torch.equal(model.model.norm.weight, state["norm.weight"])
+    assert said.endswith("with weights from timm's cache or download.")
+    vit = create_vit(name, 3)
+    load_vit_weights(vit, name, None, 3)
+    assert torch.equal(vit.norm.weight, state["norm.weight"])
+    assert asked == [(OTHERS[name].repository, OTHERS[name].file)] * 2
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    """timm's ViT-B with two narrow blocks, and all else as in its models, so that a file takes milliseconds."""
+    small = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+    monkeypatch.setattr(
+        "nnunetv2_vqseg.modules.foundation._create",
+        lambda name, **options: timm.create_model(name, **{**small, **options}),
+    )
+    return lambda name, **options: timm.create_model(name, **{**small, **options})
+
+
+def as_openai_writes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of OpenAI's CLIP for a timm state dict without a head, with some of its text tower."""
+    found = {"visual.proj": torch.ones(64, 2), "positional_embedding": torch.ones(77, 2), "logit_scale": torch.ones(())}
+    found |= {"transformer.resblocks.0.ln_1.weight": torch.ones(2), "token_embedding.weight": torch.ones(3, 2)}
+    plain = {"patch_embed.proj.weight": "conv1.weight"}
+    parts = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "attn.proj": "attn.out_proj",
+    }
+    for key, value in state.items():
+        if key == "cls_token":
+            found["visual.class_embedding"] = value[0, 0].clone()
+        elif key == "pos_embed":
+            found["visual.positional_embedding"] = value[0].clone()
+        elif key.startswith("blocks."):
+            _, number, rest = key.split(".", 2)
+            part, kind = rest.rsplit(".", 1)
+            name = f"attn.in_proj_{kind}" if part == "attn.qkv" else f"{parts[part]}.{kind}"
+            found[f"visual.transformer.resblocks.{number}.{name}"] = value
+        else:
+            name = plain.get(key, key.replace("norm_pre", "ln_pre").replace("norm.", "ln_post."))
+            found[f"visual.{name}"] = value
+    return found
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("name", "file", "write"),
+    [
+        ("vit_base_patch16_clip_224.openai", "open_clip_pytorch_model.bin", as_openai_writes),
+        (
+            "vit_base_patch16_clip_224.openai",
+            "model.safetensors",
+            lambda state: state | {"head.weight": torch.ones(2, 64)},
+        ),
+        ("vit_base_patch16_224.mae", "model.safetensors", lambda state: state),
+        ("vit_base_patch16_224.mae", "mae_pretrain_vit_base.pth", lambda state: state),
+    ],
+)
+def test_files_of_clip_and_mae_are_read_with_their_own_names(tmp_path, small_models, name, file, write, half):
+    state = small_models(name, num_classes=0).state_dict()
+    assert ("norm_pre.weight" in state) == ("clip" in name)
+    state = {key: torch.randn_like(value) for key, value in state.items()}
+    file = written(tmp_path / file, write(state), half)
+    if file.suffix == ".pth":  # as its authors wrote it
+        torch.save({"model": torch.load(file)}, file)
+    model = FoundationModel(name, file)
+    assert model.grid == (14, 14)
+    loaded = model.model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key].half().float() if half else state[key]) for key in state)
+    vit = create_vit(name, 1)
+    load_vit_weights(vit, name, file, 1)
+    assert fingerprint(vit) == fingerprint(model.model)
+
+
+@pytest.mark.parametrize("write", [as_openai_writes, lambda state: state])
+def test_a_file_with_patches_of_another_size_is_refused_with_both(tmp_path, small_models, write):
+    """timm would resample CLIP's ViT-B/32 into a ViT-B/16 without a word."""
+    state = small_models("vit_base_patch32_clip_224.openai", num_classes=0).state_dict()
+    file, name = written(tmp_path / "clip.bin", write(state)), "vit_base_patch16_clip_224.openai"
+    told = rf"clip.bin does not hold weights of {name} \(its patches have 32 x 32 pixels instead of 16 x 16\): name the"
+    with pytest.raises(FoundationModelUnavailable, match=told):
+        FoundationModel(name, file)
+    with pytest.raises(FoundationModelUnavailable, match=told):
+        load_vit_weights(create_vit(name, 1), name, file, 1)
+    FoundationModel("vit_base_patch32_clip_224.openai", file)
+
+
+def test_a_fingerprint_is_of_the_weights_and_not_of_file_and_channels(tmp_path):
+    state, found = distinct_weights(), {}
+    for name, channels in (("a.pth", 1), ("b.safetensors", 3)):
+        vit = create_vit(TINY, channels)
+        load_vit_weights(vit, TINY, written(tmp_path / name, state), channels)
+        found[name] = fingerprint(vit)
+    assert len({*found.values()}) == 1
+    assert len(found["a.pth"]) == 8
+    with torch.no_grad():
+        vit.blocks[5].mlp.fc2.bias[0] += 1e-3
+    assert fingerprint(vit) != found["a.pth"]
 
 
 def test_the_others_architectures_are_those_of_their_files():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from tiny_networks import CLASSES, plan_of, tiny_vit
 from torch import nn
 from vit_trainings import ENCODER, write_weights
@@ -83,6 +84,53 @@ def test_the_decoder_makes_a_pyramid_and_adds_it_up_from_coarse_to_fine():
         assert not torch.equal(decoder(changed), before), f"map {number} must count"
     decoder.deep_supervision = True
     assert torch.equal(decoder(maps)[0], before)
+
+
+def plain_dpt(state: dict[str, torch.Tensor], maps: list[torch.Tensor], patch: int) -> torch.Tensor:
+    """DPTHead of UniMatch V2 (model/semseg/dpt.py) written down line by line, for the weights of a `DPTDecoder`."""
+
+    def conv(name: str, x: torch.Tensor, **options: int) -> torch.Tensor:
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), **options)
+
+    def up(name: str, x: torch.Tensor, stride: int) -> torch.Tensor:
+        return F.conv_transpose2d(x, state[f"{name}.weight"], state[f"{name}.bias"], stride=stride)
+
+    def unit(name: str, x: torch.Tensor) -> torch.Tensor:
+        return conv(f"{name}.second", conv(f"{name}.first", x.relu(), padding=1).relu(), padding=1) + x
+
+    def resized(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+    height, width = maps[0].shape[2:]
+    layers = [conv(f"projections.{number}", features) for number, features in enumerate(maps)]
+    layers[0], layers[1] = up("resizings.0", layers[0], 4), up("resizings.1", layers[1], 2)
+    layers[3] = conv("resizings.3", layers[3], stride=2, padding=1)
+    one, two, three, four = (conv(f"levels.{number}", x, padding=1) for number, x in enumerate(layers))
+    path = conv("fusions.3.projection", resized(unit("fusions.3.fused", four), three.shape[2:]))
+    for number, level, size in (
+        (2, three, two.shape[2:]),
+        (1, two, one.shape[2:]),
+        (0, one, (2 * one.shape[2], 2 * one.shape[3])),
+    ):
+        path = unit(f"fusions.{number}.fused", path + unit(f"fusions.{number}.own", level))
+        path = conv(f"fusions.{number}.projection", resized(path, size))
+    logits = conv("seg_layers.0", conv("head.0", path, padding=1).relu())
+    return resized(logits, (height * patch, width * patch))
+
+
+@torch.no_grad()
+def test_the_decoder_is_that_of_unimatch_v2():
+    decoder = DPTDecoder(384, [48, 96, 192, 384], features=64, classes=4, patch=(14, 14))
+    per_map = 384 + 1 + 9 * 64  # projection, its bias, level
+    resizings = 48 * 48 * 16 + 48 + 96 * 96 * 4 + 96 + 384 * 384 * 9 + 384
+    unit = 2 * (64 * 64 * 9 + 64)
+    fusions = 7 * unit + 4 * (64 * 64 + 64)  # the original has an eighth unit, which sees nothing
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == (
+        per_map * (48 + 96 + 192 + 384) + resizings + fusions + 64 * 64 * 9 + 64 + 64 * 4 + 4
+    )
+    maps = [torch.randn(2, 384, 5, 4) for _ in range(4)]
+    expected = plain_dpt(dict(decoder.state_dict()), maps, 14)
+    torch.testing.assert_close(decoder(maps), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()

@@ -61,6 +61,14 @@ def test_the_paper_s_encoder_has_the_blocks_and_widths_of_its_code():
     }
 
 
+def test_the_giant_s_are_those_of_its_code_too():
+    architecture, patch = vit_architecture("vit_giant_patch14_dinov2.lvd142m")
+    arguments = architecture["arch_kwargs"]
+    assert patch == (14, 14)
+    assert arguments["blocks"] == [9, 19, 29, 39]
+    assert (arguments["features"], arguments["widths"]) == (384, [1536] * 4)
+
+
 @pytest.mark.parametrize("encoder", ["resnet18", "no_such_model"])
 def test_what_is_no_vit_is_refused(encoder):
     with pytest.raises(PlansError, match=f"{encoder} cannot be the encoder .*; choose a ViT of timm such as"):

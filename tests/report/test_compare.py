@@ -26,7 +26,7 @@ from nnunetv2_vqseg.report import charts, compare, formatting, pictures, predict
 from nnunetv2_vqseg.report.compare import Comparison
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.overlays import pick_cases
-from nnunetv2_vqseg.report.page import TEMPLATES
+from nnunetv2_vqseg.report.page import TEMPLATES, foundation_models
 from nnunetv2_vqseg.report.sheet import sheet
 from nnunetv2_vqseg.report.statistics import paired_test
 from nnunetv2_vqseg.report.training_records import TrainingRecord, read_training_record
@@ -451,6 +451,16 @@ def test_one_training_in_two_without_alignment_is_told_as_such(world, predictor,
         add_trainings(world, TRAINERS[1], configuration, folds=[0], alignment=alignment, config=config)
     summary = Comparison(901, [f"{TRAINERS[1]}::2d_s1,2d_s2"], world / "out", device="cpu").run()
     assert summary["methods"]["VQSeg"]["training"]["note"] == "trained without PFA in 1 of 2 trainings: no x weights"
+
+
+def test_the_weights_that_an_encoder_started_from_are_told(world, predictor, without_report):
+    told = ["The encoder X starts from weights of the file B.", "The encoder X starts from weights of the file A."]
+    for configuration, encoder in zip(("2d_s1", "2d_s2"), told, strict=True):
+        add_trainings(world, TRAINERS[1], configuration, folds=[0], encoder=encoder)
+    summary = Comparison(901, [TRAINERS[0], f"Ours={TRAINERS[1]}::2d_s1,2d_s2"], world / "out", device="cpu").run()
+    found = foundation_models(summary)
+    assert found["Encoder, Ours"] == f"{told[1]}; {told[0]}"
+    assert [name for name in found if name.startswith("Encoder")] == ["Encoder, Ours"]
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,7 @@ def test_run_that_began_with_the_alignment_never_goes_on_without_it(make_trainer
     assert all(torch.equal(teacher[key], loaded[key]) for key in predicts)
 
 
-def test_validation_does_not_need_the_weights(make_trainer, weights, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", "/nonexistent")
+def test_validation_does_not_need_the_weights(make_trainer, weights, offline, capsys):
     trained = make_trainer("nnUNetTrainerVQSegPFARequired", **settings(weights))
     trained.run_training()
     final = f"{trained.output_folder}/checkpoint_final.pth"
@@ -94,9 +92,7 @@ def test_validation_does_not_need_the_weights(make_trainer, weights, monkeypatch
         continuing.load_checkpoint(final)
 
 
-def test_without_weights_auto_trains_without_alignment_and_says_so_everywhere(make_trainer, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", "/nonexistent")
+def test_without_weights_auto_trains_without_alignment_and_says_so_everywhere(make_trainer, offline, capsys):
     trainer = make_trainer(**settings(None, "auto"))
     trainer.run_training()
     assert "alignment" not in trainer.curves.history
@@ -106,9 +102,7 @@ def test_without_weights_auto_trains_without_alignment_and_says_so_everywhere(ma
     assert NAME in state["foundation_model"]
 
 
-def test_required_stops_before_training_with_the_remedy(make_trainer, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", "/nonexistent")
+def test_required_stops_before_training_with_the_remedy(make_trainer, offline):
     trainer = make_trainer(**settings(None, "required"))
     with pytest.raises(FoundationModelUnavailable, match=NAME):
         trainer.on_train_start()

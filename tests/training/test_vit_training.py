@@ -16,10 +16,11 @@ from tiny_trainings import DATASET
 from vit_trainings import ENCODER, PLANS, plan_vit, set_block, write_weights
 
 from nnunetv2_vqseg.core.errors import ConfigError, FoundationModelUnavailable
+from nnunetv2_vqseg.modules.foundation import FIRST_LAYER
 
 pytestmark = pytest.mark.slow
 
-VIT, UNET = ("nnUNetTrainerMeanTeacherViT", PLANS), ("nnUNetTrainerMeanTeacher", "nnUNetVQSegPlans")
+UNET = ("nnUNetTrainerMeanTeacher", "nnUNetVQSegPlans")
 Command = Callable[..., None]
 
 
@@ -74,42 +75,48 @@ def dice(fold: Path) -> float:
     return json.loads((fold / "validation/summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
 
 
-def ensemble_of_both() -> dict:
-    """nnU-Net's search for the best of both models and their ensemble; its command takes one plan for all trainers."""
+def ensemble(*which: tuple[str, str]) -> dict:
+    """nnU-Net's search for the best of these models and their ensemble; its command takes one plan for all trainers."""
     from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 
-    models = tuple({"trainer": trainer, "plans": plans, "configuration": "2d"} for trainer, plans in (VIT, UNET))
+    models = tuple({"trainer": trainer, "plans": plans, "configuration": "2d"} for trainer, plans in which)
     return find_best_configuration(901, models, num_processes=1, folds=(0,), strict=True)
 
 
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainerVQSegViT", pytest.param("nnUNetTrainerMeanTeacherViT", marks=pytest.mark.nightly)]
+)
 def test_nnunets_commands_without_the_weights_and_with_a_unet_beside(
-    command: Command, home: Path, results: Path, plan: Path, weights: Path, tmp_path: Path
+    command: Command, home: Path, results: Path, plan: Path, weights: Path, tmp_path: Path, trainer: str
 ):
+    vit = (trainer, PLANS)
     own = tmp_path / "own.safetensors"
     shutil.copy(weights, own)
     set_block(plan, encoder_checkpoint=str(own), num_epochs=1)
     train = ["901", "2d", "0", "-device", "cpu"]
-    log = command("nnUNetv2_train", *train, *model(VIT), "--npz")
-    assert f"The encoder {ENCODER} starts from weights of the file {own}." in log
+    log = command("nnUNetv2_train", *train, *model(vit), "--npz")
+    assert f"The encoder {ENCODER} starts from weights of the file {own} (fingerprint " in log
 
     own.unlink()  # from here on nothing may ask for it
-    fold = results / DATASET / f"{'__'.join(VIT)}__2d" / "fold_0"
+    fold = results / DATASET / f"{'__'.join(vit)}__2d" / "fold_0"
     (fold / "validation" / "summary.json").unlink()
     set_block(plan, num_epochs=2)
-    command("nnUNetv2_train", *train, *model(VIT), "--c", "--npz")
-    assert torch.load(fold / "checkpoint_final.pth", weights_only=True)["vqseg"]["step"] == 6
+    command("nnUNetv2_train", *train, *model(vit), "--c", "--npz")
+    saved = torch.load(fold / "checkpoint_final.pth", weights_only=True)["vqseg"]
+    assert saved["step"] == 6
+    assert saved["encoder"] in log
     scored = dice(fold)
     shutil.rmtree(fold / "validation")
-    command("nnUNetv2_train", *train, *model(VIT), "--val", "--npz")
+    command("nnUNetv2_train", *train, *model(vit), "--val", "--npz")
     assert dice(fold) == pytest.approx(scored, abs=1e-3)
 
     command("nnUNetv2_train", *train, *model(UNET), "--npz")
-    command("nnUNetv2_find_best_configuration", "901", "-c", "2d", "-f", "0", "-np", "1", *model(VIT))
+    command("nnUNetv2_find_best_configuration", "901", "-c", "2d", "-f", "0", "-np", "1", *model(vit))
     best = json.loads((results / DATASET / "inference_information.json").read_text(encoding="utf-8"))
-    assert best["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == VIT[0]
-    assert set(ensemble_of_both()["all_results"]) > {f"{'__'.join(which)}__2d" for which in (VIT, UNET)}
+    assert best["best_model_or_ensemble"]["selected_model_or_models"][0]["trainer"] == trainer
+    assert set(ensemble(vit, UNET)["all_results"]) > {f"{'__'.join(which)}__2d" for which in (vit, UNET)}
 
-    first = predict(command, home, tmp_path / "vit", VIT, "--save_probabilities")
+    first = predict(command, home, tmp_path / "vit", vit, "--save_probabilities")
     assert len(first) == 2
     predict(command, home, tmp_path / "unet", UNET, "--save_probabilities")
     joined = tmp_path / "joined"
@@ -117,10 +124,10 @@ def test_nnunets_commands_without_the_weights_and_with_a_unet_beside(
     assert {file.name for file in joined.glob("*.nii.gz")} == first.keys()
 
     archive = tmp_path / "model.zip"
-    command("nnUNetv2_export_model_to_zip", "-d", "901", "-o", archive, "-c", "2d", "-f", "0", *model(VIT))
+    command("nnUNetv2_export_model_to_zip", "-d", "901", "-o", archive, "-c", "2d", "-f", "0", *model(vit))
     shutil.rmtree(results / DATASET)
     command("nnUNetv2_install_pretrained_model_from_zip", archive)
-    second = predict(command, home, tmp_path / "second", VIT)
+    second = predict(command, home, tmp_path / "second", vit)
     assert second.keys() == first.keys()
     assert all(np.array_equal(second[name], first[name]) for name in first)
 
@@ -236,9 +243,34 @@ def test_a_trainer_refuses_the_other_network(make_trainer, plan, name, plans, me
         make_trainer(name, plans_name=plans).initialize()
 
 
-def test_missing_weights_stop_before_training_with_the_remedy(make_trainer, plan, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", "/nonexistent")
+def test_the_plan_s_encoder_and_the_foundation_model_may_have_one_file(make_trainer, plan, weights, offline):
+    asked = {**vq(weights), "foundation_checkpoint": None, "encoder_checkpoint": str(weights)}
+    trainer = make_trainer("nnUNetTrainerVQSegViT", plans_name=PLANS, **asked)
+    trainer.initialize()
+    foundation = trainer.method.foundation.model.state_dict()
+    encoder = trainer.method.main.encoder.vit.state_dict()
+    assert all(torch.equal(encoder[key], foundation[key]) for key in encoder if key not in ("pos_embed", FIRST_LAYER))
+
+
+@pytest.mark.nightly
+def test_a_vit_has_equal_weights_on_two_processes_after_different_images(home, results, plan, weights, tmp_path):
+    from real_training import finish, kill_all, start_ranks, steps_of_methods
+    from test_methods import assert_same
+
+    set_block(plan, unlabeled_batch_size=4, **{**vq(weights), "encoder_checkpoint": str(weights)})
+    name = "nnUNetTrainerVQSegViT"
+    arguments = ["901", "2d", "0", "-tr", name, "-p", PLANS, "-device", "cpu"]
+    try:
+        codes = finish(start_ranks(steps_of_methods, str(tmp_path), arguments, world=2, log=tmp_path / "log"))
+    finally:
+        kill_all()
+    assert codes == [0, 0], (tmp_path / "log.0").read_text(encoding="utf-8")[-3000:]
+    first, second = (torch.load(tmp_path / f"{name}.{rank}.pt", weights_only=True) for rank in range(2))
+    assert not set(first.pop("seen")) & set(second.pop("seen")), "the processes must have had different images"
+    assert_same(first, second)
+
+
+def test_missing_weights_stop_before_training_with_the_remedy(make_trainer, plan, offline):
     for file, message in (("/nowhere.pth", "does not exist"), (None, "neither in the cache")):
         trainer = make_trainer("nnUNetTrainerSupervisedViT", plans_name=PLANS, encoder_checkpoint=file)
         with pytest.raises(FoundationModelUnavailable, match=f"{message}.*give its path as encoder_checkpoint"):
@@ -259,3 +291,4 @@ def test_pretrained_weights_of_another_training_take_the_place_of_the_encoder_s(
     theirs, mine = source.network.state_dict(), trainer.network.state_dict()
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs if ".seg_layers." not in key)
     assert torch.equal(trainer.network.decoder.seg_layers[0].weight, heads)
+    assert trainer.method.state()["encoder"].startswith(f"Starting from the weights of {file}")
