@@ -159,6 +159,7 @@ class Stepper:
         else:
             self.grad_scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+            begin_momentum(self.optimizer)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         stop = torch.full_like(norm, float(self.asked_to_stop()))
@@ -191,6 +192,19 @@ class Stepper:
                 f"vqseg.initial_lr or look at the images for extreme intensities, then {self.what_next()}."
             )
         return False
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give a fused SGD momentum of zero where it has none yet, which is how it begins.
+
+    By itself it takes memory as it finds it and fills it in its first step: not where that is skipped, as AMP's first
+    ones are, and not for parameters that get their first gradient later than others.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fitting(weight: float | Tensor, value: Tensor) -> float | Tensor:

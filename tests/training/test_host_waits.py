@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_vqseg.modules.activation import LeakyReLU
 from nnunetv2_vqseg.trainer.optimizers import build_optimizer
-from nnunetv2_vqseg.trainer.step import Reading
+from nnunetv2_vqseg.trainer.step import Reading, begin_momentum
 
 pytestmark = pytest.mark.slow
 
@@ -155,6 +155,40 @@ def test_late_numbers_change_no_weight_and_no_curve(make_trainer, name, skipped)
     assert curves == curves_late
     assert curves["skipped_steps"] == [skipped]
     assert bad == bad_late == 0
+
+
+@pytest.fixture
+def memory_of_others(monkeypatch):
+    """What nobody has filled holds something, as on a GPU that is in use."""
+    monkeypatch.setattr(torch, "empty_like", lambda like, **options: torch.full_like(like, 1e3, **options))
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum(make_trainer, memory_of_others):
+    """AMP's first scale makes it so in most trainings; fused SGD takes memory as it finds it and fills it in its step."""
+    trainer = as_on_a_gpu(make_trainer("nnUNetTrainerMeanTeacher", num_epochs=1))
+    batch, before = next(trainer.dataloader_train), trainer.network.state_dict()
+    before = {key: value.clone() for key, value in before.items()}
+    good = batch["data"].clone()
+    batch["data"][0] = float("inf")
+    trainer.train_step(batch)
+    momentum = [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
+    assert len(momentum) > 10
+    assert not any(value.any() for value in momentum)
+    assert all(torch.equal(before[key], value) for key, value in trainer.network.state_dict().items())
+    trainer.train_step({**batch, "data": good})
+    assert max(float(value.abs().max()) for value in momentum) < 100, "the clipped gradient alone"
+
+
+def test_a_parameter_whose_first_gradient_comes_later_begins_then(memory_of_others):
+    early, late = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([early, late], 0.1, momentum=0.9, nesterov=True, fused=True)
+    for parameters in ((early,), (early, late)):
+        for parameter in parameters:
+            parameter.grad = torch.ones(2)
+        begin_momentum(optimizer)
+        optimizer.step()
+    assert torch.equal(optimizer.state[late]["momentum_buffer"], torch.ones(2))
+    assert torch.equal(optimizer.state[early]["momentum_buffer"], torch.full((2,), 1.9))
 
 
 def test_a_training_that_goes_bad_stops_one_step_late_with_the_name_of_the_term(make_trainer):
