@@ -9,8 +9,12 @@ over, the scaler's scale. Random numbers go on as without a graph, which needs n
 from __future__ import annotations
 
 import os
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +40,18 @@ class Recorder(Protocol):
     def warm_up(self, work: Callable[[], T]) -> T:
         """The work itself, as often as it takes until it does the same each time."""
 
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """The work once more, as the last before it is recorded.
+
+        Raises:
+            Exception: the host waits for the device in it, which no record can.
+        """
+
     def record(self, work: Callable[[], T]) -> T:
         """The work's result, whose tensors each replay fills anew.
 
         Raises:
-            Exception: the work cannot be recorded.
+            Exception: the work cannot be recorded; the device goes on as before.
         """
 
     def replay(self) -> None:
@@ -50,6 +61,9 @@ class Recorder(Protocol):
 class CudaRecorder:
     """`torch.cuda.CUDAGraph`."""
 
+    _broken: ClassVar[list[Any]] = []
+    """Graphs whose record failed: PyTorch's allocators may ask them for ever whose memory is theirs."""
+
     def __init__(self) -> None:
         self._graph: Any = None
 
@@ -57,20 +71,56 @@ class CudaRecorder:
         """On a stream of its own, as torch's documentation asks."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            result = work()
-        current.wait_stream(side)
-        return result
+        try:
+            with torch.cuda.stream(side):
+                return work()
+        finally:
+            current.wait_stream(side)
+
+    def rehearse(self, work: Callable[[], T]) -> T:
+        """With an error where most operations would wait: a wait that breaks a record leaves more to mend."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which says that not all waits are found
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return self.warm_up(work)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def record(self, work: Callable[[], T]) -> T:
-        """The result, in memory of the graph's own."""
+        """The result, in memory of the graph's own.
+
+        Other threads pin batches meanwhile, which in CUDA's default mode would break the record.
+        """
+        stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            result = work()
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                result = work()
+        except BaseException:
+            torch.cuda.set_stream(stream)
+            self._mend(pool)
+            raise
         free, total = torch.cuda.mem_get_info()
         if free < FREE_SHARE * total:
             raise MemoryError(f"{free / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} GB would be left")
         return result
+
+    def _mend(self, pool: Any) -> None:
+        """What PyTorch leaves behind where it cannot end a record.
+
+        Up to 2.8 its generator believes in the record, and draws nothing more outside of one, until another one ends.
+        """
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(device, pool)  # raises where the record's end came so far
+            self._broken.append(self._graph)
+            torch._C._cuda_releasePool(device, pool)
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty graph
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+                pass
 
     def replay(self) -> None:
         """One launch."""
@@ -132,9 +182,10 @@ class StepGraph:
             return self.work(self._batch, self._progress)  # type: ignore[arg-type]
 
         try:
-            for _ in range(WARM_UP_STEPS):
+            for number in range(WARM_UP_STEPS):
                 before.restore()
-                losses = self.recorder.warm_up(work)
+                last = number == WARM_UP_STEPS - 1
+                losses = self.recorder.rehearse(work) if last else self.recorder.warm_up(work)
             expected = _numbers(losses, parameters)
             for parameter in parameters:
                 parameter.grad = None
@@ -149,8 +200,7 @@ class StepGraph:
                 raise ValueError(f"a replay gave {found.tolist()} and not {expected.tolist()}")
         except Exception as error:
             self.recorder = self._losses = None
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.log(f"No CUDA graph of a step ({reason}); the same steps are launched kernel by kernel.")
+            self.log(f"No CUDA graph of a step ({_told(error)}); the same steps are launched kernel by kernel.")
         else:
             self.log(f"A step's forward and backward pass is one CUDA graph; {SWITCH}=0 for none.")
         before.restore()
@@ -163,10 +213,22 @@ class StepGraph:
         self._progress.fill_(progress)
 
 
-def wanted(config: Any, is_static: bool, device: torch.device, distributed: bool) -> bool:
-    """Whether to record a step at all."""
-    asked = getattr(config, "faster_step", False) and os.environ.get(SWITCH, "1") not in ("0", "false", "f", "False")
-    return asked and is_static and device.type == "cuda" and not distributed
+def why_not(config: Any, is_static: bool, device: torch.device, distributed: bool, loss_waits: bool) -> str | None:
+    """Why no step of a training is recorded, for the log; None where they are.
+
+    Args:
+        is_static: the method's steps are all alike.
+        loss_waits: the host reads a number in nnU-Net's loss.
+    """
+    reasons = {
+        "there is no GPU": device.type != "cuda",
+        "faster_step is false": not getattr(config, "faster_step", False),
+        f"{SWITCH}={os.environ.get(SWITCH)}": os.environ.get(SWITCH, "1") in ("0", "false", "f", "False"),
+        "there are several processes": distributed,
+        "the method decides anew in each step what to do": not is_static,
+        "nnU-Net's loss waits for a number where there is an ignore label (supervised_loss: ce does not)": loss_waits,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 class _State:
@@ -188,10 +250,24 @@ class _State:
 
 
 def _numbers(losses: Losses, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Losses and the norm of each gradient, on the host."""
+    """Terms, their sum and the norm of all gradients, on the host.
+
+    Metrics are left out: a share of pixels beyond a threshold differs by more than what it is computed from.
+    """
     norms = [torch.zeros(()) if p.grad is None else p.grad.detach().float().norm().cpu() for p in parameters]
     total = torch.stack(norms).square().sum().sqrt()
-    return torch.cat((losses.values.cpu(), total[None]))
+    return torch.cat((losses.values[: len(losses.weights) + 1].cpu(), total[None]))
+
+
+def _told(error: BaseException) -> str:
+    """An error in a line, with those that it came from, and where the first of them was."""
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(earlier)
+    lines = [f"{type(each).__name__}: {each}".splitlines()[0] for each in chain]
+    frames = traceback.extract_tb(chain[-1].__traceback__)
+    frame = next((each for each in reversed(frames) if "torch" not in Path(each.filename).parts), frames[-1])
+    return f"{', after '.join(lines)}; {Path(frame.filename).name}, line {frame.lineno}"
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:

@@ -52,7 +52,7 @@ from nnunetv2_vqseg.trainer.checkpoint_files import remove_leftovers, restore_ra
 from nnunetv2_vqseg.trainer.checkpoints import Checkpoints
 from nnunetv2_vqseg.trainer.cpu import half_precision, keep_freed_memory, obey_omp_num_threads
 from nnunetv2_vqseg.trainer.curves import EpochCurves, draw_panels
-from nnunetv2_vqseg.trainer.graph import CudaRecorder, Recorder, StepGraph, wanted
+from nnunetv2_vqseg.trainer.graph import CudaRecorder, Recorder, StepGraph, why_not
 from nnunetv2_vqseg.trainer.log import peak_memory, printable, reset_peak_memory
 from nnunetv2_vqseg.trainer.online_dice import OnlineDice, deep_supervision
 from nnunetv2_vqseg.trainer.optimizers import InFullPrecision, build_optimizer, chosen_loss
@@ -550,8 +550,14 @@ class MethodTrainer(nnUNetTrainer):
     def _recorder(self) -> Recorder | None:
         """For CUDA graphs, where a step can be one and is asked to."""
         static = self.method.is_static and self.method.guard is None  # whose factor is a number
-        asked = wanted(self.config, static, self.device, self.ranks.distributed)
-        return CudaRecorder() if asked else None
+        ignores = self.label_manager.has_ignore_label and not self.label_manager.has_regions
+        loss_waits = ignores and getattr(self.config, "supervised_loss", "nnunet") != "ce"
+        reason = why_not(self.config, static, self.device, self.ranks.distributed, loss_waits)
+        if reason is None:
+            return CudaRecorder()
+        if self.device.type == "cuda" and not self.only_validates:
+            self.print_to_log_file(f"No CUDA graph of a step: {reason}.")
+        return None
 
     def _read(self, reading: Reading) -> Any:
         """What follows a step, and its numbers: at once, or where nothing waits for them those of the step before.

@@ -36,6 +36,9 @@ class Tape(TorchDispatchMode):
     def warm_up(self, work: Callable[[], T]) -> T:
         return work()
 
+    def rehearse(self, work: Callable[[], T]) -> T:
+        return self.record(work)
+
     def record(self, work: Callable[[], T]) -> T:
         self.steps = []
         with self:

@@ -133,7 +133,10 @@ def one_step(make_trainer: Any, name: str = "nnUNetTrainerMeanTeacher", **block:
 class Refuses(Tape):
     def record(self, work: Any) -> Any:
         work()
-        raise RuntimeError("CUDA error: operation not permitted\nmore")
+        try:
+            raise RuntimeError("CUDA error: operation not permitted\nmore")
+        finally:
+            raise ValueError("the record is broken\nmore")
 
 
 class Forgets(Tape):
@@ -144,7 +147,16 @@ class Forgets(Tape):
             parameter.detach().zero_()
 
 
-@pytest.mark.parametrize(("tape", "reason"), [(Refuses, "operation not permitted)"), (Forgets, "a replay gave")])
+@pytest.mark.parametrize(
+    ("tape", "reason"),
+    [
+        (
+            Refuses,
+            "(ValueError: the record is broken, after RuntimeError: CUDA error: operation not permitted; test_gr",
+        ),
+        (Forgets, "a replay gave"),
+    ],
+)
 def test_where_recording_fails_the_training_goes_on_as_without(make_trainer, monkeypatch, tape, reason):
     expected = one_step(make_trainer).network.state_dict()
     with Recorded(monkeypatch, tape):
@@ -191,24 +203,54 @@ def test_the_ramp_of_a_tensor_is_that_of_a_number():
             assert float(value) == pytest.approx(ramp(progress, length), rel=1e-12)
 
 
+EAGER = "the method decides anew in each step what to do"
+
+
 @pytest.mark.parametrize(
-    ("faster", "static", "device", "distributed", "switch", "expected"),
+    ("faster", "static", "device", "distributed", "waits", "switch", "reason"),
     [
-        (True, True, "cuda", False, None, True),
-        (True, True, "cuda", False, "1", True),
-        (True, True, "cuda", False, "0", False),
-        (False, True, "cuda", False, None, False),
-        (True, False, "cuda", False, None, False),
-        (True, True, "cpu", False, None, False),
-        (True, True, "cuda", True, None, False),
+        (True, True, "cuda", False, False, None, None),
+        (True, True, "cuda", False, False, "1", None),
+        (True, True, "cuda", False, False, "0", "nnUNet_vqseg_graph=0"),
+        (False, True, "cuda", False, False, None, "faster_step is false"),
+        (True, False, "cuda", False, False, None, EAGER),
+        (True, True, "cpu", False, False, None, "there is no GPU"),
+        (True, True, "cuda", True, False, None, "there are several processes"),
+        (True, True, "cuda", False, True, None, "nnU-Net's loss waits for a number where there is an ignore label"),
     ],
 )
-def test_when_a_step_is_recorded(monkeypatch, faster, static, device, distributed, switch, expected):
+def test_when_a_step_is_recorded(monkeypatch, faster, static, device, distributed, waits, switch, reason):
     config = type("Config", (), {"faster_step": faster})
     monkeypatch.delenv(graph.SWITCH, raising=False)
     if switch is not None:
         monkeypatch.setenv(graph.SWITCH, switch)
-    assert graph.wanted(config, static, torch.device(device), distributed) == expected
+    found = graph.why_not(config, static, torch.device(device), distributed, waits)
+    assert (found or "").startswith(reason or "")
+    assert (found is None) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "ignores", "reason"),
+    [
+        ("nnUNetTrainerVQSeg", {"qpm": "literal"}, False, EAGER),
+        ("nnUNetTrainerMeanTeacher", {}, True, "nnU-Net's loss waits for a number where there is an ignore label"),
+        ("nnUNetTrainerMeanTeacher", {"supervised_loss": "ce"}, True, None),
+        ("nnUNetTrainerMeanTeacher", {}, False, None),
+    ],
+)
+def test_the_log_says_why_no_step_is_recorded_on_a_gpu(make_trainer, monkeypatch, name, block, ignores, reason):
+    trainer = make_trainer(name, **block)
+    trainer.initialize()
+    monkeypatch.setattr(trainer, "device", torch.device("cuda"))
+    monkeypatch.setattr(trainer.label_manager, "_ignore_label", 4 if ignores else None)
+    recorder = trainer._recorder()
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    if reason is None:
+        assert isinstance(recorder, graph.CudaRecorder)
+        assert "No CUDA graph of a step" not in log
+    else:
+        assert recorder is None
+        assert f"No CUDA graph of a step: {reason}" in log
 
 
 def test_literal_qpm_is_not_static(make_trainer):
@@ -231,6 +273,6 @@ def test_literal_qpm_is_not_static(make_trainer):
 )
 def test_what_python_decides_in_a_step_is_not_recorded(make_trainer, monkeypatch, block, static):
     asked = []
-    monkeypatch.setattr("nnunetv2_vqseg.trainer.trainer.wanted", lambda config, static, *more: asked.append(static))
+    monkeypatch.setattr("nnunetv2_vqseg.trainer.trainer.why_not", lambda config, static, *more: asked.append(static))
     make_trainer("nnUNetTrainerMeanTeacher", **block).initialize()
     assert asked == [static]

@@ -164,7 +164,7 @@ def memory_of_others(monkeypatch):
 
 
 def test_a_first_step_that_is_skipped_leaves_no_momentum(make_trainer, memory_of_others):
-    """AMP's first scale makes it so in most trainings; fused SGD takes memory as it finds it and fills it in its step."""
+    """AMP's first scale makes it so in most trainings; fused SGD fills the memory it takes in a step that is one."""
     trainer = as_on_a_gpu(make_trainer("nnUNetTrainerMeanTeacher", num_epochs=1))
     batch, before = next(trainer.dataloader_train), trainer.network.state_dict()
     before = {key: value.clone() for key, value in before.items()}
