@@ -105,6 +105,7 @@ class SupervisedViT(PretrainedViT[SupervisedViTConfig]):
     """The labelled images alone."""
 
     Config = SupervisedViTConfig
+    is_static = True
     terms = Supervised.terms
 
 

@@ -57,6 +57,8 @@ class FoundationModel(nn.Module):
     grid: tuple[int, int]
     mean: Tensor
     std: Tensor
+    fractions: Tensor
+    pick: Tensor
 
     def __init__(
         self,
@@ -92,6 +94,9 @@ class FoundationModel(nn.Module):
         self.eval()
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, 3, 1, 1), persistent=False)
+        # Made here, as a GPU would be waited for where they are made.
+        self.register_buffer("fractions", torch.tensor(PERCENTILES) / 100, persistent=False)
+        self.register_buffer("pick", torch.tensor(channel_pick), persistent=False)
         features = self(torch.zeros(1, 1, image_size, image_size))
         self.embed_dim = features.shape[1]
         self.grid = (features.shape[2], features.shape[3])
@@ -140,8 +145,7 @@ class FoundationModel(nn.Module):
         """(B, C, H, W) -> (B, C, image_size, image_size) float32 in [0, 1]."""
         require_2d(images, "the foundation model")
         values = images.float()
-        fractions = torch.tensor(PERCENTILES, device=values.device) / 100
-        low, high = values.flatten(2).quantile(fractions, dim=2)[..., None, None]  # each (B, C, 1, 1)
+        low, high = values.flatten(2).quantile(self.fractions, dim=2)[..., None, None]  # each (B, C, 1, 1)
         values = (values.clamp(low, high) - low) / (high - low).clamp(min=1e-6)
         # Antialiasing only acts where the image shrinks.
         size = (self.image_size, self.image_size)
@@ -149,15 +153,16 @@ class FoundationModel(nn.Module):
 
     def _three_channels(self, values: Tensor) -> Tensor:
         channels = values.shape[1]
-        if channels == 2:
-            return F.pad(values, (0, 0, 0, 0, 0, 1))
-        pick = {1: (0, 0, 0), 3: (0, 1, 2)}.get(channels, self.channel_pick)
-        if max(pick) >= channels:
+        if channels < 3:
+            return values.repeat(1, 3, 1, 1) if channels == 1 else F.pad(values, (0, 0, 0, 0, 0, 1))
+        if channels == 3:
+            return values
+        if max(self.channel_pick) >= channels:
             raise ValueError(
                 f"the foundation model is to see the channels {self.channel_pick}, but images have only the channels "
                 f"0 to {channels - 1}: choose three of those"
             )
-        return values[:, list(pick)]
+        return values.index_select(1, self.pick)
 
 
 def load_foundation_model(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from operators import Operators
 from tiny_networks import CLASSES, context, plan_of, tiny_vit
 from vit_trainings import ENCODER, write_weights
 
@@ -93,6 +94,22 @@ def test_a_step_reaches_every_weight_with_two_rates(name, weights):
     assert (encoder["lr_scale"], heads["lr_scale"]) == (1.0, 40.0)
     assert {*map(id, encoder["params"])} == {*map(id, method.student.encoder.parameters())}
     assert len(encoder["params"]) + len(heads["params"]) == len(list(method.student.parameters()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_can_be_recorded_as_a_cuda_graph(name, weights):
+    """With the foundation model's look at the images, in VQ-Seg."""
+    method = made(name, weights[0])
+    images, progress = batch(method), torch.tensor(0.5, dtype=torch.float64)
+    method.start(iter([images] * 100))
+    method.student.train()
+    method.on_epoch_start()
+    method.before_step(0.5)
+    with Operators() as operators:
+        terms, _ = method.terms(images, progress)
+        torch.stack([weight * value for weight, value in terms.values()]).sum().backward()
+    assert method.is_static
+    assert operators.waits == set()
 
 
 @pytest.mark.parametrize("name", METHODS)

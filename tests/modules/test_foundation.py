@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from operators import Operators
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -594,3 +595,12 @@ def test_a_tensor_of_another_shape_is_named_with_both(tmp_path):
         FoundationModelUnavailable, match=r"its \S+ is (65|3) instead of 64, and 1 more of another shape"
     ):
         FoundationModel(TINY, tmp_path / "other.safetensors", image_size=64)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_a_look_at_images_makes_the_host_of_a_gpu_wait_for_nothing(channels):
+    model, images = random_model(channel_pick=(4, 0, 2)), torch.randn(2, channels, 40, 40)
+    with Operators() as operators:
+        model(images)
+        model.foreground(images)
+    assert operators.waits == set()

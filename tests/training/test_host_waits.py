@@ -5,15 +5,14 @@ Run on the CPU: with a `GradScaler`, a fused optimiser and numbers that are read
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from operators import Operators
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_vqseg.modules.activation import LeakyReLU
 from nnunetv2_vqseg.trainer.optimizers import build_optimizer
@@ -21,36 +20,9 @@ from nnunetv2_vqseg.trainer.step import Reading, begin_momentum
 
 pytestmark = pytest.mark.slow
 
-WAITS = {
-    f"aten::{name}"
-    for name in (
-        *("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"),
-        *("unique_consecutive", "linalg_pinv", "_linalg_svd", "bincount"),
-    )
-}
-"""Operators for which the host of a GPU waits."""
 READS = ("tolist", "cpu", "numpy", "item", "__bool__", "__int__", "__float__")
 SEVERAL = ["nnUNetTrainerSupervised", "nnUNetTrainerMeanTeacher", "nnUNetTrainerVQSeg", "nnUNetTrainerCPS"]
 FURTHER = ["nnUNetTrainerUAMT", "nnUNetTrainerUniMatch", "nnUNetTrainerUniMatchV2", "nnUNetTrainerMCNet"]
-
-
-class Operators(TorchDispatchMode):
-    """Counts operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name
-        masks = args[1] if name in ("aten::index", "aten::index_put", "aten::index_put_") else ()
-        by_mask = any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks)
-        self.counts[f"{name} by a mask" if by_mask else name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def waits(self) -> set[str]:
-        return {name for name in self.counts if name in WAITS or name.endswith(" by a mask")}
 
 
 def as_on_a_gpu(trainer: Any) -> Any:
