@@ -46,7 +46,7 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._problem: OSError | None = None
+        self._problem: Exception | None = None
 
     def write(self, content: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         """Have `write` called with a copy of `content` as it is now; the write before must be over (`wait`)."""
@@ -58,13 +58,13 @@ class BackgroundWriter:
                 if event is not None:
                     event.synchronize()
                 write(kept)
-            except OSError as error:
+            except Exception as error:  # a thread's own would go to the console alone
                 self._problem = error
 
         self._thread = threading.Thread(target=run, name="checkpoint")
         self._thread.start()
 
-    def wait(self) -> OSError | None:
+    def wait(self) -> Exception | None:
         """Until the write is over; what was wrong with it, once."""
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -96,10 +96,12 @@ class Checkpoints:
         if problem is not None:
             self._warn(problem)
 
-    def _warn(self, problem: OSError) -> None:
-        self.trainer.print_to_log_file(
-            f"WARNING: {problem}; {UNTOUCHED}. Training goes on; free disk space or make the folder writable."
-        )
+    def _warn(self, problem: Exception) -> None:
+        what, advice = str(problem), "free disk space or make the folder writable"
+        if not isinstance(problem, OSError):
+            what = f"The best checkpoint could not be written ({type(problem).__name__}: {problem})"
+            advice = "the final checkpoint may fail alike"
+        self.trainer.print_to_log_file(f"WARNING: {what}; {UNTOUCHED}. Training goes on; {advice}.")
 
     def _content(self, epochs_done: int) -> dict[str, Any]:
         trainer = self.trainer

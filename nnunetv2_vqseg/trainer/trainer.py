@@ -327,8 +327,10 @@ class MethodTrainer(nnUNetTrainer):
             self.print_to_log_file(f"fused_norm changes nothing: {reason}.")
             return
         number = fused_norm.use_fused_norms(network)
-        network.to(memory_format=torch.channels_last)
-        self.print_to_log_file(f"{number} InstanceNorms with LeakyReLU are one operation each, in channels_last.")
+        flat = len(self.configuration_manager.patch_size) == 2
+        network.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
+        layout = "channels_last" if flat else "channels_last_3d"
+        self.print_to_log_file(f"{number} InstanceNorms with LeakyReLU are one operation each, in {layout}.")
 
     def _initialize_on_one_process(self) -> None:
         """nnU-Net's for one process; then this rank's share of the batch, and DistributedDataParallel."""

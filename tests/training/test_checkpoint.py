@@ -141,9 +141,10 @@ def test_a_copy_keeps_what_a_state_dict_says_of_itself():
     assert kept["name"] == "a"
 
 
-def test_what_went_wrong_behind_the_training_is_told_once():
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError])
+def test_what_went_wrong_behind_the_training_is_told_once(error):
     def full(kept):
-        raise OSError("full")
+        raise error("full")
 
     writer = BackgroundWriter()
     writer.write({}, full)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from nnunetv2_vqseg.trainer import cpu
 
@@ -96,6 +97,21 @@ def test_the_processor_is_asked(monkeypatch):
     assert cpu.has_amx()
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert not cpu.has_amx()
+
+
+@pytest.mark.parametrize(("dimensions", "layout"), [(2, "channels_last"), (3, "channels_last_3d")])
+def test_fused_norms_have_the_layout_of_the_plan_s_dimensions(make_trainer, monkeypatch, dimensions, layout):
+    trainer = make_trainer(fused_norm=True)
+    monkeypatch.setattr("nnunetv2_vqseg.modules.fused_norm.is_available", lambda: True)
+    monkeypatch.setattr(trainer, "device", torch.device("cuda"))
+    monkeypatch.setattr(trainer, "_do_i_compile", lambda: False)
+    monkeypatch.setitem(trainer.configuration_manager.configuration, "patch_size", [8] * dimensions)
+    convolution, norm = ((nn.Conv2d, nn.InstanceNorm2d), (nn.Conv3d, nn.InstanceNorm3d))[dimensions - 2]
+    network = nn.Sequential(convolution(2, 4, 3), norm(4, affine=True), nn.LeakyReLU())
+    trainer._fuse_norms(network)
+    assert network[0].weight.is_contiguous(memory_format=getattr(torch, layout))
+    log = Path(trainer.log_file).read_text(encoding="utf-8")
+    assert f"1 InstanceNorms with LeakyReLU are one operation each, in {layout}." in log
 
 
 def test_fused_norms_say_why_they_change_nothing_on_a_cpu(make_trainer):
