@@ -15,13 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 LINE = (ROOT / "nnunetv2_vqseg_register.pth").read_text(encoding="utf-8").strip()
 
 
-def variable_after(line: str, site: Path, **environment: str) -> str | None:
-    """nnUNet_extTrainer after the line has run with `site` on the path and nothing of this project's installation."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_ext", "NNUNET_VQSEG"))}
+def variable_after(
+    line: str, site: Path, *words: str, variable: str = "nnUNet_extTrainer", **environment: str
+) -> str | None:
+    """What it holds after the line has run with `site` on the path and nothing of this project's installation.
+
+    Args:
+        words: further ones of the command.
+    """
+    ours = ("nnUNet_ext", "NNUNET_VQSEG", "OMP_")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     code = f"import sys; sys.path.insert(0, {str(site)!r}); exec({line!r}); import os; "
-    code += "print(os.environ.get('nnUNet_extTrainer'), end='')"
+    code += f"print(os.environ.get({variable!r}), end='')"
     output = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code],
+        [sys.executable, "-I", "-S", "-c", code, *words],
         env={**clean, **environment},
         capture_output=True,
         text=True,
@@ -60,6 +67,33 @@ def test_can_be_switched_off(site: Path):
 def test_leaves_the_variable_alone_once_the_package_is_gone(site: Path):
     shutil.rmtree(site / "nnunetv2_vqseg")
     assert variable_after(LINE, site) == "None"
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "expected"),
+    [
+        ("/usr/bin/nnUNetv2_train 27 2d 0 -tr nnUNetTrainerVQSeg -device cpu --c", {}, "PASSIVE"),
+        ("-m nnunetv2_vqseg.train 27 2d 0 -device=cpu", {}, "PASSIVE"),
+        ("nnUNetv2_train 27 2d 0 -device cpu", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ("nnUNetv2_train 27 2d 0 -device cpu", {"NNUNET_VQSEG_NO_AUTOREGISTER": "1"}, "None"),
+        ("nnUNetv2_train 27 2d 0 -device cuda", {}, "None"),
+        ("nnUNetv2_train 27 2d 0", {}, "None"),
+        ("nnUNetv2_predict -i in -o out -device cpu", {}, "None"),
+    ],
+)
+def test_threads_of_a_training_on_a_cpu_wait_passively(site: Path, command, variables, expected):
+    assert variable_after(LINE, site, *command.split(), variable="OMP_WAIT_POLICY", **variables) == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs torch with GNU's OpenMP")
+@pytest.mark.parametrize(("device", "policy"), [("cpu", "PASSIVE"), ("cuda", "")])
+def test_the_line_comes_before_the_library_that_reads_the_variable(site: Path, device, policy):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    code = f"import sys; sys.path.append({str(site)!r}); exec({LINE!r}); import torch"
+    words = ["nnUNetv2_train", "27", "2d", "0", "-device", device]
+    run = [sys.executable, "-c", code, *words]
+    shown = subprocess.run(run, env={**clean, "OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True, check=True)
+    assert ("OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr) == (policy == "PASSIVE"), shown.stderr
 
 
 def test_shim_directory_holds_nothing_but_the_shim():
