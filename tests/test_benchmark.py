@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,15 @@ def test_every_variant_is_measured_as_often_and_in_turns() -> None:
     measured = measure.compare({name: lambda name=name: order.append(name) for name in "ab"}, CPU, repeats=3)
     assert order == list("ab" * 4)
     assert measured.keys() == {"a", "b"}
+
+
+def test_parts_of_a_step_are_those_of_one_that_is_not_recorded(monkeypatch) -> None:
+    """A recorded one repeats what it recorded, past the stopwatch."""
+    trainer, recorders = SimpleNamespace(step_graph=SimpleNamespace(recorder="recorder")), []
+    monkeypatch.setattr(step, "_instrumented", lambda trainer, watch: nullcontext())
+    monkeypatch.setattr(step, "_step", lambda trainer: recorders.append(trainer.step_graph.recorder))
+    step._parts("VQ-Seg", trainer, CPU, repeats=1)
+    assert recorders == [None]
 
 
 @pytest.mark.parametrize(

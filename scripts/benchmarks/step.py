@@ -206,6 +206,7 @@ def _parts(name: str, trainer: Any, device: torch.device, repeats: int) -> Row:
     A GPU is waited for at every boundary, so that the sum exceeds the step as it usually runs.
     """
     watch = Stopwatch(device)
+    trainer.step_graph.recorder = None  # a graph would repeat what it recorded, past the stopwatch
     with _instrumented(trainer, watch):
         for _ in range(repeats):
             watch.timed("rest", _step)(trainer)
