@@ -1,11 +1,11 @@
-"""Fill the first table of docs/performance.md on a GPU in at most eight minutes; needs torch and this repository alone.
+"""Fill the first table of docs/performance.md on a GPU in at most eight minutes; needs torch, timm and scipy.
 
     python scripts/gpu_table.py --out gpu_table.json                       # on a GPU, most important first
     python scripts/gpu_table.py --device cpu --steps 2 --out tried.json    # rehearsal: a tiny network, every command
 
 No nnU-Net, no data set: the package's own methods, stepper, graph, EMA and checkpoints around a U-Net of the same
-operators as nnU-Net's plan for ACDC (256 x 224, 12 + 6 images), with random images from pinned memory. Variants, each
-with all that those before it have:
+operators as nnU-Net's plan for ACDC (256 x 224, 12 + 6 images), and around a ViT-S with DPT (224 x 224, 8 + 4 images),
+with random images from pinned memory. Variants, each with all that those before it have:
 
     read at once   LeakyReLU in place, SGD in many kernels, numbers waited for in the step
     read late      fused SGD, numbers read one step later
@@ -18,17 +18,21 @@ with all that those before it have:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,17 +43,29 @@ from torch import Tensor, nn
 from nnunetv2_vqseg.methods.base import Batch, Context, Method
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher
 from nnunetv2_vqseg.methods.supervised import Supervised
+from nnunetv2_vqseg.methods.vit import VQSegViT
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 from nnunetv2_vqseg.modules import fused_norm
 from nnunetv2_vqseg.modules.activation import use_cheap_activations
+from nnunetv2_vqseg.modules.foundation import FoundationModel
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
+from nnunetv2_vqseg.networks.vit import ViTSegmenter
 from nnunetv2_vqseg.trainer.checkpoint_files import BackgroundWriter, save_atomically
+from nnunetv2_vqseg.trainer.curves import EpochCurves, draw_panels
 from nnunetv2_vqseg.trainer.graph import CudaRecorder, StepGraph
+from nnunetv2_vqseg.trainer.plots import Plots
 from nnunetv2_vqseg.trainer.ranks import Ranks
 from nnunetv2_vqseg.trainer.step import Reading, Stepper
 
 VARIANTS = ("read at once", "read late", "activations", "graph", "fused norm", "compiled")
-KINDS: dict[str, type[Method[Any]]] = {"VQ-Seg": VQSeg, "mean teacher": MeanTeacher, "stock": Supervised}
+GRAPHED = VARIANTS[VARIANTS.index("graph") :]
+VIT = "ViT-S + DPT"
+KINDS: dict[str, type[Method[Any]]] = {"VQ-Seg": VQSeg, "mean teacher": MeanTeacher, VIT: VQSegViT, "stock": Supervised}
+"""Methods; the ViT's is VQ-Seg, too."""
+OF_VIT = ("read at once", "read late", "graph", "compiled")
+"""Variants: it has neither InstanceNorm nor LeakyReLU."""
+EPOCHS, STEPS_OF_EPOCH, VALIDATION_STEPS = 400, 250, 50
+"""Of 100,000 steps, by the package's defaults."""
 PREDICTED = {  # ms a step, docs/performance.md
     ("VQ-Seg", "read at once"): 66,
     ("VQ-Seg", "read late"): 53,
@@ -75,15 +91,34 @@ LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaun
 
 
 class Size:
-    """Of network and batch: ACDC's plan, or a tiny one."""
+    """Of network and batch: ACDC's plan, that of a ViT, or a tiny one."""
 
-    def __init__(self, gpu: bool) -> None:
+    def __init__(self, kind: str, gpu: bool) -> None:
+        self.vit = kind == VIT
         self.features = (32, 64, 128, 256, 512, 512) if gpu else (4, 8, 8, 8)
+        self.strides = [[1, 1], *[[2, 2]] * (len(self.features) - 1)]
         self.patch = (256, 224) if gpu else (64, 64)
         self.labeled, self.unlabeled = (12, 6) if gpu else (2, 2)
-        self.strides = [[1, 1], *[[2, 2]] * (len(self.features) - 1)]
         small = {"num_codes": 64, "qpm_neighbors": 16, "qpm_perplexity": 4.0, "entropy_tokens": 8, "min_tokens": 8}
         self.keys: dict[str, Any] = {} if gpu else small
+        if self.vit:
+            self.encoder = "vit_small_patch14_dinov2.lvd142m" if gpu else "test_vit.r160_in1k"
+            self.patch, token = ((224, 224), 14) if gpu else ((64, 64), 16)
+            self.strides = [[token, token], *[[1, 1]] * 3]
+            self.labeled, self.unlabeled = (8, 4) if gpu else (2, 2)
+            self.decoder = ([2, 5, 8, 11], 64, [48, 96, 192, 384]) if gpu else ([0, 2, 3, 5], 11, [8, 16, 32, 64])
+            self.keys |= {"encoder_weights": "random"}
+
+    def network(self) -> nn.Module:
+        """With fresh weights."""
+        if self.vit:
+            return ViTSegmenter(1, 4, self.encoder, *self.decoder, strides=self.strides)
+        return UNet(self.features, self.strides)
+
+    @property
+    def scales(self) -> int:
+        """Resolutions of the logits."""
+        return 1 if self.vit else len(self.features) - 1
 
 
 class Encoder(nn.Module):
@@ -143,9 +178,10 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def supervised_loss(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Dice and cross entropy with deep supervision, with nnU-Net's operators."""
-    weights = [0.5**number for number in range(len(outputs) - 1)]
+def supervised_loss(outputs: list[Tensor] | Tensor, targets: list[Tensor]) -> Tensor:
+    """Dice and cross entropy, of U-Nets with deep supervision, with nnU-Net's operators."""
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    weights = [0.5**number for number in range(max(1, len(outputs) - 1))]
     parts = [w * dice_and_ce(o, t) for w, o, t in zip(weights, outputs, targets, strict=False)]
     return torch.stack(parts).sum() / sum(weights)
 
@@ -166,9 +202,9 @@ class Training:
 
     def __init__(self, kind: str, variant: str, device: torch.device, messages: list[str]) -> None:
         torch.manual_seed(0)
-        self.device, size = device, Size(device.type == "cuda")
+        self.device, size = device, Size(kind, device.type == "cuda")
         gpu, place = device.type == "cuda", VARIANTS.index(variant)
-        plan = NetworkPlan(size.patch, size.strides, 1, lambda: UNet(size.features, size.strides), 4)
+        plan = NetworkPlan(size.patch, size.strides, 1, size.network, 4, deep_supervision=not size.vit)
         config = KINDS[kind].Config(**{k: v for k, v in size.keys.items() if k in KINDS[kind].Config.declared()})
         self.method = KINDS[kind](config, Context(plan, device, autocast=self.autocast, log=messages.append))
         network = self.method.training_network()
@@ -206,7 +242,7 @@ class Training:
 
     def batch(self, size: Size, generator: torch.Generator) -> Batch:
         labels = torch.randint(0, 4, (size.labeled, 1, *size.patch), generator=generator, dtype=torch.int16)
-        scales = [labels[:, :, :: 2**k, :: 2**k].contiguous() for k in range(len(size.features) - 1)]
+        scales = [labels[:, :, :: 2**k, :: 2**k].contiguous() for k in range(size.scales)]
         images = [torch.randn(n, 1, *size.patch, generator=generator) for n in (size.labeled, size.unlabeled)]
         pin = (lambda tensor: tensor.pin_memory()) if self.device.type == "cuda" else (lambda tensor: tensor)
         return Batch(pin(images[0]), [pin(scale) for scale in scales], pin(images[1]))
@@ -255,6 +291,7 @@ def measure(kind: str, variant: str, device: torch.device, steps: int) -> dict[s
     """Milliseconds a step and what they are made of."""
     gpu, messages = device.type == "cuda", []
     if gpu:
+        gc.collect()  # a graph and what it calls know each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     training: list[Training] = []
@@ -271,7 +308,12 @@ def measure(kind: str, variant: str, device: torch.device, steps: int) -> dict[s
     started = time.perf_counter()
     step()
     row: dict[str, Any] = {"what": "step", "kind": kind, "variant": variant}
-    row |= {"ms": statistics.median(times), "predicted_ms": PREDICTED[kind, variant] if gpu else None, "rounds": times}
+    row |= {
+        "ms": statistics.median(times),
+        "predicted_ms": PREDICTED.get((kind, variant)) if gpu else None,
+        "rounds": times,
+    }
+    row |= {"recorded": step.graph.recorder is not None}
     row |= {"host_ms": (time.perf_counter() - started) * 1e3, "start_s": start, "losses": losses, "log": messages}
     if gpu:
         row |= {"peak_GB": torch.cuda.max_memory_allocated() / 1e9} | profiled(step, device)
@@ -300,64 +342,165 @@ def profiled(step: Training, device: torch.device) -> dict[str, Any]:
 
 
 def epoch_end(device: torch.device, folder: Path) -> dict[str, Any]:
-    """What the best checkpoint costs a training, and how long it is written."""
-    training = Training("mean teacher", "activations", device, [])
-    training()
+    """Seconds that the end of an epoch costs a training of VQ-Seg: validation, best checkpoint, plots."""
+    training = Training("VQ-Seg", "activations", device, [])
+    reading = training()
+    curves, problems = EpochCurves(training.method.panels, training.method.saved_name), []
+    curves.add(reading.curves())
+    curves.close_epoch(0, {})
     method, optimizer = training.method, training.stepper.optimizer
     content = {"network": training.network.state_dict(), "optimizer": optimizer.state_dict(), **method.state()}
     writer, file = BackgroundWriter(), folder / "checkpoint_best.pth"
-    alone = seconds(lambda: save_atomically(content, file), device)
-    behind = seconds(lambda: writer.write(content, lambda kept: save_atomically(kept, file)), device)
+    row: dict[str, Any] = {"what": "end of an epoch"}
+    validate(training, 2)
+    row["validation_s"] = seconds(lambda: validate(training, VALIDATION_STEPS if device.type == "cuda" else 2), device)
+    row["checkpoint_in_the_step_s"] = seconds(lambda: save_atomically(content, file), device)
     started = time.perf_counter()
+    row["checkpoint_s"] = seconds(lambda: writer.write(content, lambda kept: save_atomically(kept, file)), device)
     problem = writer.wait()
     assert problem is None, problem
-    whole = behind + time.perf_counter() - started
-    row = {"what": "best checkpoint", "MB": file.stat().st_size / 1e6, "in_the_step_s": alone}
-    return row | {"behind_it_s": behind, "until_written_s": whole}
+    row |= {"until_written_s": time.perf_counter() - started, "MB": file.stat().st_size / 1e6}
+    plots = Plots(lambda name, why: problems.append(f"{name}: {why}"), 0.0)
+    curves.draw = partial(plots.draw, "progress_vqseg.png", draw_panels)
+    row["plots_s"] = seconds(lambda: curves.plot(folder / "progress_vqseg.png"), device)
+    plots.close()
+    return row | {"s": row["validation_s"] + row["checkpoint_s"] + row["plots_s"], "problems": problems}
+
+
+@torch.no_grad()
+def validate(training: Training, steps: int) -> list[float]:
+    """Loss and counts of the predictor on patches, read once at the end."""
+    network, found = training.method.predictor(), []
+    trains = network.training
+    network.eval()
+    for number in range(steps):
+        batch = training.on_device(training.batches[number % 4])
+        with training.autocast():
+            output = network(batch.labeled)
+            loss = supervised_loss(output, batch.target)
+        finest = output[0] if isinstance(output, list) else output
+        predicted = torch.zeros(finest.shape, device=finest.device, dtype=torch.float16)
+        predicted.scatter_(1, finest.argmax(1)[:, None], 1)
+        truth = torch.zeros_like(predicted).scatter_(1, batch.target[0].long(), 1)
+        counts = [(one * other).sum((0, 2, 3), dtype=torch.float32) for one, other in _pairs(predicted, truth)]
+        found.append(torch.cat((loss[None].float(), *counts)))
+    network.train(trains)
+    return torch.stack(found).cpu().mean(0).tolist()
+
+
+def _pairs(predicted: Tensor, truth: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Whose products are true positives, false positives and false negatives."""
+    return [(predicted, truth), (predicted, 1 - truth), (1 - predicted, truth)]
 
 
 def several(variant: str, device: torch.device, steps: int, number: int = 4) -> dict[str, Any]:
-    """Steps a second of trainings that share the card, together."""
+    """Steps a second of trainings that share the card, together, from a common start on.
+
+    Raises:
+        RuntimeError: one of them ended early.
+    """
     server = shutil.which("nvidia-cuda-mps-control") if device.type == "cuda" else None
     if server:
         subprocess.run([server, "-d"], check=False)
     command = [sys.executable, __file__, "--device", device.type, "--steps", str(steps), "--alone", variant]
-    try:
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-        found = [float(process.communicate(timeout=150)[0].split()[-1]) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-        if server:
-            subprocess.run([server], input="quit\n", text=True, check=False)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(number)]
+        running = [subprocess.Popen(command, stderr=error, **pipes) for error in errors]
+        patience = threading.Timer(SECONDS_OF_SEVERAL[device.type], lambda: [process.kill() for process in running])
+        patience.start()
+        try:
+            for process, error in zip(running, errors, strict=True):
+                said(process, error, "before its first step")
+            for process in running:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            found = [said(p, error, "in its steps").split() for p, error in zip(running, errors, strict=True)]
+        finally:
+            patience.cancel()
+            for process in running:
+                process.kill()
+                process.wait()
+            if server:
+                subprocess.run([server], input="quit\n", text=True, check=False)
     row = {"what": f"{number} trainings on one card", "variant": variant, "mps": bool(server)}
-    return row | {"steps_a_second": sum(1e3 / ms for ms in found)}
+    recorded = all(words[1] == "recorded" for words in found)
+    return row | {"recorded": recorded, "steps_a_second": sum(1e3 / float(words[0]) for words in found)}
+
+
+SECONDS_OF_SEVERAL = {"cuda": 70, "cpu": 400}
+"""After which they are stopped."""
+
+
+def said(process: subprocess.Popen, errors: Any, when: str) -> str:
+    """The next line of one of several trainings.
+
+    Raises:
+        RuntimeError: it ended instead.
+    """
+    line = process.stdout.readline()  # type: ignore[union-attr]
+    if line:
+        return line
+    errors.seek(0)
+    last = (errors.read().strip().splitlines() or ["it was stopped"])[-1]
+    raise RuntimeError(f"one of the trainings ended {when} with status {process.wait()}: {last}")
 
 
 def alone(variant: str, device: torch.device, steps: int) -> None:
-    """One of several: its milliseconds a step are its last word."""
+    """One of several: says when it is ready, waits for a line, and says its milliseconds a step."""
     training = Training("VQ-Seg", variant, device, [])
     for _ in range(6):
         training()
-    print(seconds(lambda: [training() for _ in range(steps)], device) / steps * 1e3)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    ms = seconds(lambda: [training() for _ in range(steps)], device) / steps * 1e3
+    print(ms, "recorded" if training.graph.recorder is not None else "eager", flush=True)
 
 
 def foundation_model(device: torch.device) -> dict[str, Any]:
     """Milliseconds of a model of DINOv2's size for the images that a step of VQ-Seg aligns."""
-    import timm
-
     gpu = device.type == "cuda"
-    name = "vit_small_patch14_dinov2.lvd142m" if gpu else "vit_tiny_patch16_224"
-    model = timm.create_model(name, pretrained=False, img_size=224, num_classes=0).to(device).eval()
-    images = torch.randn(18 if gpu else 1, 3, 224, 224, device=device)
+    size = Size("VQ-Seg", gpu)
+    name, side = ("vit_small_patch14_dinov2.lvd142m", 224) if gpu else ("test_vit.r160_in1k", 64)
+    model = FoundationModel(name, image_size=side, random_weights=True).to(device)
+    images = torch.randn(size.labeled + size.unlabeled, 1, *size.patch, device=device)
 
     @torch.no_grad()
     def look() -> None:
         with torch.autocast(device.type, enabled=gpu):
-            model.forward_features(images)
+            model(images)
+            model.foreground(images)
 
     look()
     return {"what": "foundation model", "ms": statistics.median(seconds(look, device) for _ in range(5)) * 1e3}
+
+
+def holds(row: dict[str, Any]) -> bool:
+    """Whether a row measured what it is called: a step that could not be recorded is one without a graph."""
+    return row["recorded"] or row["variant"] not in GRAPHED
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What follows from the rows, as far as they are there."""
+    steps = [row["ms"] for row in rows if row["what"] == "step" and row["kind"] == "VQ-Seg" and holds(row)]
+    found = {row["what"]: row for row in rows}
+    if not steps:
+        return {}
+    best, numbers = min(steps), {}
+    if "foundation model" in found:
+        looked = found["foundation model"]["ms"]
+        numbers["foundation model's share of VQ-Seg's fastest step"] = looked / (best + looked)
+    if "end of an epoch" in found:
+        whole = EPOCHS * (STEPS_OF_EPOCH * best / 1e3 + found["end of an epoch"]["s"])
+        numbers["minutes of 100,000 steps of VQ-Seg with ends of epochs"] = whole / 60
+    return numbers
+
+
+def cell(row: dict[str, Any] | None, kind: str, variant: str) -> str:
+    if row is None:
+        return "" if kind == VIT and variant not in OF_VIT else "not measured"
+    predicted = f" ({PREDICTED[kind, variant]:g} predicted)" if (kind, variant) in PREDICTED else ""
+    return f"{row['ms']:.1f}{predicted}" if holds(row) else "not recorded"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -365,37 +508,52 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     found = {(row["kind"], row["variant"]): row for row in rows if row["what"] == "step"}
     print(f"\n| ms a step | {' | '.join(KINDS)} |\n|---|{'---|' * len(KINDS)}")
     for variant in VARIANTS:
-        cells = []
-        for kind in KINDS:
-            row = found.get((kind, variant))
-            cells.append("not measured" if row is None else f"{row['ms']:.1f} ({PREDICTED[kind, variant]:g} predicted)")
-        print(f"| {variant} | {' | '.join(cells)} |")
+        print(f"| {variant} | {' | '.join(cell(found.get((kind, variant)), kind, variant) for kind in KINDS)} |")
     for row in rows:
-        if row["what"] != "step":
-            print(
-                ", ".join(
-                    f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items()
-                )
-            )
-    best = min((row["ms"] for (kind, _), row in found.items() if kind == "VQ-Seg"), default=None)
-    if best is not None:
-        print(f"100,000 steps of VQ-Seg at its best, without ends of epochs: {best * 100 / 60:.1f} min")
+        if row["what"] == "failed":
+            print(f"FAILED: {row['job']}: {row['error']}")
+        elif row["what"] != "step":
+            texts = (f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items())
+            print(", ".join(texts))
+    for name, value in summary(rows).items():
+        print(f"{name}: {value:.3g}")
 
 
-def jobs(
-    args: argparse.Namespace, device: torch.device, folder: Path
-) -> list[tuple[float, Callable[[], dict[str, Any]]]]:
-    """Seconds that must be left, and what to do, the most important first."""
-    plain = [variant for variant in VARIANTS if variant != "compiled"]
+class Job(NamedTuple):
+    """name: for the reader. least: seconds that must be left to begin it. work: gives a row."""
+
+    name: str
+    least: float
+    work: Callable[[], dict[str, Any]]
+
+
+def jobs(args: argparse.Namespace, device: torch.device, folder: Path) -> list[Job]:
+    """The most important first."""
     steps = args.steps
 
-    def of(kind: str, variant: str) -> Callable[[], dict[str, Any]]:
-        return lambda: measure(kind, variant, device, steps)
+    def step(kind: str, variant: str, least: float) -> Job:
+        return Job(f"{kind}, {variant}", least, lambda: measure(kind, variant, device, steps))
 
-    found: list[tuple[float, Callable[[], dict[str, Any]]]] = [(15, of(k, v)) for k in KINDS for v in plain]
-    found += [(20, lambda: epoch_end(device, folder)), (20, lambda: foundation_model(device))]
-    found += [(70, lambda v=v: several(v, device, 5 * steps)) for v in ("read late", "graph", "fused norm")]  # type: ignore[misc]
-    return found + [(110, of(kind, "compiled")) for kind in KINDS]
+    def shared(variant: str) -> Job:
+        work = partial(several, variant, device, 5 * steps)
+        return Job(f"several trainings, {variant}", SECONDS_OF_SEVERAL["cuda"], work)
+
+    variants = {kind: OF_VIT if kind == VIT else VARIANTS for kind in KINDS}
+    found = [step(kind, v, 15) for kind in KINDS for v in variants[kind] if v != "compiled"]
+    found.append(Job("foundation model", 20, lambda: foundation_model(device)))
+    found.append(Job("end of an epoch", 20, lambda: epoch_end(device, folder)))
+    found += [shared(variant) for variant in ("read late", "graph", "fused norm")]
+    return found + [step(kind, "compiled", 110) for kind in KINDS]
+
+
+def commit() -> str | None:
+    """Of the repository, with -dirty where files differ from it; None outside of one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def main() -> None:
@@ -413,19 +571,21 @@ def main() -> None:
     if args.alone:
         return alone(args.alone, device, args.steps)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    content: dict[str, Any] = {"command": sys.argv, "device": name, "torch": torch.__version__, "rows": []}
+    content: dict[str, Any] = {"command": sys.argv, "commit": commit(), "device": name, "torch": torch.__version__}
+    content |= {"rows": [], "summary": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for least, job in jobs(args, device, Path(folder)):
+        for job in jobs(args, device, Path(folder)):
             left = args.minutes * 60 - (time.monotonic() - started)
-            if left < least:
-                print(f"No time for the rest: {left:.0f} s are left, {least:.0f} are needed.")
+            if left < job.least:
+                print(f"No time for {job.name}: {left:.0f} s are left, {job.least:.0f} are needed.")
                 continue
             try:
-                row = job()
+                row = job.work()
             except Exception as error:
                 traceback.print_exc(limit=-3)
-                row = {"what": "failed", "error": f"{type(error).__name__}: {error}"[:300]}
+                row = {"what": "failed", "job": job.name, "error": f"{type(error).__name__}: {error}"[:300]}
             content["rows"].append(row)
+            content["summary"] = summary(content["rows"])
             args.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
             shown = {key: row[key] for key in row if key not in ("losses", "rounds", "log")}
             print(json.dumps(shown), *row.get("log", ()), flush=True)

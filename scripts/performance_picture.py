@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gpu_table import KINDS, PREDICTED, VARIANTS
+from gpu_table import PREDICTED, VARIANTS, holds
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "results" / "performance" / "gpu_table.json"
+KINDS = list(dict.fromkeys(kind for kind, _ in PREDICTED))
 
 
 def measured() -> dict[tuple[str, str], float]:
     """Milliseconds by method and variant, of a GPU."""
     content = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"device": "CPU", "rows": []}
     rows = [] if content["device"] == "CPU" else content["rows"]
-    return {(row["kind"], row["variant"]): row["ms"] for row in rows if row["what"] == "step"}
+    return {(row["kind"], row["variant"]): row["ms"] for row in rows if row["what"] == "step" and holds(row)}
 
 
 def draw() -> Figure:
