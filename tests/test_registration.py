@@ -86,14 +86,15 @@ def test_threads_of_a_training_on_a_cpu_wait_passively(site: Path, command, vari
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs torch with GNU's OpenMP")
-@pytest.mark.parametrize(("device", "policy"), [("cpu", "PASSIVE"), ("cuda", "")])
-def test_the_line_comes_before_the_library_that_reads_the_variable(site: Path, device, policy):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+@pytest.mark.parametrize(("device", "spins"), [("cpu", False), ("cuda", True)])
+def test_the_line_comes_before_the_library_that_reads_the_variable(site: Path, device, spins):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     code = f"import sys; sys.path.append({str(site)!r}); exec({LINE!r}); import torch"
     words = ["nnUNetv2_train", "27", "2d", "0", "-device", device]
     run = [sys.executable, "-c", code, *words]
-    shown = subprocess.run(run, env={**clean, "OMP_DISPLAY_ENV": "true"}, capture_output=True, text=True, check=True)
-    assert ("OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr) == (policy == "PASSIVE"), shown.stderr
+    shown = subprocess.run(run, env={**clean, "OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True)
+    assert "GOMP_SPINCOUNT = '" in shown.stderr
+    assert ("GOMP_SPINCOUNT = '0'" in shown.stderr) != spins
 
 
 def test_shim_directory_holds_nothing_but_the_shim():
