@@ -1,7 +1,7 @@
 """Fill the first table of docs/performance.md on a GPU in at most eight minutes; needs torch, timm and scipy.
 
     python scripts/gpu_table.py --out gpu_table.json                       # on a GPU, most important first
-    python scripts/gpu_table.py --device cpu --steps 2 --out tried.json    # rehearsal: a tiny network, every command
+    python scripts/gpu_table.py --device cpu --steps 1 --minutes 20 --out tried.json   # rehearsal: tiny, every command
 
 No nnU-Net, no data set: the package's own methods, stepper, graph, EMA and checkpoints around a U-Net of the same
 operators as nnU-Net's plan for ACDC (256 x 224, 12 + 6 images), and around a ViT-S with DPT (224 x 224, 8 + 4 images),
@@ -513,8 +513,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         if row["what"] == "failed":
             print(f"FAILED: {row['job']}: {row['error']}")
         elif row["what"] != "step":
-            texts = (f"{key} {value:.3g}" if isinstance(value, float) else f"{value}" for key, value in row.items())
-            print(", ".join(texts))
+            further = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in row.items()}
+            print(further.pop("what"), *(f"{key} {value}" for key, value in further.items()), sep=", ")
     for name, value in summary(rows).items():
         print(f"{name}: {value:.3g}")
 
