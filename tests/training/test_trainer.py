@@ -140,6 +140,35 @@ def test_a_finished_training_goes_on_with_more_epochs(make_trainer, trained, cap
     assert longer.optimizer.state_dict()["state"], "momentum goes on"
 
 
+def test_a_training_with_its_length_in_the_name_goes_on_as_the_readme_says(make_trainer):
+    """README: train `_30epochs`, then raise `num_epochs` in the plan and add `--c`."""
+    name = "nnUNetTrainerMeanTeacher_1epoch"
+    first = make_trainer(name, num_epochs=1)
+    first.run_training()
+    final = Path(first.output_folder) / "checkpoint_final.pth"
+    before = final.read_bytes()
+
+    for continue_training in (False, True):  # nnU-Net starts anew with --c, too, where there is no checkpoint
+        anew = make_trainer(name, num_epochs=3, continue_training=continue_training)
+        with pytest.raises(
+            ConfigError, match=r"for 1 epochs, .* num_epochs = 3: add --c .*-tr nnUNetTrainerMeanTeacher "
+        ):
+            anew.on_train_start()
+    assert final.read_bytes() == before
+
+    longer = make_trainer(name, num_epochs=3, continue_training=True)
+    longer.load_checkpoint(str(final))
+    assert longer.current_epoch == 1
+    longer.run_training()
+    done = torch.load(final, weights_only=True)
+    assert done["current_epoch"] == 3
+    assert done["vqseg"]["step"] == 3 * longer.num_iterations_per_epoch
+
+    validating = make_trainer(name, num_epochs=3)
+    validating.load_checkpoint(str(final))
+    assert validating.only_validates
+
+
 def equal(first, second) -> bool:
     """Of nested tuples of numbers and tensors."""
     if isinstance(first, tuple):
