@@ -27,7 +27,7 @@ from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.preprocessed import check_split, preprocessed_cases, require_enough_cases
 from nnunetv2_vqseg.data.loader import EndWithParent
 from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
-from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits
+from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits, patient_pattern
 from nnunetv2_vqseg.methods.base import (
     Batch,
     CommonConfig,
@@ -468,7 +468,8 @@ class MethodTrainer(nnUNetTrainer):
         if self.fold == "all":  # validates on what it trains on
             return
         train, val = self.do_split()
-        shared = shared_patients({*train, *self.unlabeled_identifiers}, val)
+        pattern = patient_pattern(load_fold_entry(self.preprocessed_dataset_folder_base, self.fold))
+        shared = shared_patients({*train, *self.unlabeled_identifiers}, val, pattern)
         if shared:
             where = f"the validation cases of fold {self.fold}"
             self.print_to_log_file(f"WARNING: {same_patient_message(shared, where)}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.core.errors import ConfigError, DatasetError
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_scans_of_a_validation_patient_that_are_trained_on_are_told(make_trainer
     trainer.on_train_start()
     trainer.stop_loaders()
     train, val = trainer.do_split()
-    assert asked == [({*train, *trainer.unlabeled_identifiers}, val)]
+    assert asked == [({*train, *trainer.unlabeled_identifiers}, val, PATIENT_PATTERN)]
     assert trainer.unlabeled_identifiers
     log = Path(trainer.log_file).read_text(encoding="utf-8")
     assert "WARNING: The case P_ED is trained on and P_ES in the validation cases of fold 0 looks like" in log
