@@ -489,6 +489,17 @@ def test_trainers_can_be_pickled_as_classes():
     assert first.default_config().num_epochs == 5
 
 
+@pytest.mark.parametrize(("strength", "shown"), [(0.25, False), (None, True)])
+def test_qpms_step_is_a_curve_where_it_is_no_constant(make_trainer, strength, shown):
+    trainer = make_trainer(qpm_strength=strength)
+    trainer.on_train_start()
+    batch = trainer._join(next(trainer.dataloader_train), 0.0)
+    trainer.method.before_step(0.0)
+    metrics = trainer.method.terms(batch, 0.0)[1]
+    assert ("qpm_step" in metrics) == shown
+    assert "confidence" in metrics
+
+
 def test_curves_reach_nnunets_other_loggers_such_as_wandb(make_trainer):
     class Recorder:
         def __init__(self):
