@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
-from tiny_trainings import TINY
+from tiny_trainings import TINY, shrink
 
 from nnunetv2_vqseg.commands.add_labels import main
 from nnunetv2_vqseg.commands.plan import main as plan
@@ -208,7 +208,6 @@ def test_trainings_anew_and_with_c_learn_from_it(home: Path, monkeypatch: pytest
     """docs/how-to/add-labels.md: then train anew, or raise `num_epochs` and add `--c`."""
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-    from small_plan import shrink
 
     monkeypatch.setenv("nnUNet_results", str(home / "nnUNet_results"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
