@@ -53,8 +53,8 @@ def test_the_demo_runs_to_its_report(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "nnUNet_n_proc_DA": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for step in range(1, 6):
-        assert f"=== {step}/5 " in done.stdout
+    for step in range(1, 5):
+        assert f"=== {step}/4 " in done.stdout
     summary = json.loads((tmp_path / "out" / "report" / "summary.json").read_text(encoding="utf-8"))
     assert list(summary["methods"]) == list(demo.TRAINERS)
     for method in summary["methods"].values():
