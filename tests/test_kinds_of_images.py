@@ -120,7 +120,7 @@ def test_it_plans(kind, raw, tmp_path, few_samples):
 def test_the_pages_python_makes_what_the_page_asks_for(raw, monkeypatch):
     make(raw, "RGB pictures", foreground=255)
     monkeypatch.chdir(raw)
-    exec(snippet("labelsTr"), {})
+    exec(snippet("as_gray"), {})
     assert np.unique(io.imread("labelsTr/P1.png")).tolist() == [0, 1]
     before = io.imread("imagesUl/P9_0000.png")
     exec(snippet("image.ndim"), {})
@@ -155,7 +155,7 @@ def test_rgb_pictures_with_masks_of_0_and_255_are_trained_on(raw, tmp_path, monk
 
     make(raw, "RGB pictures", foreground=255)
     monkeypatch.chdir(raw)
-    exec(snippet("labelsTr"), {})
+    exec(snippet("as_gray"), {})
     plan(["-d", "901", "-np", "1", "-npfp", "1", "--no_pbar"])
     split(["-d", "901"])
     file = tmp_path / "nnUNet_preprocessed" / raw.name / "nnUNetVQSegPlans.json"

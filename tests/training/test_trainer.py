@@ -493,6 +493,7 @@ def test_trainers_can_be_pickled_as_classes():
 def test_qpms_step_is_a_curve_where_it_is_no_constant(make_trainer, strength, shown):
     trainer = make_trainer(qpm_strength=strength)
     trainer.on_train_start()
+    trainer.on_train_epoch_start()
     batch = trainer._join(next(trainer.dataloader_train), 0.0)
     trainer.method.before_step(0.0)
     metrics = trainer.method.terms(batch, 0.0)[1]
