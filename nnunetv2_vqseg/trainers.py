@@ -268,7 +268,8 @@ def __getattr__(name: str) -> type[MethodTrainer]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     base = globals()[found[1]]
     content = {
-        "fixed": {**base.fixed, "num_epochs": int(found[2])},
+        "preset": {**base.preset, "num_epochs": int(found[2])},
+        "named_epochs": int(found[2]),
         "__module__": __name__,
         "__doc__": f"`{base.__name__}` for {int(found[2])} epochs.",
     }

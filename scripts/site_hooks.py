@@ -1,17 +1,24 @@
 """What mkdocs needs to build the pages, which are written to be read in the repository too.
 
-The navigation has every page of docs. Links from a page to a file outside docs (code, data, the README) cannot be
-followed in the site: they become the path.
+The navigation has every page of docs, and the README's path from installation to a segmentation as `start.md`. Links
+from a page to a file outside docs (code, data, the README's other sections) cannot be followed in the site: they become
+the path.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+README, START = ROOT / "README.md", DOCS / "start.md"
+PATH = ("Install", "Try it", "Your data", "When something is wrong")
+"""The README's sections that are a page of the site."""
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -29,7 +36,21 @@ FIRST = ("README.md", "own-data.md", "finalists-cpu.md", "finalists-gpu-short.md
 
 def on_config(config: Any) -> None:
     """Called by mkdocs before it looks for pages: all of them have a place, in order of need."""
-    config.nav = [{"Start here": "index.md"}, *({title: _pages(parts)} for title, parts in NAV.items())]
+    first = ["index.md", {"Install, demo, five commands": START.name}]
+    config.nav = [{"Start here": first}, *({title: _pages(parts)} for title, parts in NAV.items())]
+
+
+def on_files(files: Any, config: Any) -> None:
+    """Called by mkdocs with the files it found."""
+    files.append(File.generated(config, START.name, content=start_page()))
+
+
+def start_page() -> str:
+    """The README's `PATH`, with links as from docs."""
+    sections = re.split(r"^## ", README.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    found = {section.partition("\n")[0]: section for section in sections}
+    text = "\n".join(f"## {found[title]}" for title in PATH)
+    return f"# Install, demo, five commands\n\n{text.replace('](docs/', '](')}"
 
 
 def _pages(parts: list[str]) -> list[str]:
@@ -58,6 +79,9 @@ def without_links_outside(markdown: str, folder: Path) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         target = (folder / match[2]).resolve()
+        anchors = ("", *(f"#{title.lower().replace(' ', '-')}" for title in PATH))
+        if target == README and (match[3] or "") in anchors:
+            return f"[{match[1]}]({os.path.relpath(START, folder)}{match[3] or ''})"
         if target.is_relative_to(DOCS):
             return match[0]
         if not target.exists():

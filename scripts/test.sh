@@ -13,8 +13,11 @@ trap 'rm -f "$types"' EXIT
 mypy >"$types" 2>&1 & # beside the tests, which leave a processor idle now and then
 mypy=$!
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Tests of the site fail, instead of being left out, without mkdocs and, at night, without Chromium.
+export VQSEG_REQUIRE_SITE="${VQSEG_REQUIRE_SITE-mkdocs}"
 if [ "${1:-}" = --all ]; then
     shift
+    VQSEG_REQUIRE_SITE="${VQSEG_REQUIRE_SITE:+$VQSEG_REQUIRE_SITE browser}"
 elif [ "${1:-}" = -m ]; then
     set -- -m "not nightly and ($2)" "${@:3}" # of several -m pytest would read the last
 else

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,30 @@ def test_number_of_steps_that_is_told_is_the_number_trained(asked, trained, caps
     config = block("--steps", asked)
     assert config.num_epochs * config.iterations_per_epoch == trained
     assert (f"training {trained} steps" in capsys.readouterr().out) == (asked != str(trained))
+
+
+@pytest.mark.parametrize(("bytes_there", "processes"), [(1 << 26, 1), (1 << 33, 2), (None, 2)])
+def test_the_report_works_alone_where_docker_has_its_default_shared_memory(
+    bytes_there, processes, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(demo.shutil, "disk_usage", lambda folder: SimpleNamespace(total=bytes_there))
+    assert demo.workers(tmp_path if bytes_there else tmp_path / "none") == processes
+
+
+@pytest.mark.nightly
+def test_the_demo_runs_to_its_report(tmp_path):
+    """`python scripts/demo.py` as it stands, with 10 steps a method, on a CPU."""
+    command = [sys.executable, str(SCRIPTS / "demo.py"), "--out", str(tmp_path / "out"), "--steps", "10"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "nnUNet_n_proc_DA": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for step in range(1, 5):
+        assert f"=== {step}/4 " in done.stdout
+    summary = json.loads((tmp_path / "out" / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["methods"]) == list(demo.TRAINERS)
+    for method in summary["methods"].values():
+        assert [fold["steps"] for fold in method["training"]["folds"].values()] == [10]
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
 
 
 def test_foundation_model_stays_out_and_the_page_says_so():

@@ -1,8 +1,9 @@
-"""The examples of docs/how-to/kinds-of-images.md plan, with their unlabelled images."""
+"""The examples of docs/how-to/kinds-of-images.md: they plan, with their unlabelled images, and one trains."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -15,6 +16,7 @@ from skimage import io
 
 pytestmark = pytest.mark.slow
 
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "how-to" / "kinds-of-images.md").read_text(encoding="utf-8")
 CHANNELS = {"rgb": {"0": "R", "1": "G", "2": "B"}, "grey": {"0": "ultrasound"}}
 Write = Callable[[Path, np.ndarray], None]
 
@@ -65,13 +67,19 @@ KINDS: dict[str, tuple[str, str, tuple[int, ...], Write, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_plans(kind, tmp_path, monkeypatch, few_samples):
-    ending, channels, size, write, reader = KINDS[kind]
-    raw = tmp_path / "nnUNet_raw" / "Dataset901_Kind"
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a dataset that is not there yet, in nnU-Net's folders."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    (tmp_path / "nnUNet_preprocessed").mkdir()
+        (tmp_path / variable).mkdir()
+    monkeypatch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
+    return tmp_path / "nnUNet_raw" / "Dataset901_Kind"
+
+
+def make(raw: Path, kind: str, foreground: int = 1) -> None:
+    """Two labelled cases and an unlabelled one, as the page has them."""
+    ending, channels, size, write, _ = KINDS[kind]
     for folder in ("imagesTr", "labelsTr", "imagesUl"):
         (raw / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -81,13 +89,24 @@ def test_it_plans(kind, tmp_path, monkeypatch, few_samples):
         image = rng.integers(0, 100, size) + 100 * label
         write(raw / folder / f"{case}_0000{ending}", np.stack([image] * 3, -1) if channels == "rgb" else image)
         if folder == "imagesTr":
-            write(raw / "labelsTr" / f"{case}{ending}", label)
+            write(raw / "labelsTr" / f"{case}{ending}", foreground * label)
     description = {"channel_names": CHANNELS[channels], "labels": {"background": 0, "lesion": 1}, "numTraining": 2}
     (raw / "dataset.json").write_text(json.dumps(description | {"file_ending": ending}), encoding="utf-8")
 
+
+def snippet(words: str) -> str:
+    """The page's Python with these words."""
+    (found,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if words in code)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_plans(kind, raw, tmp_path, few_samples):
+    _, channels, _, _, reader = KINDS[kind]
+    make(raw, kind)
+
     from nnunetv2_vqseg.commands.plan import main
 
-    monkeypatch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
     main(["-d", "901", "-np", "1", "-npfp", "1", "--no_pbar"])
     base = tmp_path / "nnUNet_preprocessed" / raw.name
     plans = json.loads((base / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
@@ -96,3 +115,59 @@ def test_it_plans(kind, tmp_path, monkeypatch, few_samples):
     assert [file.stem for file in (base / "nnUNetVQSegPlans_2d_unlabeled").glob("*.pkl")] == ["P9"]
     if reader != "NaturalImage2DIO":
         assert plans["original_median_spacing_after_transp"][0] == pytest.approx(7.6)
+
+
+def test_the_pages_python_makes_what_the_page_asks_for(raw, monkeypatch):
+    make(raw, "RGB pictures", foreground=255)
+    monkeypatch.chdir(raw)
+    exec(snippet("as_gray"), {})
+    assert np.unique(io.imread("labelsTr/P1.png")).tolist() == [0, 1]
+    before = io.imread("imagesUl/P9_0000.png")
+    exec(snippet("image.ndim"), {})
+    assert (io.imread("imagesUl/P9_0000.png") == before[..., 0]).all()
+
+
+def test_the_pages_spacing_is_read(raw, monkeypatch):
+    from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+    make(raw, "TIFF stacks")
+    for file in raw.glob("*/*.json"):
+        file.unlink()
+    monkeypatch.chdir(raw)
+    exec(snippet('"spacing"'), {})
+    assert {str(file) for file in Path().glob("*/*.json")} == {
+        f"{folder}/{case}.json"
+        for folder, cases in (("imagesTr", "12"), ("labelsTr", "12"), ("imagesUl", "9"))
+        for case in (f"P{number}" for number in cases)
+    }
+    assert Tiff3DIO().read_images(("imagesUl/P9_0000.tif",))[1]["spacing"][0] == pytest.approx(7.6)
+    assert Tiff3DIO().read_seg("labelsTr/P1.tif")[1]["spacing"][0] == pytest.approx(7.6)
+
+
+@pytest.mark.nightly
+def test_rgb_pictures_with_masks_of_0_and_255_are_trained_on(raw, tmp_path, monkeypatch, few_samples):
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args
+    from tiny_trainings import TINY, shrink
+
+    from nnunetv2_vqseg.commands.plan import main as plan
+    from nnunetv2_vqseg.commands.split import main as split
+
+    make(raw, "RGB pictures", foreground=255)
+    monkeypatch.chdir(raw)
+    exec(snippet("as_gray"), {})
+    plan(["-d", "901", "-np", "1", "-npfp", "1", "--no_pbar"])
+    split(["-d", "901"])
+    file = tmp_path / "nnUNet_preprocessed" / raw.name / "nnUNetVQSegPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    shrink(plans, patch=32, features=8, max_features=16, convs=1)
+    plans["configurations"]["2d"]["vqseg"] = TINY | {"num_epochs": 1, "iterations_per_epoch": 1}
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    device = torch.device("cpu")
+    trainer = get_trainer_from_args("901", "2d", 0, "nnUNetTrainerVQSeg", "nnUNetVQSegPlans", device=device)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    saved = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+    assert saved["vqseg"]["step"] == 1
+    (predicted,) = (Path(trainer.output_folder) / "validation").glob("*.png")
+    assert set(np.unique(io.imread(predicted))) <= {0, 1}

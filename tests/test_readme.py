@@ -1,7 +1,10 @@
 """What README and reference say is what the code has."""
 
+import ast
+import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +18,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from readme_picture import scores  # noqa: E402
 from update_reference import COMMANDS, KEYS, markdown_table, with_tables  # noqa: E402
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MOST_LINES = 150
 PAGES = ("README.md", "docs/index.md", "docs/glossary.md")
 
 
@@ -75,6 +80,62 @@ def test_links_lead_somewhere(page):
 
 def test_the_picture_has_every_method_with_both_numbers_of_patients():
     """The same split, patients and number of steps; a row that is renamed on its page would be missing."""
-    methods = {"stock nnU-Net", "mean teacher", "VQ-Seg"}
+    methods = {"stock nnU-Net", "mean teacher", "VQ-Seg with\nimage decoder"}
     assert {count: set(values) for count, values in scores().items()} == {3: methods, 7: methods}
     assert all(0 < dice < 1 for values in scores().values() for dice in values.values())
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+def quoted(section: str) -> list[str]:
+    """What stands in backticks in the first column of a section's table."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^\| `([^`]+)`[^|]*\|", text, flags=re.MULTILINE)
+
+
+def templates(file: Path) -> Iterator[str]:
+    """Every text in a Python file, with ... for what is put in."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_messages_among_the_troubles_are_those_of_the_code(monkeypatch, tmp_path):
+    import nnunetv2
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+    from nnunetv2_vqseg.trainer.curves import EpochCurves
+
+    files = [*(ROOT / "nnunetv2_vqseg").rglob("*.py"), Path(nnunetv2.__path__[0]) / "utilities" / "find_objects.py"]
+    said = [text for file in files for text in templates(file)]
+    said.append(EpochCurves.summary_line({"kept_share": 0.0}))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    trained_with_another_plan = get_output_folder("Dataset123_Name", "nnUNetTrainerVQSeg", "nnUNetPlans", "2d")
+    with pytest.raises(FileNotFoundError) as stopped:
+        nnUNetPredictor(perform_everything_on_device=False).initialize_from_trained_model_folder(
+            trained_with_another_plan, (0,)
+        )
+    said.append(str(stopped.value))
+    messages = quoted("When something is wrong")
+    assert len(messages) == 6
+    for message in messages:
+        pattern = ".*".join(map(re.escape, message.split("...")))
+        assert any(re.search(rf"(?<![\w.]){pattern}(?![\w.])", text) for text in said), message
+
+
+def test_keys_and_the_dataset_json_are_as_the_code_takes_them(tmp_path):
+    from nnunetv2_vqseg.data.checks.dataset_json import load_dataset_json
+    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
+
+    keys = nnUNetTrainerVQSeg.method_class.Config.declared()
+    named = [name for name in quoted("Settings that people change") if not name.startswith("nnUNet_")]
+    assert named
+    assert set(named) <= set(keys)
+    (line,) = re.findall(r"```json\n(.*?)\n```", README)
+    (tmp_path / "dataset.json").write_text(line, encoding="utf-8")
+    assert load_dataset_json(tmp_path / "dataset.json") == json.loads(line)

@@ -103,6 +103,28 @@ def test_shim_directory_holds_nothing_but_the_shim():
     assert [file.name for file in trainer_directory().iterdir() if file.name != "__pycache__"] == ["vqseg_trainers.py"]
 
 
+@pytest.mark.parametrize("searched", [None, "", "/my/trainers", "/my/trainers:OURS", "OURS"])
+def test_the_command_fails_where_nnunet_does_not_look(searched, monkeypatch, capsys):
+    from nnunetv2_vqseg.commands.path import main, trainer_directory
+
+    ours = str(trainer_directory())
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    if searched is not None:
+        monkeypatch.setenv("nnUNet_extTrainer", searched.replace(":", os.pathsep).replace("OURS", ours))
+    if searched and "OURS" in searched:
+        main()
+        assert capsys.readouterr() == (f"{ours}\n", "")
+        return
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed, warned = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert printed == f"{ours}\n", "for $(nnUNetv2_vqseg_path)"
+    monkeypatch.setenv("nnUNet_extTrainer", warned.strip().partition("nnUNet_extTrainer=")[2])
+    main()
+    assert os.environ["nnUNet_extTrainer"] == os.pathsep.join(([searched] if searched else []) + [ours])
+
+
 def test_every_trainer_is_found_by_nnunet_and_pickled_as_the_same_class():
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -143,8 +165,9 @@ def test_trainers_of_any_number_of_epochs_are_made_when_they_are_asked_for():
         assert issubclass(made, getattr(trainers, name))
         assert made.default_config().num_epochs == 7
         assert made is getattr(trainers, f"{name}_7epochs")
-        with pytest.raises(ConfigError, match="what defines this trainer"):
-            made.configured({"num_epochs": 8})
+        assert made.configured({"num_epochs": 8}).num_epochs == 8, "to go on; refused where a training starts"
+        with pytest.raises(ConfigError, match=rf"_7epochs trains for 7 epochs.*num_epochs = 6: use -tr {name} "):
+            made.configured({"num_epochs": 6})
     for wrong in (
         "nnUNetTrainerVQSeg_0epochs",
         "nnUNetTrainerX_5epochs",

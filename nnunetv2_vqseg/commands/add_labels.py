@@ -23,6 +23,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-i", dest="labels", type=Path, required=True, metavar="FOLDER", help="labels, named CASE and file ending"
     )
+    parser.add_argument(
+        "--patient-regex",
+        metavar="REGEX",
+        help="finds the patient in a case's name, as in nnUNetv2_vqseg_split (default: what the split was made with)",
+    )
     parser.add_argument("-np", dest="processes", type=int, default=4, metavar="N", help="processes (default: 4)")
     return parser
 
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     nnunet_folder("nnUNet_preprocessed")
     from nnunetv2_vqseg.planning.add_labels import add_labels  # nnU-Net takes seconds to import
 
-    added = add_labels(name, args.labels, args.processes)
+    added = add_labels(name, args.labels, args.processes, patient_regex=args.patient_regex)
     print(f"{name}: {some(added.cases)} moved from imagesUl to imagesTr ({len(added.cases)} cases).")
     for folder in added.prepared:
         print(f"preprocessed into {folder}")

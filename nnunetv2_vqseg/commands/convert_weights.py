@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-d", required=True, metavar="ID", help="dataset to be trained on, name or ID")
     parser.add_argument("-c", default="2d", metavar="CONFIGURATION", help="default: %(default)s")
     parser.add_argument("-tr", default="nnUNetTrainerVQSeg", metavar="TRAINER", help="default: %(default)s")
-    parser.add_argument("-p", default="nnUNetVQSegPlans", metavar="PLANS", help="default: %(default)s")
+    parser.add_argument(
+        "-p", metavar="PLANS", help="default: nnUNetPlans, where there is none nnUNetVQSegPlans or the only plan"
+    )
     parser.add_argument("-o", required=True, type=Path, metavar="FILE", help="file to write; must not exist")
     return parser
 
@@ -68,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from nnunetv2_vqseg.commands.train import REFUSALS, require_readable_plan
 
     try:
-        require_readable_plan(args.d, args.p, args.tr)
-        convert(args.i, args.d, args.c, args.tr, args.p, args.o)
+        _, plans = require_readable_plan(args.d, args.p, args.tr)
+        convert(args.i, args.d, args.c, args.tr, plans, args.o)
     except (*REFUSALS, OSError) as error:
         sys.exit(f"Error: {error}")
     print(f"Wrote {args.o}.")

@@ -12,7 +12,7 @@ from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.data.cases import channel_files
 from nnunetv2_vqseg.data.patients import PATIENT_PATTERN, group_by_patient
 from nnunetv2_vqseg.data.split import cross_validation, make_fold, patients_of_list
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, Fold, load_splits, write_splits
+from nnunetv2_vqseg.data.splits_file import LISTS, PATTERN, SPLITS_FILE, Fold, load_splits, write_splits
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=PATIENT_PATTERN,
         metavar="REGEX",
         help="finds the patient in a case's name: its first group, or its match (default: the name without endings "
-        "such as _frame01, _ses-2 or _ED)",
+        "such as _frame01, _ses-2 or _ED); kept in splits_final.json for nnUNetv2_vqseg_add_labels",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--append", action="store_true", help="add the folds behind those in splits_final.json")
@@ -75,6 +75,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         made = {seed: cross_validation(patients, seed) for seed in args.seed}
     folds = [fold for of_seed in made.values() for fold in of_seed]
+    if args.patient_regex != PATIENT_PATTERN:
+        for fold in folds:
+            fold[PATTERN] = args.patient_regex
 
     folders = [dataset]
     preprocessed = folder_or_none("nnUNet_preprocessed")
@@ -122,7 +125,11 @@ def _tell_of_folds(dataset: Path, patients: dict[str, list[str]], made: dict[int
     written = load_splits(dataset)
     owner = {case: patient for patient, cases in patients.items() for case in cases}
     for seed, fold in ((seed, fold) for seed, folds in made.items() for fold in folds):
-        parts = [f"{len({owner[case] for case in fold[key]})} patients {key} ({len(fold[key])} cases)" for key in fold]
+        parts = [
+            f"{len({owner[case] for case in fold[key]})} patients {key} ({len(fold[key])} cases)"
+            for key in LISTS
+            if key in fold
+        ]
         print(f"fold {written.index(fold)} (seed {seed}): {', '.join(parts)}")
 
 

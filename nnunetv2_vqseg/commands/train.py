@@ -27,6 +27,7 @@ from nnunetv2_vqseg.commands.rendezvous import join_process_group, leave_process
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError, DatasetError, UserError
 from nnunetv2_vqseg.core.folders import matching_datasets, nnunet_folder
 from nnunetv2_vqseg.data.checks.dataset_json import load_dataset_json
+from nnunetv2_vqseg.planning.missing_plan import plan_without_option
 from nnunetv2_vqseg.planning.plans import load_plans
 from nnunetv2_vqseg.trainer.checkpoint_files import newest_checkpoint
 from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # Where the trainer has something to save, it handles signals itself.
         with exit_when_asked("start the same command again, with --c if a checkpoint was written"):
-            trainer = require_readable_plan(args.dataset_name_or_id, args.p, args.tr)
+            trainer, args.p = require_readable_plan(args.dataset_name_or_id, args.p, args.tr)
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 require_trainer_for_torchrun(trainer, args.device)
                 train_distributed(args)
@@ -72,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("configuration", help="configuration of the plan, such as 2d")
     parser.add_argument("fold", help="0 to 4, or all")
     parser.add_argument("-tr", default="nnUNetTrainerVQSeg", help="trainer")
-    parser.add_argument("-p", default="nnUNetVQSegPlans", help="plans identifier")
+    parser.add_argument(
+        "-p", help="plans identifier. Default: nnUNetPlans, where there is none nnUNetVQSegPlans or the only plan"
+    )
     parser.add_argument("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
     parser.add_argument("-num_gpus", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--npz", action="store_true", help="save the final validation's softmax too")
@@ -107,11 +110,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def require_readable_plan(dataset: str, plans: str, trainer: str) -> type[nnUNetTrainer]:
+def require_readable_plan(dataset: str, plans: str | None, trainer: str) -> tuple[type[nnUNetTrainer], str]:
     """Say in a sentence what `nnUNetv2_train` says in a traceback, before it opens the plan.
 
+    Args:
+        plans: the plan's name; None for `plan_without_option`.
+
     Returns:
-        The trainer's class.
+        The trainer's class, and the plan's name.
 
     Raises:
         DatasetError, PlansError: a path variable is not set, or dataset, plan or dataset.json cannot be read.
@@ -126,11 +132,12 @@ def require_readable_plan(dataset: str, plans: str, trainer: str) -> type[nnUNet
             f"that was preprocessed."
         )
     folder = preprocessed / found[0]
+    plans = plans or plan_without_option(folder)
     load_plans(folder / f"{plans}.json")
     load_dataset_json(folder / "dataset.json")
     try:
         with contextlib.redirect_stdout(None):  # it tells where it looks, and will again
-            return recursive_find_trainer_class_by_name(trainer)
+            return recursive_find_trainer_class_by_name(trainer), plans
     except RuntimeError as error:
         raise ConfigError(
             f"There is no trainer {trainer}; correct its name after -tr, or set nnUNet_extTrainer to its folder."

@@ -13,8 +13,11 @@ from nnunetv2_vqseg.core.errors import DatasetError
 PATIENT_PATTERN = r"(.+?)(?:[_-](?:frame|phase|time|visit|scan|session|ses)[_-]?\d+|[_-](?:ED|ES))*$"
 
 
-def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> dict[str, list[str]]:
+def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN, strict: bool = True) -> dict[str, list[str]]:
     """Cases of each patient, both sorted; the patient is as `patient_of` finds it.
+
+    Args:
+        strict: refuse names that the pattern does not match; else they are patients of their own.
 
     Raises:
         DatasetError: the pattern is not a regular expression or does not match the beginning of a case's name.
@@ -26,7 +29,7 @@ def group_by_patient(cases: Iterable[str], pattern: str = PATIENT_PATTERN) -> di
     patients: dict[str, list[str]] = {}
     for case in sorted(cases):
         match = regex.match(case)
-        patient = match and patient_of(match)
+        patient = (match and patient_of(match)) or ("" if strict else case)
         if not patient:
             raise DatasetError(f"The patient pattern '{pattern}' finds no patient in the case name '{case}'.")
         patients.setdefault(patient, []).append(case)
@@ -39,12 +42,14 @@ def patient_of(match: re.Match[str]) -> str:
     return next((group for group in groups if group), "")
 
 
-def shared_patients(cases: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+def shared_patients(
+    cases: Iterable[str], others: Iterable[str], pattern: str = PATIENT_PATTERN
+) -> list[tuple[str, str]]:
     """Of each patient with different cases in both lists, by the names of the cases, one case of either.
 
     Names that are all taken for one patient tell patients apart in some other way: then there are none.
     """
-    ours, theirs = group_by_patient(cases), group_by_patient(others)
+    ours, theirs = (group_by_patient(names, pattern, strict=False) for names in (cases, others))
     if len({*ours, *theirs}) < 2:
         return []
     pairs = (product(ours[patient], theirs[patient]) for patient in ours if patient in theirs)

@@ -1,7 +1,8 @@
 """nnU-Net's `splits_final.json`.
 
 A fold is `{"train": [...], "val": [...], "unlabeled": [...]}`. nnU-Net ignores the third list, so a stock trainer sees
-the labelled cases only and both methods train from the same file.
+the labelled cases only and both methods train from the same file. "patient_regex" beside the lists, where
+`nnUNetv2_vqseg_split --patient-regex` made the fold, says which cases are one patient's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 from nnunetv2_vqseg.core.errors import DatasetError, and_more
 from nnunetv2_vqseg.core.files import replace_text
 from nnunetv2_vqseg.core.json import read_json
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 
 SPLITS_FILE = "splits_final.json"
+LISTS, PATTERN = ("train", "val", "unlabeled"), "patient_regex"
+"""What a fold has."""
 FOLDS = 5
 """Of nnU-Net's own split, for which it needs as many cases."""
-Fold = dict[str, list[str]]
+Fold = dict[str, Any]
 
 
 def split_command(dataset_name: str) -> str:
@@ -32,7 +36,7 @@ def load_splits(*folders: str | Path) -> list[Fold]:
     """The content of the first `splits_final.json` found in the folders; an empty list where there is none.
 
     Raises:
-        DatasetError: the file is not a list of folds, each with lists of case names.
+        DatasetError: the file is not a list of folds, each with lists of case names, or a pattern is no text.
     """
     for file in (Path(folder) / SPLITS_FILE for folder in folders):
         if not file.is_file():
@@ -48,8 +52,15 @@ def load_splits(*folders: str | Path) -> list[Fold]:
                         f'{file} has no list of case names under "{key}" in fold {number}; write for example "{key}": '
                         f'["CASE_1", "CASE_2"].'
                     )
+            if not isinstance(fold.get(PATTERN, ""), str):
+                raise DatasetError(f'"{PATTERN}" in fold {number} of {file} is no text; correct it or remove it.')
         return splits
     return []
+
+
+def patient_pattern(fold: Fold | None) -> str:
+    """What finds the patient in the names of a fold's cases."""
+    return (fold or {}).get(PATTERN) or PATIENT_PATTERN
 
 
 def load_fold_entry(preprocessed_dataset_folder_base: str | Path, fold: int | str) -> Fold | None:

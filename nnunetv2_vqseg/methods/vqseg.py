@@ -434,7 +434,8 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         if output.indices is not None and output.tokens is not None:
             self._codes = output.indices, output.tokens
         terms = self.weighted(output, layout, batch, views, progress, target)
-        return terms, metrics if output.step is None else metrics | {"qpm_step": output.step}
+        varies = output.step is not None and self.config.qpm_strength is None  # else it is what the key says
+        return terms, metrics | {"qpm_step": output.step} if varies else metrics
 
     @torch.no_grad()
     def views(self, batch: Batch) -> tuple[Views, Metrics]:

@@ -24,8 +24,8 @@ from nnunetv2_vqseg.data.cases import UNLABELED_FOLDER, TrainingCase, channel_fi
 from nnunetv2_vqseg.data.checks.dataset_json import load_dataset_json
 from nnunetv2_vqseg.data.checks.labeled import RECORD_FILE, check_labeled_cases
 from nnunetv2_vqseg.data.patients import group_by_patient
-from nnunetv2_vqseg.data.side_files import with_side_files
-from nnunetv2_vqseg.data.splits_file import SPLITS_FILE, Fold, load_splits
+from nnunetv2_vqseg.data.side_files import TIFF, data_files, spacing_file, with_side_files
+from nnunetv2_vqseg.data.splits_file import LISTS, SPLITS_FILE, Fold, load_splits, patient_pattern
 from nnunetv2_vqseg.planning.nnunet_steps import preprocess_case
 from nnunetv2_vqseg.planning.plans import load_plans
 
@@ -46,16 +46,19 @@ class Added:
     validating: list[str]
 
 
-def add_labels(name: str, labels: Path, num_processes: int = 4, show_progress: bool = True) -> Added:
+def add_labels(
+    name: str, labels: Path, num_processes: int = 4, show_progress: bool = True, patient_regex: str | None = None
+) -> Added:
     """Move cases from `imagesUl` to `imagesTr` and their labels to `labelsTr`, in raw and preprocessed folders.
 
     Args:
         name: `DatasetXXX_NAME`.
         labels: folder with a file `CASE.ending` for each newly annotated case; it is left as it is.
+        patient_regex: finds the patient in a case's name; None for what each fold was made with.
 
     Raises:
-        DatasetError: a label has no image in `imagesUl`, does not fit it, or another label is there already. Then
-            nothing was changed.
+        DatasetError: a label has no image in `imagesUl`, does not fit it, another label is there already, or a name has
+            no patient. Then nothing was changed.
     """
     raw, base = raw_folder(name), preprocessed_folder(name)
     dataset_json = load_dataset_json(raw / "dataset.json")
@@ -67,6 +70,10 @@ def add_labels(name: str, labels: Path, num_processes: int = 4, show_progress: b
     new = _new_cases(raw, labels, ending)
     example = next(iter(new.values()))["images"][0]
     reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
+    splits = {folder: load_splits(folder) for folder in (raw, base)}
+    validating = {
+        case for of in splits.values() for fold in of for case in _add_to_fold(fold, list(new), patient_regex)
+    }
     with tempfile.TemporaryDirectory() as scratch:
         check_labeled_cases(new, dataset_json, reader, Path(scratch) / RECORD_FILE, num_processes, show_progress)
 
@@ -74,20 +81,21 @@ def add_labels(name: str, labels: Path, num_processes: int = 4, show_progress: b
         _prepare(base, *plan, new, dataset_json, num_processes, show_progress) for plan in _prepared_plans(base)
     ]
     for entry in new.values():
-        label = Path(entry["label"])
         if (base / "gt_segmentations").is_dir():
-            _copy(label, base / "gt_segmentations" / label.name)
-        _copy(label, raw / "labelsTr" / label.name)
+            _copy_label(Path(entry["label"]), base / "gt_segmentations")
+        _copy_label(Path(entry["label"]), raw / "labelsTr")
         for image in with_side_files(entry["images"]):
             if image.parent == raw / UNLABELED_FOLDER and image.is_file():
                 Path(image).replace(raw / "imagesTr" / image.name)
-    folds, validating = _add_to_splits((raw, base), list(new))
+    for folder, folds in splits.items():
+        if folds:
+            replace_text(folder / SPLITS_FILE, json.dumps(folds, indent=4) + "\n")
     for file in (raw / "dataset.json", base / "dataset.json"):
         if file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
             content["numTraining"] = len(channel_files(raw / "imagesTr", ending))
             replace_text(file, json.dumps(content, indent=4))
-    return Added(sorted(new), prepared, folds, validating)
+    return Added(sorted(new), prepared, max(map(len, splits.values())), sorted(validating))
 
 
 def _new_cases(raw: Path, labels: Path, ending: str) -> dict[str, TrainingCase]:
@@ -159,26 +167,18 @@ def _prepare(
     return output
 
 
-def _copy(source: Path, target: Path) -> None:
-    replace_bytes(target, source.read_bytes())
+def _copy_label(label: Path, folder: Path) -> None:
+    """Copy a label with what is read with it: a TIFF's spacing, the voxels of a header. The label comes last."""
+    spacing = [spacing_file(label, of_label=True)] if label.suffix.lower() in TIFF else []
+    for file in (*spacing, *data_files(label), label):
+        if file.is_file():
+            replace_bytes(folder / file.name, file.read_bytes())
 
 
-def _add_to_splits(folders: Sequence[Path], cases: Sequence[str]) -> tuple[int, list[str]]:
-    """Train on the cases in each fold; where it validates on other scans of their patients, validate on them too."""
-    number, validating = 0, set()
-    for folder in folders:
-        folds = load_splits(folder)
-        for fold in folds:
-            validating |= _add_to_fold(fold, cases)
-        number = max(number, len(folds))
-        if folds:
-            replace_text(folder / SPLITS_FILE, json.dumps(folds, indent=4) + "\n")
-    return number, sorted(validating)
-
-
-def _add_to_fold(fold: Fold, cases: Sequence[str]) -> set[str]:
-    known = {case for names in fold.values() for case in names or ()}
-    patients = group_by_patient([*known, *cases])
+def _add_to_fold(fold: Fold, cases: Sequence[str], patient_regex: str | None) -> set[str]:
+    """Train on the cases; where the fold validates on other scans of their patients, validate on them: these."""
+    known = {case for key in LISTS for case in fold.get(key) or ()}
+    patients = group_by_patient([*known, *cases], patient_regex or patient_pattern(fold))
     validated = {patient for patient, names in patients.items() if set(names) & set(fold["val"])}
     alone = len(patients) == 1  # names that tell no patients apart
     val = {case for patient in validated for case in patients[patient] if case in cases} if not alone else set()

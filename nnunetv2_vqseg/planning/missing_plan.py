@@ -1,6 +1,6 @@
-"""The whole corrected command where `nnUNetv2_train` was given a plan that the dataset does not have.
+"""Commands without `-p`: the plan that is meant, and the whole corrected command where nnU-Net's own does not find it.
 
-nnU-Net's command looks for nnUNetPlans unless `-p` names another plan, and ends in a traceback where there is none. It
+`nnUNetv2_train` looks for nnUNetPlans unless `-p` names another plan, and ends in a traceback where there is none. It
 asks for the trainer first: that is when this is said.
 """
 
@@ -11,11 +11,26 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_vqseg.core.errors import UserError
+from nnunetv2_vqseg.core.errors import PlansError, UserError
 from nnunetv2_vqseg.core.folders import folder_or_none, matching_datasets
 from nnunetv2_vqseg.planning.plans import load_plans
 
 NNUNET_PLANS, OUR_PLANS, VIT_PLANS = "nnUNetPlans", "nnUNetVQSegPlans", "nnUNetViTPlans"
+
+
+def plan_without_option(folder: Path) -> str:
+    """The plan of a preprocessed dataset that our own commands take without `-p`: nnU-Net's, else ours, else the one.
+
+    Raises:
+        PlansError: there are several others.
+    """
+    here = _plans(folder)
+    usual = next((name for name in (NNUNET_PLANS, OUR_PLANS) if (folder / f"{name}.json").is_file()), None)
+    if usual is not None or not here:
+        return usual or OUR_PLANS
+    if len(here) > 1:
+        raise PlansError(f"{folder.name} has the plans {', '.join(here)}; say with -p which one.")
+    return here[0]
 
 
 def corrected_command(argv: Sequence[str]) -> str | None:
@@ -32,7 +47,7 @@ def corrected_command(argv: Sequence[str]) -> str | None:
     names = [] if dataset is None else matching_datasets(dataset, preprocessed)
     if len(names) != 1 or (preprocessed / names[0] / f"{wanted}.json").is_file():
         return None
-    others = sorted(file.stem for file in (preprocessed / names[0]).glob("*.json") if _is_plan(file))
+    others = _plans(preprocessed / names[0])
     if not others:
         return None
     best = VIT_PLANS if any("ViT" in word for word in argv) else OUR_PLANS
@@ -72,6 +87,10 @@ def _without_plan(arguments: Sequence[str]) -> tuple[list[str], str, int]:
         else:
             rest.append(argument)
     return rest, wanted, len(rest) if place is None else place
+
+
+def _plans(folder: Path) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.json") if _is_plan(file))
 
 
 def _is_plan(file: Path) -> bool:

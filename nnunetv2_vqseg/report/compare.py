@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ class Comparison:
         """
         name, patient = dataset_name(self.dataset), patient_key(self.patient_regex)
         methods = parse_methods(self.trainers, self.plans, self.labels, self.configuration)
-        found = find_models(name, methods, list(map(str, self.folds)), self.checkpoint)
+        command = partial(self._command, name)
+        found = find_models(name, methods, list(map(str, self.folds)), self.checkpoint, command)
         scoring = self._scoring(name, next(iter(found[methods[0]].values())))
         patients = {case: patient(case) for cases in scoring.cases.values() for case in cases}
         done = {m.name: {key: scoring.score(model) for key, model in found[m].items()} for m in methods}
@@ -123,7 +125,7 @@ class Comparison:
             "versions": versions(),
             "definitions": {**DEFINITIONS, "empty": EMPTY_DEFINITIONS[self.empty_convention], "±": SPREAD_DEFINITION},
         }
-        summary |= {"notices": notices(summary), "command": self._command(name, methods)}
+        summary |= {"notices": notices(summary), "command": command(methods)}
         write_report(summary, done, scoring.settings, self.output / "report")
         return summary
 

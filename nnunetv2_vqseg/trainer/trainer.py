@@ -27,7 +27,7 @@ from nnunetv2_vqseg.data.checks.dataset_json import number_of_channels
 from nnunetv2_vqseg.data.checks.preprocessed import check_split, preprocessed_cases, require_enough_cases
 from nnunetv2_vqseg.data.loader import EndWithParent
 from nnunetv2_vqseg.data.patients import same_patient_message, shared_patients
-from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits
+from nnunetv2_vqseg.data.splits_file import load_fold_entry, load_splits, patient_pattern
 from nnunetv2_vqseg.methods.base import (
     Batch,
     CommonConfig,
@@ -86,6 +86,8 @@ class MethodTrainer(nnUNetTrainer):
     """Values that differ from the method's defaults."""
     fixed: ClassVar[Mapping[str, Any]] = {}
     """Values that define the trainer; a plan cannot change them. Keys the method lacks may not ask for another one."""
+    named_epochs: ClassVar[int | None] = None
+    """The number in the trainer's name. A training of so many epochs may go on to a larger one in the plan."""
 
     method: Method[Any]
     stepper: Stepper
@@ -170,7 +172,20 @@ class MethodTrainer(nnUNetTrainer):
         for key in cls.fixed.keys() & block.keys() - config.declared().keys():
             if block[key] != cls.fixed[key]:
                 raise ConfigError(locked_message(key, cls.fixed[key], block[key]))
-        return config.override(block, cls.fixed.keys(), known_keys())
+        config = config.override(block, cls.fixed.keys(), known_keys())
+        if cls.named_epochs is not None and config.num_epochs < cls.named_epochs:
+            raise ConfigError(cls._length_message(config.num_epochs))
+        return config
+
+    @classmethod
+    def _length_message(cls, planned: int) -> str:
+        plain = cls.__name__.rpartition("_")[0]
+        goes_on = "add --c to train on what has trained so long, " if planned > (cls.named_epochs or 0) else ""
+        return (
+            f"{cls.__name__} trains for {cls.named_epochs} epochs, and the plan's vqseg block has num_epochs = "
+            f"{planned}: {goes_on}use -tr {plain} to train for {planned} from the start, in a folder of its own, or "
+            f"remove num_epochs from the plan."
+        )
 
     @classmethod
     def build_network_architecture(
@@ -405,10 +420,13 @@ class MethodTrainer(nnUNetTrainer):
 
         Raises:
             CheckpointError: what was loaded cannot be continued.
+            ConfigError: the plan asks for more epochs than the trainer's name, and nothing was loaded.
             DatasetError: a case cannot be used, or a file cannot be read or written.
         """
         if self.checkpoints.problem:
             raise CheckpointError(self.checkpoints.problem)
+        if self.named_epochs is not None and self.config.num_epochs > self.named_epochs and not self.restores:
+            raise ConfigError(self._length_message(self.config.num_epochs))
         if not self.was_initialized:
             self.initialize()
         self.print_to_log_file(f"nnunetv2_vqseg {__version__}, {type(self).__name__}:\n{self.config.describe()}")
@@ -443,7 +461,8 @@ class MethodTrainer(nnUNetTrainer):
         if self.fold == "all":  # validates on what it trains on
             return
         train, val = self.do_split()
-        shared = shared_patients({*train, *self.unlabeled_identifiers}, val)
+        pattern = patient_pattern(load_fold_entry(self.preprocessed_dataset_folder_base, self.fold))
+        shared = shared_patients({*train, *self.unlabeled_identifiers}, val, pattern)
         if shared:
             where = f"the validation cases of fold {self.fold}"
             self.print_to_log_file(f"WARNING: {same_patient_message(shared, where)}")

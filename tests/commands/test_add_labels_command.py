@@ -7,8 +7,11 @@ import shutil
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_raw_dataset import add_case, make_dataset
+import tifffile
+from tiny_raw_dataset import add_case, make_dataset, write_dataset_json
+from tiny_trainings import TINY, shrink
 
 from nnunetv2_vqseg.commands.add_labels import main
 from nnunetv2_vqseg.commands.plan import main as plan
@@ -52,14 +55,14 @@ def label(home: Path, case: str) -> Path:
     return file
 
 
-def add(home: Path) -> None:
-    main(["-d", "901", "-i", str(home / "new"), "-np", "1"])
+def add(home: Path, *options: str) -> None:
+    main(["-d", "901", "-i", str(home / "new"), "-np", "1", *options])
 
 
-def fails(home: Path) -> str:
+def fails(home: Path, *options: str) -> str:
     before = contents(home)
     with pytest.raises(SystemExit) as stop:
-        add(home)
+        add(home, *options)
     assert contents(home) == before, "nothing may have changed"
     return str(stop.value)
 
@@ -143,7 +146,52 @@ def test_what_does_not_fit_is_refused_before_anything_moves(home: Path):
     assert "has no file CASE.nii.gz" in fails(home)
 
 
-def test_a_training_takes_it(home: Path):
+NAMED_BY_LETTER = r"([A-Z])"
+
+
+@pytest.mark.parametrize("told", ["by the split", "by the option"])
+def test_scans_of_a_patient_are_told_apart_as_the_split_does(home: Path, told: str):
+    """`Cnew` is a patient of its own by the usual names, and C's by the pattern that the folds were made with."""
+    raw, options = home / "nnUNet_raw" / NAME, []
+    add_case(raw, "imagesUl", "Cnew")
+    label(home, "Cnew")
+    made = [fold | {"patient_regex": NAMED_BY_LETTER} for fold in FOLDS]
+    if told == "by the option":
+        made, options = FOLDS, ["--patient-regex", NAMED_BY_LETTER]
+    for kind in ("raw", "preprocessed"):
+        (home / f"nnUNet_{kind}" / NAME / "splits_final.json").write_text(json.dumps(made), encoding="utf-8")
+    add(home, *options)
+    first, second = folds(home, "preprocessed")
+    assert (first["train"], first["val"]) == (["A", "B", "U"], ["C", "Cnew"])
+    assert (second["train"], second["val"]) == (["A", "C", "Cnew", "U"], ["B"])
+    assert first.get("patient_regex") == made[0].get("patient_regex")
+
+
+def test_a_name_without_a_patient_is_refused_before_anything_moves(home: Path):
+    assert "finds no patient in the case name 'U'" in fails(home, "--patient-regex", "([A-C])")
+
+
+def test_a_tiffs_spacing_goes_with_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(folder, str(tmp_path / folder))
+    raw, new = tmp_path / "nnUNet_raw" / NAME, tmp_path / "new"
+    image = np.zeros((5, 16, 16), np.uint8)
+    image[:, 4:8, 4:8] = 1
+    for folder, case in (("imagesTr", "A"), ("imagesUl", "U")):
+        labels = raw / "labelsTr" if folder == "imagesTr" else new
+        for file in (raw / folder / f"{case}_0000.tif", labels / f"{case}.tif"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(file, image)
+            (file.parent / f"{case}.json").write_text('{"spacing": [7.6, 3.9, 3.9]}', encoding="utf-8")
+    (raw / "imagesUl" / "V_0000.tif").write_bytes((raw / "imagesUl" / "U_0000.tif").read_bytes())
+    write_dataset_json(raw, ending=".tif")
+    add(tmp_path)
+    for folder in ("imagesTr", "labelsTr"):
+        assert json.loads((raw / folder / "U.json").read_text(encoding="utf-8")) == {"spacing": [7.6, 3.9, 3.9]}
+    assert [file.name for file in (raw / "imagesUl").iterdir()] == ["V_0000.tif"]
+
+
+def test_a_training_finds_it(home: Path):
     from nnunetv2_vqseg.data.checks.preprocessed import check_preprocessed_cases, preprocessed_cases
 
     add(home)
@@ -155,7 +203,39 @@ def test_a_training_takes_it(home: Path):
     )
 
 
-def test_a_case_that_was_annotated_needs_an_image(home: Path):
+@pytest.mark.nightly
+def test_trainings_anew_and_with_c_learn_from_it(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """docs/how-to/add-labels.md: then train anew, or raise `num_epochs` and add `--c`."""
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    monkeypatch.setenv("nnUNet_results", str(home / "nnUNet_results"))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    file = home / "nnUNet_preprocessed" / NAME / "nnUNetVQSegPlans.json"
+
+    def train(trainer_name: str, epochs: int, continues: bool = False) -> list[list[str]]:
+        plans = json.loads(file.read_text(encoding="utf-8"))
+        shrink(plans, patch=32, features=8, max_features=16, convs=1)
+        plans["configurations"]["2d"]["vqseg"] = TINY | {"num_epochs": epochs, "iterations_per_epoch": 1}
+        file.write_text(json.dumps(plans), encoding="utf-8")
+        trainer = get_trainer_from_args(
+            "901", "2d", 0, trainer_name, "nnUNetVQSegPlans", continues, device=torch.device("cpu")
+        )
+        maybe_load_checkpoint(trainer, continues, False)
+        trainer.run_training()
+        saved = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+        assert saved["vqseg"]["step"] == epochs
+        return [*map(sorted, trainer.do_split()), sorted(trainer.unlabeled_identifiers)]
+
+    assert train("nnUNetTrainerMeanTeacher", 1) == [["A", "B"], ["C"], ["C_scan2", "U", "V"]]
+    add(home)
+    after = [["A", "B", "U"], ["C"], ["C_scan2", "V"]]
+    assert train("nnUNetTrainerMeanTeacher", 2, continues=True) == after
+    assert train("nnUNetTrainerSupervised", 1)[:2] == after[:2]
+    assert train("nnUNetTrainerVQSeg", 1) == after
+
+
+def test_a_case_that_came_after_planning_may_join(home: Path):
     add_case(home / "nnUNet_raw" / NAME, "imagesUl", "W")
     label(home, "W")
     add(home)

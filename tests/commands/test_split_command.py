@@ -71,6 +71,18 @@ def test_fold_has_labelled_unlabelled_and_validation_patients(dataset: Path) -> 
     assert set(dataset.rglob("*")) - before == {dataset / "splits_final.json"}, "nothing is moved"
 
 
+def test_the_pattern_is_kept_with_the_folds(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For `nnUNetv2_vqseg_add_labels` and the warnings of a training."""
+    pattern = r"patient\d(\d)"
+    split("--patient-regex", pattern)
+    (first, second) = folds_in(dataset)
+    assert (first["patient_regex"], second["patient_regex"]) == (pattern, pattern)
+    assert {case[:9] for case in first["train"]} == {case[:9] for case in second["val"]}
+    assert "1 patients train (20 cases), 1 patients val (20 cases)" in capsys.readouterr().out
+    split("--overwrite")
+    assert all(list(fold) == ["train", "val"] for fold in folds_in(dataset)), "nothing where names say it"
+
+
 def test_count_of_patients(dataset: Path) -> None:
     split("--labeled", 7, "--val", 3)
     (fold,) = folds_in(dataset)

@@ -12,7 +12,10 @@ import pytest
 from nnunetv2.run.run_training import run_training_entry
 
 import nnunetv2_vqseg
-from nnunetv2_vqseg.planning.missing_plan import corrected_command
+from nnunetv2_vqseg.commands import convert_weights
+from nnunetv2_vqseg.commands import train as train_command
+from nnunetv2_vqseg.core.errors import PlansError
+from nnunetv2_vqseg.planning.missing_plan import corrected_command, plan_without_option
 
 TRAIN = "/bin/nnUNetv2_train 123 2d 0 -tr nnUNetTrainerVQSeg"
 
@@ -130,3 +133,31 @@ def test_a_trainer_of_a_vit_gets_the_plan_of_a_vit(dataset):
     command = TRAIN.replace("nnUNetTrainerVQSeg", "nnUNetTrainerMeanTeacherViT_5epochs")
     assert said(command).endswith("-tr nnUNetTrainerMeanTeacherViT_5epochs -p nnUNetViTPlans")
     assert said(TRAIN).endswith("-p nnUNetVQSegPlans")
+
+
+def test_our_commands_take_nnunets_plan_first(dataset):
+    assert plan_without_option(dataset) == "nnUNetVQSegPlans"
+    add_plan(dataset, "Mine")
+    assert plan_without_option(dataset) == "nnUNetVQSegPlans"
+    add_plan(dataset, "nnUNetPlans")
+    assert plan_without_option(dataset) == "nnUNetPlans"
+    for name in ("nnUNetPlans", "nnUNetVQSegPlans"):
+        (dataset / f"{name}.json").unlink()
+    assert plan_without_option(dataset) == "Mine", "the only one"
+    add_plan(dataset, "Other")
+    with pytest.raises(PlansError, match="Dataset123_Hearts has the plans Mine, Other; say with -p which one"):
+        plan_without_option(dataset)
+
+
+def test_both_commands_ask_for_it(dataset, monkeypatch, tmp_path):
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "heart": 1}, "file_ending": ".nii.gz"}
+    (dataset / "dataset.json").write_text(json.dumps(description | {"numTraining": 2}), encoding="utf-8")
+    add_plan(dataset, "nnUNetPlans")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    found = {}
+    monkeypatch.setattr(train_command, "train_alone", lambda args: found.update(train=args.p))
+    monkeypatch.setattr(convert_weights, "convert", lambda *arguments: found.update(convert=arguments[4]))
+    for plan, options in (("nnUNetPlans", []), ("nnUNetVQSegPlans", ["-p", "nnUNetVQSegPlans"])):
+        train_command.main(["123", "2d", "0", "-device", "cpu", *options])
+        convert_weights.main(["-i", "weights.pth", "-d", "123", "-o", str(tmp_path / "new.pth"), *options])
+        assert found == {"train": plan, "convert": plan}

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -511,6 +512,25 @@ def test_missing_models_are_named_with_the_command_that_trains_them(world, predi
     assert "nnUNetv2_train Dataset901_Phantom 2d 1 -tr nnUNetTrainer -p nnUNetPlans --c\n" in message
     assert "nnUNetv2_train Dataset901_Phantom 2d 0 -tr nnUNetTrainerVQSeg -p nnUNetVQSegPlans\n" in message
     assert predictor == []
+
+
+def test_where_all_was_trained_with_another_plan_the_whole_command_is_told(world, predictor, without_report, capsys):
+    """The path of `nnUNetv2_vqseg_plan_and_preprocess`, whose later commands all want -p."""
+    folder = world / "results" / DATASET
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerVQSeg"):
+        (model,) = folder.glob(f"{trainer}__*__2d")
+        model.rename(folder / f"{trainer}__MyPlans__2d")
+    words = f"-d 901 -tr nnUNetTrainer nnUNetTrainerVQSeg -f 0 --split val -np 0 -device cpu -o {world / 'out'}".split()
+    with pytest.raises(SystemExit) as stopped:
+        compare_main(words)
+    told, _, command = str(stopped.value).partition("; run:\n  ")
+    assert "nnUNetTrainer was trained with -p MyPlans; nnUNetTrainerVQSeg was trained with -p MyPlans" in told
+    assert predictor == []
+    name, *corrected = shlex.split(command)
+    assert name == "nnUNetv2_vqseg_compare"
+    compare_main([*corrected, "-np", "0", "-device", "cpu"])
+    (summary,) = without_report
+    assert {method["training"]["plans"] for method in summary["methods"].values()} == {"MyPlans"}
 
 
 def test_trainings_with_other_plans_are_named(world, predictor):

@@ -96,6 +96,7 @@ def test_ranks_of_a_training_draw_differently_and_agree_on_everything_else(home,
         iterations_per_epoch=30,
         restart_after=4,
         restart_every=1,
+        qpm_strength=None,
     )
     processes = start_ranks(twenty_steps, str(tmp_path), *arguments, world=2, log=tmp_path / "log")
     assert finish(processes) == [0, 0]

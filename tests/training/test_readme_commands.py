@@ -47,6 +47,19 @@ def make_small(home: Path) -> None:
     file.write_text(json.dumps(plans), encoding="utf-8")
 
 
+def assert_it_trains_longer(home: Path, train: list[str], log: Path) -> None:
+    """README: raise `num_epochs` in the plan and add `--c`, also where the trainer's name has a number."""
+    assert re.search(r"`num_epochs` \| length; raise it and add `--c`", README)
+    file = home / "preprocessed" / DATASET / "nnUNetPlans.json"
+    plans = json.loads(file.read_text(encoding="utf-8"))
+    plans["configurations"]["2d"]["vqseg"]["num_epochs"] = 2
+    file.write_text(json.dumps(plans), encoding="utf-8")
+    arguments = [*train, "--c", *ON_A_CPU[train[0]]]
+    process = start(console_script, *arguments, log=log, environment=variables(home), shortened=False)
+    assert finish([process], seconds=600) == [0], log.read_text(encoding="utf-8")[-3000:]
+    assert "num_epochs was 1 and is 2" in log.read_text(encoding="utf-8")
+
+
 def test_own_data_in_five_commands_and_a_prediction(raw_phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setenv("nnUNet_def_n_proc", "1")
@@ -72,5 +85,6 @@ def test_own_data_in_five_commands_and_a_prediction(raw_phantoms, tmp_path, monk
         kill_all()
     page = (tmp_path / "comparison" / "report" / "index.html").read_text(encoding="utf-8")
     assert "nnUNetTrainerVQSeg_1epoch" in page
+    assert_it_trains_longer(raw_phantoms, five[2], tmp_path / "longer.log")
     cases = {file.name.removesuffix("_0000.nii.gz") for file in (raw_phantoms / "raw" / DATASET / "imagesTs").iterdir()}
     assert {file.name.removesuffix(".nii.gz") for file in (tmp_path / "OUTPUT").glob("*.nii.gz")} == cases

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_vqseg.core.errors import ConfigError, DatasetError
+from nnunetv2_vqseg.data.patients import PATIENT_PATTERN
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_scans_of_a_validation_patient_that_are_trained_on_are_told(make_trainer
     trainer.on_train_start()
     trainer.stop_loaders()
     train, val = trainer.do_split()
-    assert asked == [({*train, *trainer.unlabeled_identifiers}, val)]
+    assert asked == [({*train, *trainer.unlabeled_identifiers}, val, PATIENT_PATTERN)]
     assert trainer.unlabeled_identifiers
     log = Path(trainer.log_file).read_text(encoding="utf-8")
     assert "WARNING: The case P_ED is trained on and P_ES in the validation cases of fold 0 looks like" in log
@@ -138,6 +139,35 @@ def test_a_finished_training_goes_on_with_more_epochs(make_trainer, trained, cap
     assert rate == pytest.approx(1e-2 * (1 - 2 / 8) ** 0.9)
     assert longer.method.schedule(longer.progress)["ramp"] == pytest.approx(math.exp(-5 * (1 - 0.25 / 0.8) ** 2))
     assert longer.optimizer.state_dict()["state"], "momentum goes on"
+
+
+def test_a_training_with_its_length_in_the_name_goes_on_as_the_readme_says(make_trainer):
+    """README: train `_30epochs`, then raise `num_epochs` in the plan and add `--c`."""
+    name = "nnUNetTrainerMeanTeacher_1epoch"
+    first = make_trainer(name, num_epochs=1)
+    first.run_training()
+    final = Path(first.output_folder) / "checkpoint_final.pth"
+    before = final.read_bytes()
+
+    for continue_training in (False, True):  # nnU-Net starts anew with --c, too, where there is no checkpoint
+        anew = make_trainer(name, num_epochs=3, continue_training=continue_training)
+        with pytest.raises(
+            ConfigError, match=r"for 1 epochs, .* num_epochs = 3: add --c .*-tr nnUNetTrainerMeanTeacher "
+        ):
+            anew.on_train_start()
+    assert final.read_bytes() == before
+
+    longer = make_trainer(name, num_epochs=3, continue_training=True)
+    longer.load_checkpoint(str(final))
+    assert longer.current_epoch == 1
+    longer.run_training()
+    done = torch.load(final, weights_only=True)
+    assert done["current_epoch"] == 3
+    assert done["vqseg"]["step"] == 3 * longer.num_iterations_per_epoch
+
+    validating = make_trainer(name, num_epochs=3)
+    validating.load_checkpoint(str(final))
+    assert validating.only_validates
 
 
 def equal(first, second) -> bool:
@@ -457,6 +487,18 @@ def test_trainers_can_be_pickled_as_classes():
     assert first is again
     assert pickle.loads(pickle.dumps(first)) is first
     assert first.default_config().num_epochs == 5
+
+
+@pytest.mark.parametrize(("strength", "shown"), [(0.25, False), (None, True)])
+def test_qpms_step_is_a_curve_where_it_is_no_constant(make_trainer, strength, shown):
+    trainer = make_trainer(qpm_strength=strength)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = trainer._join(next(trainer.dataloader_train), 0.0)
+    trainer.method.before_step(0.0)
+    metrics = trainer.method.terms(batch, 0.0)[1]
+    assert ("qpm_step" in metrics) == shown
+    assert "confidence" in metrics
 
 
 def test_curves_reach_nnunets_other_loggers_such_as_wandb(make_trainer):
