@@ -203,7 +203,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if group.get("fused") and group.get("momentum"):
             for parameter in group["params"]:
-                if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
