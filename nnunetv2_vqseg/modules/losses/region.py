@@ -65,7 +65,7 @@ class RegionLoss:
                 intersection, predicted, reference = (sum_over_processes(sums) if self.ddp else sums).unbind(2)
                 dice = (2.0 * intersection + SMOOTH) / (predicted + reference + SMOOTH)
                 losses = losses + 1.0 - dice.mean(-1)
-            return (losses * losses.new_tensor(weights)[:, None]).sum(0)
+            return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum(0)
 
     def _sums(self, logits: Tensor, labels: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each mask the Dice's sums (masks, 3, classes), the entropies' (masks,) and the number of pixels."""
