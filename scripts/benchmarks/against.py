@@ -109,12 +109,13 @@ def checked_out(commit: str) -> Iterator[Path]:
 def server(root: Path, python: str, arguments: list[str]) -> Iterator[subprocess.Popen]:
     """A process with package and scripts of `root` that steps when it is asked to."""
     paths = os.pathsep.join([str(root), str(root / "scripts")])
+    own = {name: value for name, value in os.environ.items() if name != "nnUNet_extTrainer"}  # of today's package
     process = subprocess.Popen(
         [python, SERVER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": paths},
+        env=own | {"PYTHONPATH": paths},
         cwd=root,
     )
     try:
