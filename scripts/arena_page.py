@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from experiment_page import ANSWER_BEGIN, ANSWER_END
 from matplotlib.figure import Figure
-from update_methods import ARENAS, DATA, ROOT, ROWS, measured
+from update_methods import ARENAS, ROOT, ROWS, measured, seconds_a_step
 
 from nnunetv2_vqseg.core.curve_plot import figure_style
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
-from nnunetv2_vqseg.core.json import read_json
 from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, picture
 from nnunetv2_vqseg.report.statistics import MEAN
 
@@ -60,14 +58,6 @@ def shown(found: Found) -> list[str]:
     others = [name for name in order if name not in ALWAYS]
     chosen = {*ALWAYS, *others[: MOST_ROWS - len(ALWAYS)]}
     return [name for name in order if name in chosen]
-
-
-def seconds_a_step(data: Path = DATA) -> dict[str, float]:
-    """Trainer -> seconds, alone on the machine; empty where it was not measured."""
-    file = data / "performance" / "step-arena.json"
-    if not file.is_file():
-        return {}
-    return {row["variant"]: row["ms"] / 1e3 for row in read_json(file, "measure it again", dict)["tables"]["totals"]}
 
 
 def dice_at_equal_time(row: Row, stock: Row, seconds: Mapping[str, float]) -> float:
@@ -160,7 +150,9 @@ def page(text: str, found: Found, seconds: Mapping[str, float], picture_name: st
     tail = tail.partition("</details>")[2].strip()
     answer = [] if picture_name is None else [f"![Dice over stock nnU-Net's by method and data]({picture_name})", ""]
     answer += table(found, shown(found), seconds)
-    pages = ", ".join(f"[{title.format('...')}]({name}.md)" for name, title in ARENAS.items())
+    pages = ", ".join(
+        f"[{name}]({name}.md)" for name, title in ARENAS.items() if any(_is_of(where, title) for where in found)
+    )
     folded = [
         "<details markdown>",
         "<summary>All methods, HD95, postprocessing and equal time</summary>",
@@ -177,6 +169,12 @@ def page(text: str, found: Found, seconds: Mapping[str, float], picture_name: st
     ]
     parts = [head.strip(), ANSWER_BEGIN, "\n".join(answer), ANSWER_END, prose.strip(), "\n".join(folded), tail]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _is_of(where: str, title: str) -> bool:
+    """Whether the arena with this title has measured there."""
+    before, after = title.split("{}")
+    return where.startswith(before) and after in where
 
 
 def main() -> None:

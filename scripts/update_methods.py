@@ -56,17 +56,21 @@ def measured(data: Path = DATA) -> dict[str, dict[str, Row]]:
     return found
 
 
-def here(name: str, found: Mapping[str, Mapping[str, Row]]) -> str:
-    """What the arena says of a row, as Markdown."""
+def here(name: str, found: Mapping[str, Mapping[str, Row]], seconds: Mapping[str, float]) -> str:
+    """What the arena says of a row, as Markdown.
+
+    Args:
+        seconds: a step, by trainer.
+    """
     others = [other for other in BASELINES if other != name]
     lines = []
     for where, rows in found.items():
         if name in rows:
             scores = [_dice(rows[name]), *(_dice(rows[other]) if other in rows else "" for other in others)]
-            lines.append(f"| {' | '.join([where, *scores, _cost(rows[name], rows)])} |")
+            lines.append(f"| {' | '.join([where, *scores, _cost(rows[name], rows, seconds)])} |")
     if not lines:
         return NOT_YET
-    head = ["Dice here", name, *others, "time of a training over stock's"]
+    head = ["Dice here", name, *others, "time of a step over stock's"]
     rule = ["---"] * len(head)
     return "\n".join(
         [*(f"| {' | '.join(cells)} |" for cells in (head, rule)), *lines, "", "From [the arena](../results/arena.md)."]
@@ -80,22 +84,28 @@ def _dice(row: Row) -> str:
     return f"{score['mean']:.3f}{spread} ({seeds} seed{'s' if seeds > 1 else ''})"
 
 
-def _cost(row: Row, rows: Mapping[str, Row]) -> str:
-    stock = rows.get(BASELINES[0])
-    if stock is None or not (row["minutes"] and stock["minutes"]):
+def seconds_a_step(data: Path = DATA) -> dict[str, float]:
+    """Trainer -> seconds, alone on the machine; empty where it was not measured."""
+    file = data / "performance" / "step-arena.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tables": {"totals": []}}
+    return {row["variant"]: row["ms"] / 1e3 for row in content["tables"]["totals"]}
+
+
+def _cost(row: Row, rows: Mapping[str, Row], seconds: Mapping[str, float]) -> str:
+    trainers = row.get("trainer"), rows.get(BASELINES[0], {}).get("trainer")
+    if not all(trainer in seconds for trainer in trainers):
         return ""
-    mean, first = (sum(one["minutes"]) / len(one["minutes"]) for one in (row, stock))
-    return f"{mean / first:.1f}"
+    return f"{seconds[trainers[0]] / seconds[trainers[1]]:.1f}"
 
 
-def with_arena(text: str, page: str, found: Mapping[str, Mapping[str, Row]]) -> str:
+def with_arena(text: str, page: str, found: Mapping[str, Mapping[str, Row]], seconds: Mapping[str, float]) -> str:
     """A page's text with the current figures."""
     head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}{here(ROWS[page], found)}\n{END}{rest.partition(END)[2]}"
+    return f"{head}{BEGIN}{here(ROWS[page], found, seconds)}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    figures = measured()
+    figures, times = measured(), seconds_a_step()
     for page in ROWS:
         file = PAGES / f"{page}.md"
-        file.write_text(with_arena(file.read_text(encoding="utf-8"), page, figures), encoding="utf-8")
+        file.write_text(with_arena(file.read_text(encoding="utf-8"), page, figures, times), encoding="utf-8")

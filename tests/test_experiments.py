@@ -161,7 +161,7 @@ def test_busi_s_rows_are_those_of_the_hearts() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ExperimentError, match=r"no experiment 'tabel2'; there are .*modules"):
         read_experiment("tabel2", "cpu")
-    with pytest.raises(ExperimentError, match="no profile 'tpu'; there are cpu, gpu, gpu-short"):
+    with pytest.raises(ExperimentError, match="no profile 'tpu'; there are cpu, cpu-small, gpu, gpu-short"):
         read_experiment("modules", "tpu")
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import arena_page  # noqa: E402
 from experiment_files import read_experiment  # noqa: E402
-from update_methods import NOT_YET, PAGES, ROWS, here, measured, with_arena  # noqa: E402
+from update_methods import NOT_YET, PAGES, ROWS, here, measured, seconds_a_step, with_arena  # noqa: E402
 
 PAGE_NAMES = sorted(file.stem for file in PAGES.glob("*.md") if file.stem != "README")
 
@@ -29,7 +29,7 @@ def test_its_figures_are_current_and_its_trainer_exists(page):
     from nnunetv2_vqseg import trainers
 
     text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
-    assert with_arena(text, page, measured()) == text, "run python scripts/update_methods.py"
+    assert with_arena(text, page, measured(), seconds_a_step()) == text, "run python scripts/update_methods.py"
     names = re.findall(r"nnUNetTrainer\w+", text)
     assert names
     assert all(hasattr(trainers, name) for name in names)
@@ -37,34 +37,33 @@ def test_its_figures_are_current_and_its_trainer_exists(page):
     assert f"({page}.md) | `{names[0]}` |" in index
 
 
-def row(name: str, dice: float, minutes: float, seeds: int = 1) -> dict[str, Any]:
+def row(name: str, dice: float, seeds: int = 1) -> dict[str, Any]:
     score = {"Dice": {"mean": dice, "sd_folds": 0.012}}
     settings = {"seed": list(range(seeds))}
-    return {
-        "name": name,
-        "labeled": 3,
-        "summary": {"mean": score},
-        "settings": settings,
-        "minutes": [minutes] * seeds,
-    }
+    return {"name": name, "labeled": 3, "trainer": name, "summary": {"mean": score}, "settings": settings}
 
 
 def test_figures_stand_beside_the_baselines(tmp_path):
-    rows = [row("stock nnU-Net", 0.7, 10), row("mean teacher", 0.75, 15), row("BCP", 0.8, 20, seeds=3)]
+    rows = [row("stock nnU-Net", 0.7), row("mean teacher", 0.75), row("BCP", 0.8, seeds=3)]
     (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
-    text = here("BCP", measured(tmp_path))
     expected = (
-        "| ACDC, 3 labelled patients (validation) | 0.800 ± 0.012 (3 seeds) | 0.700 (1 seed) | 0.750 (1 seed) | 2.0 |"
+        "| ACDC, 3 labelled patients (validation) | 0.800 ± 0.012 (3 seeds) | 0.700 (1 seed) | 0.750 (1 seed) | {} |"
     )
-    assert expected in text
-    assert here("ABD", measured(tmp_path)) == NOT_YET
+    assert expected.format("") in here("BCP", measured(tmp_path), seconds_a_step(tmp_path))
+    (tmp_path / "performance").mkdir()
+    totals = [{"variant": "stock nnU-Net", "ms": 200.0}, {"variant": "BCP", "ms": 400.0}]
+    (tmp_path / "performance" / "step-arena.json").write_text(
+        json.dumps({"tables": {"totals": totals}}), encoding="utf-8"
+    )
+    assert expected.format("2.0") in here("BCP", measured(tmp_path), seconds_a_step(tmp_path))
+    assert here("ABD", measured(tmp_path), {}) == NOT_YET
     (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
-    assert here("BCP", measured(tmp_path)) == NOT_YET, "the test patients of it were not read"
-    assert "(test)" in here("stock nnU-Net", measured(tmp_path))
+    assert here("BCP", measured(tmp_path), {}) == NOT_YET, "the test patients of it were not read"
+    assert "(test)" in here("stock nnU-Net", measured(tmp_path), {})
 
 
 def arena_row(name: str, trainer: str, dice: float, online: list[float], postprocessed: bool = True) -> dict[str, Any]:
-    return row(name, dice, 10) | {
+    return row(name, dice) | {
         "trainer": trainer,
         "summary": {"mean": {"Dice": {"mean": dice, "sd_folds": None}, "HD95": {"mean": 5.25}}},
         "postprocessed": {"summary": {"Dice": {"mean": dice + 0.01}}} if postprocessed else None,
@@ -101,5 +100,5 @@ def test_the_arena_s_page_is_current():
     if arena_page.BEGIN not in text:
         pytest.skip("the arena has not been written yet")
     name = "arena.png" if "](arena.png)" in text else None
-    again = arena_page.page(text, measured(), arena_page.seconds_a_step(), name)
+    again = arena_page.page(text, measured(), seconds_a_step(), name)
     assert again == text, "run python scripts/arena_page.py"

@@ -23,8 +23,6 @@ if "mkdocs" not in REQUIRED:
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = {"phone": 390, "desk": 1280}
 MOST_ROWS = 8
-WITHOUT_ANSWER = {"arena.md"}
-"""Pages of results that wait for their measurement."""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +77,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 def results() -> dict[str, str]:
     """Name -> text of the pages of results that answer a question."""
-    found = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs" / "results").glob("*.md")}
-    return {name: text for name, text in found.items() if name not in WITHOUT_ANSWER}
+    return {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs" / "results").glob("*.md")}
 
 
 @pytest.mark.parametrize("name", results())
