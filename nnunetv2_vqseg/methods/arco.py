@@ -6,16 +6,15 @@ negatives are drawn equally from all parts of their lists (stratified group samp
 Original code, from which the constants are: https://github.com/charlesyou999648/ARCO, stage two, train_arco_2d.py.
 
 What is left out: stage one, a contrastive training of the network that stage two starts from; the nearest neighbours'
-loss, which has no gradient in the original; the equivariance loss and the elastic deformation, which the paper's loss
-does not have.
+loss, which has no gradient in the original; the equivariance loss and the elastic deformation, which its paper lacks.
 
 What differs, beside what docs/methods/README.md names for all: vectors of `representation_dim` numbers from one stage
 of the decoder, `representation_level`, instead of 496 from all stages at full resolution, with labels, probabilities
 and entropies at the places of that stage; the teacher's layers for them follow after a step with its other weights
 instead of before the forward pass; negatives are vectors of other classes, as in the paper, from queues of `queue_size`
 a class, where the original's rule leaves its queues of 30000 almost empty; the sampler's square holds its whole list;
-percentiles are each process's own; the package's intensity jitter and then CutMix, instead of CutMix and then colour
-jitter and blur. Queues are the same on all processes, which fill them together.
+percentiles are each process's own; intensity jitter before CutMix instead of colour jitter and blur after it. Queues
+are the same on all processes.
 """
 
 from __future__ import annotations
@@ -77,7 +76,8 @@ class ARCOConfig(EMAConfig, StrongViewConfig):
     queue_size: Annotated[int, Range(1, 1_000_000), "vectors of each class to draw negatives from"] = 4096
     queue_push: Annotated[int, Range(1, 65_536), "new ones a step and process"] = 256
 
-    same_to_continue: ClassVar = frozenset({"optimizer", "representation_dim", "representation_level", "queue_size"})
+    sizes: ClassVar[frozenset[str]] = frozenset({"representation_dim", "representation_level", "queue_size"})
+    same_to_continue: ClassVar[frozenset[str]] = StrongViewConfig.same_to_continue | sizes
 
 
 class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):

@@ -55,7 +55,7 @@ class SSNetConfig(UnlabeledConfig):
     ] = "lowest"
     pixels_per_class: Annotated[int, Range(2, 1_000_000), "largest number of pixels of each class in a term"] = 4096
 
-    same_to_continue: ClassVar = UnlabeledConfig.same_to_continue | {"prototype_dim", "memory_size"}
+    same_to_continue: ClassVar[frozenset[str]] = UnlabeledConfig.same_to_continue | {"prototype_dim", "memory_size"}
 
 
 class SSNet(TappedMethod[SSNetConfig]):

@@ -117,3 +117,21 @@ def test_changes_since_a_stored_configuration_are_named_with_both_values():
 
 def test_every_key_is_described_in_the_log():
     assert Base().describe() == "  epsilon: 0.5\n  codes: 16"
+
+
+def test_no_configuration_has_an_annotation_that_python_3_10_cannot_read():
+    """It refuses a ClassVar without a type, where later versions do not."""
+    import nnunetv2_vqseg.trainers  # noqa: F401  # with all methods
+
+    def subclasses(cls):
+        for sub in cls.__subclasses__():
+            yield sub
+            yield from subclasses(sub)
+
+    found = {
+        f"{cls.__name__}.{name}"
+        for cls in subclasses(Config)
+        for name, kind in cls.__annotations__.items()
+        if kind == "ClassVar"
+    }
+    assert not found

@@ -222,9 +222,10 @@ def test_training_whose_rank_is_killed_is_restarted_and_finished_by_torchrun(
     folder.mkdir(parents=True)
     (folder / "checkpoint_final.pth").write_bytes(b"of an earlier training")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT=f"{rank}:2:1")
+    process = torchrun(*options, arguments=arguments, log=tmp_path / "log", KILL_AT=f"{rank}:2:1", PREVIEWS="1")
     assert process.wait(900) == 0, (tmp_path / "log").read_text(encoding="utf-8")[-3000:]
     assert_complete(folder, 4, steps=4 * STEPS)
+    assert (folder / "preview.png").is_file(), "drawn by rank 0 while the other goes on"
     first, second = (log.read_text(encoding="utf-8") for log in sorted(folder.glob("training_log_*.txt")))
     assert ": Epoch 2 " in first
     assert ": Epoch 3 " not in first
@@ -264,16 +265,14 @@ def test_torchrun_that_is_asked_to_stop_saves_and_one_process_can_continue(
 @pytest.mark.usefixtures("_no_training_outlives_its_test")
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path, monkeypatch) -> None:
+def test_num_gpus_of_nnunet_trains_as_torchrun_does(home, results, tmp_path: Path) -> None:
     from real_training import distributed_train, finish, fold_folder, nnunet_ddp, start_ranks, write_plan
 
-    monkeypatch.setenv("PREVIEWS", "1")
     final = []
     for target, plan in ((nnunet_ddp, "NumGpusPlans"), (distributed_train, "TorchrunPlans")):
         arguments = write_plan(home, plan)
         exit_codes = finish(start_ranks(target, *arguments, world=2, log=tmp_path / plan))
         assert exit_codes == [0, 0], (tmp_path / f"{plan}.0").read_text(encoding="utf-8")[-3000:]
-        assert (fold_folder(home, plan) / "preview.png").is_file()
         final.append(torch.load(fold_folder(home, plan) / "checkpoint_final.pth", weights_only=True))
     one, other = final
     assert one["vqseg"]["runtime"]["processes"] == other["vqseg"]["runtime"]["processes"] == 2
