@@ -20,7 +20,7 @@ from typing import Any
 
 from experiment_page import ANSWER_BEGIN, ANSWER_END
 from matplotlib.figure import Figure
-from update_methods import ARENAS, ROOT, ROWS, measured, seconds_a_step
+from update_methods import ARENAS, BASELINES, ROOT, ROWS, measured, seconds_a_step
 
 from nnunetv2_vqseg.core.curve_plot import figure_style
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
@@ -28,7 +28,7 @@ from nnunetv2_vqseg.report.pictures import METHOD_COLOURS, picture
 from nnunetv2_vqseg.report.statistics import MEAN
 
 PAGE = ROOT / "docs" / "results" / "arena.md"
-STOCK, ALWAYS, MOST_ROWS = "stock nnU-Net", ("stock nnU-Net", "mean teacher", "VQ-Seg"), 8
+STOCK, ALWAYS, MOST_ROWS = BASELINES[0], (*BASELINES, "VQ-Seg"), 8
 BEGIN, END = "<!-- arena: begin (python scripts/arena_page.py) -->", "<!-- arena: end -->"
 PAGES = {name: page for page, name in ROWS.items()}
 
@@ -74,7 +74,6 @@ def dice_at_equal_time(row: Row, stock: Row, seconds: Mapping[str, float]) -> fl
 
 def table(found: Found, names: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     """A row a method."""
-    stock = next((rows[STOCK] for rows in found.values() if STOCK in rows), None)
     head = ["method", *found, "mean over stock", *(["ms a step"] if seconds else [])]
     lines = [head, ["---"] * len(head)]
     means = gains(found)
@@ -86,7 +85,6 @@ def table(found: Found, names: Sequence[str], seconds: Mapping[str, float]) -> l
             trainer = next(row for row in rows if row is not None)["trainer"]
             cells.append(f"{1e3 * seconds[trainer]:.0f}" if trainer in seconds else "")
         lines.append(cells)
-    assert stock is not None
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 

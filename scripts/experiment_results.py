@@ -19,7 +19,7 @@ from experiment_files import ExperimentError, Training
 
 from nnunetv2_vqseg.core.json import read_json, write_json
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.report.case_files import SPLITS, test_cases, validation_cases
+from nnunetv2_vqseg.report.case_files import test_cases, validation_cases
 from nnunetv2_vqseg.report.classes import classes_from_dataset_json
 from nnunetv2_vqseg.report.methods import Method
 from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
@@ -93,11 +93,9 @@ def gather(
         if training.done:
             if may_test(training):
                 open_scores(training)
-            splits: list[str] = [
-                split for split in SPLITS if split == "val" or _has_scores(training, split) or may_test(training)
-            ]
-            if "test" not in splits and (may_seal(training) or _has_scores(training, SEALED)):
-                splits.append(SEALED)
+            tested = may_test(training) or _has_scores(training, "test")
+            sealed = not tested and (may_seal(training) or _has_scores(training, SEALED))
+            splits = [*(["test"] if tested else []), "val", *([SEALED] if sealed else [])]
             result = read_finished(training, splits, device, num_processes)
             if file.is_file():
                 result = completed(result, read_kept(file))
