@@ -63,6 +63,18 @@ def plans_file(dataset_id: int, plans_name: str) -> Path:
     return found[0]
 
 
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of words `KEY=VALUE`: values that are JSON, else text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-d", dest="dataset_id", type=int, required=True, metavar="ID")
@@ -93,12 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.batch_size:
         configuration["batch_size"] = args.batch_size
     block = configuration.setdefault("vqseg", {})
-    for setting in args.set:
-        key, _, value = setting.partition("=")
-        try:
-            block[key] = json.loads(value)
-        except json.JSONDecodeError:
-            block[key] = value
+    block.update(settings(args.set))
     file.write_text(json.dumps(plans, indent=4), encoding="utf-8")
     print(f"{file}, {args.configuration}: vqseg {block}")
 

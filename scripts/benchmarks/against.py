@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = Path(__file__).with_name("serve.py")
 
 
-def compared(against: str, arguments: list[str], variants: list[str], rounds: int, steps: int) -> list[Row]:
+def compared(
+    against: str, arguments: list[str], variants: list[str], rounds: int, steps: int, only_now: Sequence[str] = ()
+) -> list[Row]:
     """Milliseconds a step of both commits, and the median of their ratios round by round.
 
     Args:
         against: a commit, or the JSON file of an earlier measurement, which names one.
         arguments: of `step`, as for a plain measurement.
         steps: of a round.
+        only_now: more arguments, of today's step alone.
 
     Raises:
         SystemExit: the file names no commit, or one that is not in this repository or cannot be installed.
@@ -39,12 +42,11 @@ def compared(against: str, arguments: list[str], variants: list[str], rounds: in
     commit = commit_of(against)
     rows = []
     with checked_out(commit) as then:
-        pythons = {then: installed(then), ROOT: sys.executable}
+        python = installed(then)
         for variant in variants:
             with ExitStack() as stack:
-                before, now = (
-                    stack.enter_context(server(root, python, [*arguments, variant])) for root, python in pythons.items()
-                )
+                before = stack.enter_context(server(then, python, [*arguments, variant]))
+                now = stack.enter_context(server(ROOT, sys.executable, [*arguments, *only_now, variant]))
                 turns = [(before, now), (now, before)]
                 times = []
                 for number in range(rounds):

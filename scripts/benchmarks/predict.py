@@ -1,4 +1,7 @@
-"""`predict`: nnU-Net's sliding window over a volume, with stock nnU-Net's network and with ours, on the same plan."""
+"""`predict`: nnU-Net's sliding window over a volume, with a supervised trainer's network and with ours, on one plan.
+
+With `-p nnUNetViTPlans` both networks are a ViT.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg, decoder reads q(z)": ("nnUNetTrainerVQSeg", {"decoder_input": "quantized"}),
 }
 
+VIT_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT": ("nnUNetTrainerSupervisedViT", {"encoder_weights": "random"}),
+    "VQ-Seg's ViT, decoder reads q(z)": ("nnUNetTrainerVQSegViT", {"encoder_weights": "random"}),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     workbench.add_arguments(parser)
@@ -26,14 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     with workbench.workbench(args, device) as bench:
-        stock = bench.trainer(workbench.STOCK)
+        vit = "encoder" in bench.plans["configurations"][bench.configuration]["architecture"]["arch_kwargs"]
+        variants = VIT_VARIANTS if vit else VARIANTS
+        stock_name, stock_block = next(iter(variants.values()))
+        stock = bench.trainer(stock_name, **stock_block)
         with workbench.silence():
             stock.initialize()
             _, validation = stock.get_tr_and_val_datasets()
             case = sorted(validation.identifiers)[0]
             image = torch.from_numpy(np.asarray(validation.load_case(case)[0][:])).float()
         runs = {}
-        for name, (trainer_name, block) in VARIANTS.items():
+        for name, (trainer_name, block) in variants.items():
             predictor = _predictor(bench.trainer(trainer_name, **block), stock.num_input_channels, device)
             runs[name] = partial(_predict, predictor, image)
         seconds = compare(runs, device, args.repeats, args.seconds, args.compile)

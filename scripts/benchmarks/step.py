@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         metavar="COMMIT",
         help="or JSON of an earlier measurement, which names it: time that commit's step and today's in turns, and "
-        "nothing else",
+        "nothing else; `--set` is for today's alone",
     )
     parser.add_argument(
         "--plain-steps",
@@ -86,7 +86,8 @@ def _variant(name: str) -> str:
 
 def run(args: argparse.Namespace, device: torch.device) -> dict[str, list[Row]]:
     if args.against:
-        rows = compared(args.against, forwarded(args), args.variants, args.repeats, STEPS_OF_A_ROUND)
+        only_now = ["--set", *args.set] if args.set else []
+        rows = compared(args.against, forwarded(args), args.variants, args.repeats, STEPS_OF_A_ROUND, only_now)
         print_table(rows, f"One step, then ({args.against}) and now, in turns; only the ratio means something")
         return {"against": rows}
     with workbench.workbench(args, device) as bench:

@@ -15,16 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_plan import plans_file, shrink
+from small_plan import plans_file, settings, shrink
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 STOCK = "nnUNetTrainerSupervised"  # nnU-Net's own step
+VIT_PLANS, VIT_PLANNER = "nnUNetViTPlans", "nnUNetPlannerViT"
 FOUNDATION = "vit_small_patch14_dinov2.lvd142m"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset_id", type=int, metavar="ID", help="a planned and preprocessed dataset")
-    parser.add_argument("-p", dest="plans_name", default="nnUNetVQSegPlans", metavar="PLANS")
+    parser.add_argument(
+        "-p",
+        dest="plans_name",
+        default="nnUNetVQSegPlans",
+        metavar="PLANS",
+        help=f"default: %(default)s; {VIT_PLANS} for a ViT",
+    )
     parser.add_argument("-c", dest="configuration", default="2d", metavar="NAME")
     group = parser.add_argument_group("without -d", "phantoms of about this size, in a temporary folder")
     group.add_argument("--patch", type=int, nargs=2, metavar="PX", help="default: 64 64; on a GPU 256 224")
@@ -34,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codes", type=int, default=16384, metavar="K", help="default: 16384")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="of nnU-Net's loader; 0 loads in the step (default: 0; GPU: nnU-Net's)"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the vqseg block, JSON values"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, nnU-Net's default on a GPU")
 
@@ -55,6 +65,7 @@ class Workbench:
             "foundation_policy": "off",
             "num_epochs": 1000,
             "seed": 0,
+            **settings(args.set),
         }
 
     def trainer(self, name: str, **block: Any) -> Any:
@@ -116,6 +127,7 @@ def make_phantoms(
 
     with silence():
         options = ["-overwrite_plans_name", plans_name, "-np", "1", "-npfp", "1", "--no_pbar"]
+        options += ["-pl", VIT_PLANNER] if plans_name == VIT_PLANS else []
         plan_and_preprocess(["-d", str(dataset_id), *options])
     file = plans_file(dataset_id, plans_name)
     plans = json.loads(file.read_text(encoding="utf-8"))
