@@ -26,7 +26,9 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 LEAST_DICE = 0.2
 """Of the axis of a panel of Dice: less would show noise as large as a curve."""
 _NAMES = {"confidence": "mean confidence", "kept_share": "share of pixels kept"}
-_SHARES = frozenset({"ramp", "confidence", "agreement", "utilization", "kept_by_component"})
+_SHARES = frozenset(
+    {"ramp", "confidence", "agreement", "utilization", "kept_by_component", "kept_by_codes", "unknown_codes"}
+)
 
 Lines = Sequence[Sequence[float]]
 """A curve of each training, one value an epoch."""

@@ -102,5 +102,9 @@ class TeacherMethod(StrongViewMethod[E], EMAMethod[E]):
     def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
         """The teacher's labels of a weak view (B, C, ...) and its confidence, and their curves."""
         with self.context.autocast():
-            logits = self.teacher(weak)
+            logits = self.teacher_logits(weak)
         return self.hard_labels(logits)
+
+    def teacher_logits(self, weak: Tensor) -> Tensor:
+        """What the teacher says of a weak view, (B, K, ...)."""
+        return self.teacher(weak)

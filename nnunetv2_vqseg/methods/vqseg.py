@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
-from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, split
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, finest, split
 from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig, TaughtViewsMethod
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.foundation import DEFAULT_MODEL, FoundationModel, load_foundation_model
 from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale, reconstruction_loss
+from nnunetv2_vqseg.modules.targets import full_resolution, split_ignored
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
+from nnunetv2_vqseg.modules.vq.code_classes import CodeClasses
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
@@ -85,6 +87,15 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
         int, Range(1, 1_000_000), "steps between two looks for such codes, for each of which a GPU is waited for"
     ] = 25
     codes_from_data: Annotated[bool, "start the codes from tokens of the untrained encoder"] = True
+
+    # Codes as a second opinion on the teacher's labels (not of the paper)
+    code_agreement: Annotated[
+        float,
+        Range(0, 1),
+        "leave a pixel's pseudo-label out where its class has less than this share of the labelled tokens that had the "
+        "pixel's code; a code that none had has no opinion; 0: ask no code",
+    ] = 0.0
+    code_momentum: Annotated[float, Range(0, 1), "share of those counts that a step keeps"] = 0.99
 
     # QPM (3.3, Eq. 3 to 6)
     qpm: Annotated[Literal["calibrated", "literal"], "neighbour distribution: fixed perplexity, or Eq. 4"] = (
@@ -166,6 +177,8 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
                 "vqseg.normalize_codes must be false with vqseg.code_dim = null: unit-length codes cannot stand for "
                 "features; set a code_dim, or normalize_codes = false."
             )
+        if self.code_agreement > 0 and not (self.quantize and self.use_unlabeled):
+            yield "vqseg.code_agreement > 0 needs vqseg.quantize = true and vqseg.use_unlabeled = true; set it to 0."
         if self.decoder_features % 2:
             yield f"vqseg.decoder_features = {self.decoder_features} is not valid; it must be even."
         if self.use_unlabeled and not self.strong_view and self.perturbation == "none":
@@ -245,6 +258,7 @@ PAPER: dict[str, Any] = {
     "largest_component": False,
     "class_thresholds": "off",
     "guard": False,
+    "code_agreement": 0.0,
     "optimizer": "adamw",
     "initial_lr": 5e-6,
     "head_lr_scale": 40.0,
@@ -274,6 +288,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
     literature = (1.0, 0.0)
     panels: ClassVar = {
         **TaughtViewsMethod.panels,
+        "codes as a second opinion": ("kept_by_codes", "unknown_codes"),
         "QPM's step (standard deviations of z)": ("qpm_step",),
         "codebook": ("utilization",),
         "codes in use (perplexity)": ("perplexity",),
@@ -288,6 +303,17 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         self.usage = CodebookUsage(config.num_codes, device=context.device) if config.quantize else None
         self._codes: tuple[Tensor, Tensor] | None = None
         self._since_look = 0
+        self.code_classes: CodeClasses | None = None
+        self._labeled: tuple[Tensor, Tensor, Tensor] | None = None
+        self._weak_codes: Tensor | None = None
+        if config.code_agreement > 0:
+            if context.regions:
+                raise ConfigError(
+                    "vqseg.code_agreement > 0 is for classes, of which a pixel has one, and these labels are regions; "
+                    "set it to 0."
+                )
+            classes = context.plan.heads
+            self.code_classes = CodeClasses(config.num_codes, classes, config.code_momentum, context.device)
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -433,9 +459,31 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         output = self.student(images, layout)
         if output.indices is not None and output.tokens is not None:
             self._codes = output.indices, output.tokens
+            if self.code_classes is not None:
+                labels, known = split_ignored(full_resolution(batch.target), ignore_label=self.context.ignore_label)
+                self._labeled = output.indices[: layout.labeled], labels, known
         terms = self.weighted(output, layout, batch, views, progress, target)
         varies = output.step is not None and self.config.qpm_strength is None  # else it is what the key says
         return terms, metrics | {"qpm_step": output.step} if varies else metrics
+
+    def teacher_logits(self, weak: Tensor) -> Tensor:
+        """What the teacher says; its codes are kept for `teach` where those are asked."""
+        if self.code_classes is None:
+            return super().teacher_logits(weak)
+        teacher = self.teacher.module
+        assert isinstance(teacher, VQSegNet)
+        logits, self._weak_codes = teacher.segment_with_codes(weak)
+        return finest(logits)
+
+    @torch.no_grad()
+    def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
+        """As the mean teacher's, with confidence -1 where the codes do not bear the labels out."""
+        labels, confidence, metrics = super().teach(weak)
+        if self.code_classes is not None and self._weak_codes is not None:
+            agrees, unknown = self.code_classes.judge(labels, self._weak_codes, self.config.code_agreement)
+            confidence = torch.where(agrees, confidence, -1.0)
+            metrics |= {"kept_by_codes": agrees.float().mean(), "unknown_codes": unknown.float().mean()}
+        return labels, confidence, metrics
 
     @torch.no_grad()
     def views(self, batch: Batch) -> tuple[Views, Metrics]:
@@ -509,6 +557,8 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
             self._since_look = (self._since_look + 1) % self.config.restart_every
             quantizer.observe(indices, tokens if self._since_look == 0 else None)
             self.usage.add(indices)
+        if self.code_classes is not None and self._labeled is not None:
+            self.code_classes.update(*self._labeled)
         return values
 
     def schedule(self, progress: float) -> dict[str, float]:
@@ -542,6 +592,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
             "alignment": self.foundation is not None,
             "method_has_alignment": self.config.foundation_policy != "off",
             "stage": self.net.stage,
+            **({} if self.code_classes is None else {"code_classes": self.code_classes.state()}),
         }
 
     def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -556,6 +607,8 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         if self.net.quantizer is not None:
             self.net.quantizer.load_bookkeeping_state(state["quantizer"])
         self._since_look = state.get("steps_since_look", 0)
+        if self.code_classes is not None and "code_classes" in state:
+            self.code_classes.load_state(state["code_classes"])
 
     def why_not_continue(self, state: Mapping[str, Any]) -> str | None:
         """A training with the foundation model never goes on without it, nor the other way round."""

@@ -17,6 +17,7 @@ LINEAR = {2: "bilinear", 3: "trilinear"}
 """Names of linear interpolation."""
 CONVOLVE: dict[int, Any] = {2: F.conv2d, 3: F.conv3d}
 POOL_MAX: dict[int, Any] = {2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE_MEAN: dict[int, Any] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 AXES = {2: "H, W", 3: "D, H, W"}
 
 

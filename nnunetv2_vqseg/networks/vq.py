@@ -155,6 +155,19 @@ class VQSegNet(nn.Module):
             maps[-1] = self.quantizer(maps[-1]).quantized
         return self._decode(maps)
 
+    def segment_with_codes(self, x: Tensor) -> tuple[Logits, Tensor]:
+        """As `forward` in eval mode, and the codes (B, ...) of the quantised stage.
+
+        Raises:
+            RuntimeError: nothing is quantised.
+        """
+        if self.quantizer is None:
+            raise RuntimeError("This network has no codes: it was built with quantize = false.")
+        maps = self.backbone.encode(self, x, self.stage)
+        code = self.quantizer(maps[-1])
+        maps[-1] = maps[-1] if self.continuous else code.quantized
+        return self._decode(maps), code.indices
+
     def stage_features(self, x: Tensor) -> Tensor:
         """z: output of the quantised stage, (B, C_s, ...)."""
         return self.backbone.encode(self, x, self.stage)[-1]

@@ -98,6 +98,9 @@ METHODS = {
     "VQ-Seg, changed": Case(
         VQSeg, {**BOOK, **WITH_BOXES, "reconstruct": True, "foundation_policy": "off"}, {*VQ_TERMS, "feature"}
     ),
+    "VQ-Seg, codes asked": Case(
+        VQSeg, {**BOOK, "code_agreement": 0.5}, {"supervised", "pseudo_perturbed", "vq", "entropy", "feature"}
+    ),
     "VQ-Seg, literal QPM": Case(
         VQSeg,
         {

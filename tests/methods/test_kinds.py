@@ -51,6 +51,10 @@ def test_kinds_of_labels(name, labels):
         with pytest.raises(ConfigError, match=r"overlapping regions .* use nnUNetTrainerUniMatchV2"):
             started(METHODS[name], 2, **labels)
         return
+    if name == "VQ-Seg, codes asked" and labels.get("regions"):
+        with pytest.raises(ConfigError, match=r"code_agreement > 0 is for classes.*regions; set it to 0"):
+            started(METHODS[name], 2, **labels)
+        return
     take_two_steps(*started(METHODS[name], 2, **labels))
 
 
