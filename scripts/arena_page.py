@@ -2,10 +2,10 @@
 
     python scripts/arena_page.py
 
-It reads results/arena*-cpu.json, which `run_experiment.py` writes, and results/performance/step-arena.json, the time of
-each trainer's step, measured by
+It reads results/arena*-cpu-small.json, which `run_experiment.py` writes, and results/performance/step-arena.json, the
+time of each trainer's step, measured by
 
-    python scripts/benchmark.py step --patch 80 80 --codes 4096 --out results/performance/step-arena.json \\
+    python scripts/benchmark.py step --patch 48 48 --codes 4096 --out results/performance/step-arena.json \\
         --variants nnUNetTrainerSupervised nnUNetTrainerCPS ...
 
 What somebody wrote between question and table, or under it, stays.
@@ -20,7 +20,7 @@ from typing import Any
 
 from experiment_page import ANSWER_BEGIN, ANSWER_END
 from matplotlib.figure import Figure
-from update_methods import ARENAS, BASELINES, ROOT, ROWS, measured, seconds_a_step
+from update_methods import BASELINES, ROOT, ROWS, measured, measured_arenas, seconds_a_step
 
 from nnunetv2_vqseg.core.curve_plot import figure_style
 from nnunetv2_vqseg.core.files import replace_bytes, replace_text
@@ -137,20 +137,21 @@ def draw(found: Found) -> Figure:
     return figure
 
 
-def page(text: str, found: Found, seconds: Mapping[str, float], picture_name: str | None) -> str:
+def page(
+    text: str, found: Found, seconds: Mapping[str, float], picture_name: str | None, experiments: Sequence[str]
+) -> str:
     """The page's text with the current figures.
 
     Args:
         text: of the page as it is; what stands after the answer's end and outside the fold stays.
+        experiments: those that `found` comes from, whose own pages are linked.
     """
     head, _, rest = text.partition(ANSWER_BEGIN)
     prose, _, tail = rest.partition(ANSWER_END)[2].partition("<details markdown>")
     tail = tail.partition("</details>")[2].strip()
     answer = [] if picture_name is None else [f"![Dice over stock nnU-Net's by method and data]({picture_name})", ""]
     answer += table(found, shown(found), seconds)
-    pages = ", ".join(
-        f"[{name}]({name}.md)" for name, title in ARENAS.items() if any(_is_of(where, title) for where in found)
-    )
+    pages = ", ".join(f"[{name}]({name}.md)" for name in experiments)
     folded = [
         "<details markdown>",
         "<summary>All methods, HD95, postprocessing and equal time</summary>",
@@ -169,12 +170,6 @@ def page(text: str, found: Found, seconds: Mapping[str, float], picture_name: st
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _is_of(where: str, title: str) -> bool:
-    """Whether the arena with this title has measured there."""
-    before, after = title.split("{}")
-    return where.startswith(before) and after in where
-
-
 def main() -> None:
     """Write picture and page."""
     found, seconds = measured(), seconds_a_step()
@@ -183,7 +178,7 @@ def main() -> None:
     with figure_style():
         drawn = picture(draw(found), "arena", "Dice over stock nnU-Net's by method and data", "", dpi=150)
     replace_bytes(PAGE.with_name("arena.png"), drawn.png)
-    replace_text(PAGE, page(PAGE.read_text(encoding="utf-8"), found, seconds, "arena.png"))
+    replace_text(PAGE, page(PAGE.read_text(encoding="utf-8"), found, seconds, "arena.png", measured_arenas()))
 
 
 if __name__ == "__main__":

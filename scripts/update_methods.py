@@ -31,10 +31,10 @@ ROWS = {
 }
 """Page of a method -> its row in the arena."""
 ARENAS = {
-    "arena-cpu": "ACDC, {} labelled patients",
-    "arena-b-cpu": "ACDC, {} other patients (b)",
-    "arena-c-cpu": "ACDC, {} other patients (c)",
-    "arena-busi-cpu": "BUSI, {} labelled images",
+    "arena-cpu-small": "ACDC, {} labelled patients",
+    "arena-b-cpu-small": "ACDC, {} other patients (b)",
+    "arena-c-cpu-small": "ACDC, {} other patients (c)",
+    "arena-busi-cpu-small": "BUSI, {} labelled images",
 }
 BASELINES = ("stock nnU-Net", "mean teacher")
 NOT_YET = "Not measured here yet."
@@ -54,6 +54,11 @@ def measured(data: Path = DATA) -> dict[str, dict[str, Row]]:
                 where = f"{title.format(row['labeled'])} ({'test' if split == 'test' else 'validation'})"
                 found.setdefault(where, {})[row["name"]] = row
     return found
+
+
+def measured_arenas(data: Path = DATA) -> list[str]:
+    """Those of `ARENAS` that have results."""
+    return [name for name in ARENAS if (data / f"{name}.json").is_file()]
 
 
 def here(name: str, found: Mapping[str, Mapping[str, Row]], seconds: Mapping[str, float]) -> str:

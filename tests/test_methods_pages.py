@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import arena_page  # noqa: E402
 from experiment_files import read_experiment  # noqa: E402
-from update_methods import NOT_YET, PAGES, ROWS, here, measured, seconds_a_step, with_arena  # noqa: E402
+from update_methods import NOT_YET, PAGES, ROWS, here, measured, measured_arenas, seconds_a_step, with_arena  # noqa: E402
 
 PAGE_NAMES = sorted(file.stem for file in PAGES.glob("*.md") if file.stem != "README")
 
@@ -45,7 +45,7 @@ def row(name: str, dice: float, seeds: int = 1) -> dict[str, Any]:
 
 def test_figures_stand_beside_the_baselines(tmp_path):
     rows = [row("stock nnU-Net", 0.7), row("mean teacher", 0.75), row("BCP", 0.8, seeds=3)]
-    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
+    (tmp_path / "arena-cpu-small.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
     expected = (
         "| ACDC, 3 labelled patients (validation) | 0.800 ± 0.012 (3 seeds) | 0.700 (1 seed) | 0.750 (1 seed) | {} |"
     )
@@ -57,7 +57,7 @@ def test_figures_stand_beside_the_baselines(tmp_path):
     )
     assert expected.format("2.0") in here("BCP", measured(tmp_path), seconds_a_step(tmp_path))
     assert here("ABD", measured(tmp_path), {}) == NOT_YET
-    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
+    (tmp_path / "arena-cpu-small.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
     assert here("BCP", measured(tmp_path), {}) == NOT_YET, "the test patients of it were not read"
     assert "(test)" in here("stock nnU-Net", measured(tmp_path), {})
 
@@ -75,8 +75,8 @@ def arena_row(name: str, trainer: str, dice: float, online: list[float], postpro
 def test_the_arena_s_page_has_few_rows_best_first_and_keeps_its_prose(tmp_path):
     names = list(ROWS.values())
     rows = [arena_row(name, f"T{index}", 0.5 + 0.01 * index, [0.1, 0.2, 0.3, 0.4]) for index, name in enumerate(names)]
-    (tmp_path / "arena-cpu.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
-    (tmp_path / "arena-busi-cpu.json").write_text(json.dumps({"val": rows[:2]}), encoding="utf-8")
+    (tmp_path / "arena-cpu-small.json").write_text(json.dumps({"val": rows}), encoding="utf-8")
+    (tmp_path / "arena-busi-cpu-small.json").write_text(json.dumps({"val": rows[:2]}), encoding="utf-8")
     found = measured(tmp_path)
     shown = arena_page.shown(found)
     assert len(shown) == 8
@@ -84,13 +84,14 @@ def test_the_arena_s_page_has_few_rows_best_first_and_keeps_its_prose(tmp_path):
     assert shown[0] == names[-1]
     old = "# The arena\n\nWhich?\n\n<!-- answer: begin -->\n\nold\n\n<!-- answer: end -->\n\nSentences.\n"
     seconds = {"T0": 0.2, "T5": 0.4}
-    text = arena_page.page(old, found, seconds, "arena.png")
+    text = arena_page.page(old, found, seconds, "arena.png", ["arena-busi-cpu-small"])
     assert text.startswith("# The arena\n\nWhich?\n\n<!-- answer: begin -->\n\n![")
     assert "old" not in text
     assert "<!-- answer: end -->\n\nSentences.\n\n<details markdown>" in text
     above = text.partition("<details")[0]
     assert above.count("\n| [") == 8
-    assert arena_page.page(text, found, seconds, "arena.png") == text
+    assert arena_page.page(text, found, seconds, "arena.png", ["arena-busi-cpu-small"]) == text
+    assert text.count("[arena-busi-cpu-small](arena-busi-cpu-small.md)") == 1
     assert f"| {names[5]} | 0.550 | 0.560 | 5.2 | 8 + 4 | 0.400 | 0.200 |" in text, "half of its epochs in stock's time"
     assert f"| {names[6]} | 0.560 | 0.570 | 5.2 | 8 + 4 | 0.400 |  |" in text, "its time is not known"
 
@@ -100,5 +101,5 @@ def test_the_arena_s_page_is_current():
     if arena_page.BEGIN not in text:
         pytest.skip("the arena has not been written yet")
     name = "arena.png" if "](arena.png)" in text else None
-    again = arena_page.page(text, measured(), seconds_a_step(), name)
+    again = arena_page.page(text, measured(), seconds_a_step(), name, measured_arenas())
     assert again == text, "run python scripts/arena_page.py"
