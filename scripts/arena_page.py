@@ -42,9 +42,18 @@ def gains(found: Found) -> dict[str, float]:
     for rows in found.values():
         for name, row in rows.items():
             if STOCK in rows:
-                by_method.setdefault(name, []).append(dice(row) - dice(rows[STOCK]))
+                by_method.setdefault(name, []).append(gain(row, rows[STOCK]))
     means = {name: fmean(values) for name, values in by_method.items()}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def gain(row: Row, stock: Row) -> float:
+    """Dice over stock nnU-Net's, by the seeds that both have: seeds differ by as much as methods."""
+    own, others = row.get("folds", {}), stock.get("folds", {})
+    common = [seed for seed in own if seed in others]
+    if not common:
+        return dice(row) - dice(stock)
+    return fmean(own[seed][MEAN]["Dice"] - others[seed][MEAN]["Dice"] for seed in common)
 
 
 def dice(row: Row) -> float:
@@ -126,7 +135,7 @@ def draw(found: Found) -> Figure:
     axes = figure.subplots()
     for number, (where, rows) in enumerate(found.items()):
         there = [name for name in order if name in rows]
-        values = [dice(rows[name]) - dice(rows[STOCK]) for name in there]
+        values = [gain(rows[name], rows[STOCK]) for name in there]
         places = [order.index(name) for name in there]
         axes.scatter(values, places, color=METHOD_COLOURS[number], label=where, s=34, zorder=3)
     axes.axvline(0, color="black", linewidth=0.8)

@@ -96,6 +96,15 @@ def test_the_arena_s_page_has_few_rows_best_first_and_keeps_its_prose(tmp_path):
     assert f"| {names[6]} | 0.560 | 0.570 | 5.2 | 8 + 4 | 0.400 |  |" in text, "its time is not known"
 
 
+def test_a_gain_is_over_the_seeds_that_both_have():
+    def seeds(**values: float) -> dict[str, Any]:
+        return {"folds": {seed: {"mean": {"Dice": value}} for seed, value in values.items()}}
+
+    stock = arena_row("stock nnU-Net", "T", 0.6, []) | seeds(s0=0.5, s1=0.6, s2=0.7)
+    assert arena_page.gain(arena_row("BCP", "T", 0.65, []) | seeds(s0=0.56, s1=0.74), stock) == pytest.approx(0.1)
+    assert arena_page.gain(arena_row("BCP", "T", 0.65, []), stock) == pytest.approx(0.05), "kept without its seeds"
+
+
 def test_the_arena_s_page_is_current():
     text = arena_page.PAGE.read_text(encoding="utf-8")
     if arena_page.BEGIN not in text:
