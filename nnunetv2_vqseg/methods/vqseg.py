@@ -14,16 +14,15 @@ from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
-from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, finest, split
-from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig, TaughtViewsMethod
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, split
+from nnunetv2_vqseg.methods.code_opinion import CodeOpinionMethod
+from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.foundation import DEFAULT_MODEL, FoundationModel, load_foundation_model
 from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale, reconstruction_loss
-from nnunetv2_vqseg.modules.targets import full_resolution, split_ignored
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
-from nnunetv2_vqseg.modules.vq.code_classes import CodeClasses
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
 from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
@@ -280,15 +279,14 @@ class Views(NamedTuple):
     perturbed: UnlabeledView | None = None
 
 
-class VQSeg(TaughtViewsMethod[VQSegConfig]):
+class VQSeg(CodeOpinionMethod[VQSegConfig]):
     """The student learns the teacher's labels while QPM moves the codes of its features (Eq. 8 to 12)."""
 
     Config = VQSegConfig
     Architecture = VQArchitecture
     literature = (1.0, 0.0)
     panels: ClassVar = {
-        **TaughtViewsMethod.panels,
-        "codes as a second opinion": ("kept_by_codes", "unknown_codes"),
+        **CodeOpinionMethod.panels,
         "QPM's step (standard deviations of z)": ("qpm_step",),
         "codebook": ("utilization",),
         "codes in use (perplexity)": ("perplexity",),
@@ -303,17 +301,6 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         self.usage = CodebookUsage(config.num_codes, device=context.device) if config.quantize else None
         self._codes: tuple[Tensor, Tensor] | None = None
         self._since_look = 0
-        self.code_classes: CodeClasses | None = None
-        self._labeled: tuple[Tensor, Tensor, Tensor] | None = None
-        self._weak_codes: Tensor | None = None
-        if config.code_agreement > 0:
-            if context.regions:
-                raise ConfigError(
-                    "vqseg.code_agreement > 0 is for classes, of which a pixel has one, and these labels are regions; "
-                    "set it to 0."
-                )
-            classes = context.plan.heads
-            self.code_classes = CodeClasses(config.num_codes, classes, config.code_momentum, context.device)
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -459,31 +446,10 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         output = self.student(images, layout)
         if output.indices is not None and output.tokens is not None:
             self._codes = output.indices, output.tokens
-            if self.code_classes is not None:
-                labels, known = split_ignored(full_resolution(batch.target), ignore_label=self.context.ignore_label)
-                self._labeled = output.indices[: layout.labeled], labels, known
+            self.remember_labeled(output.indices[: layout.labeled], batch)
         terms = self.weighted(output, layout, batch, views, progress, target)
         varies = output.step is not None and self.config.qpm_strength is None  # else it is what the key says
         return terms, metrics | {"qpm_step": output.step} if varies else metrics
-
-    def teacher_logits(self, weak: Tensor) -> Tensor:
-        """What the teacher says; its codes are kept for `teach` where those are asked."""
-        if self.code_classes is None:
-            return super().teacher_logits(weak)
-        teacher = self.teacher.module
-        assert isinstance(teacher, VQSegNet)
-        logits, self._weak_codes = teacher.segment_with_codes(weak)
-        return finest(logits)
-
-    @torch.no_grad()
-    def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
-        """As the mean teacher's, with confidence -1 where the codes do not bear the labels out."""
-        labels, confidence, metrics = super().teach(weak)
-        if self.code_classes is not None and self._weak_codes is not None:
-            agrees, unknown = self.code_classes.judge(labels, self._weak_codes, self.config.code_agreement)
-            confidence = torch.where(agrees, confidence, -1.0)
-            metrics |= {"kept_by_codes": agrees.float().mean(), "unknown_codes": unknown.float().mean()}
-        return labels, confidence, metrics
 
     @torch.no_grad()
     def views(self, batch: Batch) -> tuple[Views, Metrics]:
@@ -557,8 +523,7 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
             self._since_look = (self._since_look + 1) % self.config.restart_every
             quantizer.observe(indices, tokens if self._since_look == 0 else None)
             self.usage.add(indices)
-        if self.code_classes is not None and self._labeled is not None:
-            self.code_classes.update(*self._labeled)
+        self.count_labeled()
         return values
 
     def schedule(self, progress: float) -> dict[str, float]:
@@ -592,7 +557,6 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
             "alignment": self.foundation is not None,
             "method_has_alignment": self.config.foundation_policy != "off",
             "stage": self.net.stage,
-            **({} if self.code_classes is None else {"code_classes": self.code_classes.state()}),
         }
 
     def load_state(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -607,8 +571,6 @@ class VQSeg(TaughtViewsMethod[VQSegConfig]):
         if self.net.quantizer is not None:
             self.net.quantizer.load_bookkeeping_state(state["quantizer"])
         self._since_look = state.get("steps_since_look", 0)
-        if self.code_classes is not None and "code_classes" in state:
-            self.code_classes.load_state(state["code_classes"])
 
     def why_not_continue(self, state: Mapping[str, Any]) -> str | None:
         """A training with the foundation model never goes on without it, nor the other way round."""

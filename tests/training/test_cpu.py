@@ -31,7 +31,8 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def page_faults(**environment: str) -> tuple[bool, int]:
     """Of ten rounds in a process of its own, after `keep_freed_memory`, and what that said."""
     run = [sys.executable, "-c", FAULTS]
-    output = subprocess.run(run, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    output = subprocess.run(run, check=True, capture_output=True, text=True, env=plain | environment).stdout
     kept, faults = output.split()
     return kept == "True", int(faults)
 
