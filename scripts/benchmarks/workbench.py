@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from small_plan import plans_file, settings, shrink
 
+from nnunetv2_vqseg.planning.missing_plan import OUR_PLANS, VIT_PLANS
+
 SCRIPTS = Path(__file__).resolve().parents[1]
 STOCK = "nnUNetTrainerSupervised"  # nnU-Net's own step
-VIT_PLANS, VIT_PLANNER = "nnUNetViTPlans", "nnUNetPlannerViT"
+VIT_PLANNER = "nnUNetPlannerViT"
 FOUNDATION = "vit_small_patch14_dinov2.lvd142m"
 
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",
         dest="plans_name",
-        default="nnUNetVQSegPlans",
+        default=OUR_PLANS,
         metavar="PLANS",
         help=f"default: %(default)s; {VIT_PLANS} for a ViT",
     )
