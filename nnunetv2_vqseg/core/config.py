@@ -175,6 +175,8 @@ def _valid(kind: Any, limits: Range | None) -> tuple[str, Check]:
         return "a text", lambda value: isinstance(value, str) and bool(value)
     if origin is tuple:
         text, one = _valid(args[0], limits)
+        if args[-1] is ...:
+            return f"a list, each {text}", lambda value: isinstance(value, (list, tuple)) and all(map(one, value))
         pair = len(args) == 2
         words = f"[low, high], each {text}" if pair else f"{len(args)} times {text}"
 

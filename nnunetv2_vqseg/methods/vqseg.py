@@ -16,6 +16,7 @@ from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.core.errors import CheckpointError, ConfigError
 from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, split
 from nnunetv2_vqseg.methods.code_opinion import CodeOpinionMethod
+from nnunetv2_vqseg.methods.codebooks import Codebooks
 from nnunetv2_vqseg.methods.taught_views import TaughtViewsConfig
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.ema import unwrap
@@ -24,7 +25,6 @@ from nnunetv2_vqseg.modules.losses.infonce import patch_contrastive_loss
 from nnunetv2_vqseg.modules.losses.reconstruction import channel_scale, reconstruction_loss
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
-from nnunetv2_vqseg.modules.vq.usage import CodebookUsage
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
 from nnunetv2_vqseg.networks.vq import (
     BatchLayout,
@@ -176,6 +176,8 @@ class VQSegConfig(VQArchitecture, TaughtViewsConfig):
                 "vqseg.normalize_codes must be false with vqseg.code_dim = null: unit-length codes cannot stand for "
                 "features; set a code_dim, or normalize_codes = false."
             )
+        if self.vq_more_stages and not self.quantize:
+            yield "vqseg.vq_more_stages needs vqseg.quantize = true; leave it out."
         if self.code_agreement > 0 and not (self.quantize and self.use_unlabeled):
             yield "vqseg.code_agreement > 0 needs vqseg.quantize = true and vqseg.use_unlabeled = true; set it to 0."
         if self.decoder_features % 2:
@@ -240,6 +242,7 @@ PAPER: dict[str, Any] = {
     "codebook_trains_features": True,
     "weight_codebook": 1.0,
     "codes_from_data": False,
+    "vq_more_stages": (),
     "restart_after": 0,
     "qpm": "literal",
     "qpm_strength": None,
@@ -298,9 +301,7 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
         self.foundation: FoundationModel | None = None
         self.foundation_status = "not loaded yet"
         self._load_foundation_model()
-        self.usage = CodebookUsage(config.num_codes, device=context.device) if config.quantize else None
-        self._codes: tuple[Tensor, Tensor] | None = None
-        self._since_look = 0
+        self.codebooks = Codebooks(config, context)
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -353,10 +354,8 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
         network = self.network(plan, config)
         assert isinstance(network, VQSegNet)
         if config.perturbation == "qpm":
-            network.perturbation = QuantizedPerturbation(
-                config.epsilon, config.qpm, config.qpm_perplexity, config.qpm_neighbors, config.qpm_rebuild_every
-            )
-            network.strength = config.qpm_strength
+            table = config.qpm_perplexity, config.qpm_neighbors, config.qpm_rebuild_every
+            network.perturb_by(lambda: QuantizedPerturbation(config.epsilon, config.qpm, *table), config.qpm_strength)
         network.dropout_rate = config.dropout_rate if config.perturbation == "dropout" else 0.0
         image_decoder = adapter = None
         if config.reconstruct:
@@ -411,30 +410,20 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
     @torch.no_grad()
     def start(self, batches: Iterator[Batch]) -> None:
         """Codes start from tokens of the untrained encoder, eagerly and once; then the teacher takes over."""
-        quantizer = self.net.quantizer
-        if quantizer is not None and self.config.codes_from_data:
-            self.net.eval()
-            tokens: list[Tensor] = []
-            while sum(map(len, tokens)) < self.config.num_codes and len(tokens) < 32:
-                batch = next(batches)
-                images = batch.labeled if batch.unlabeled is None else torch.cat((batch.labeled, batch.unlabeled))
-                tokens.append(quantizer.tokens(self.net.stage_features(images)).float())
-            quantizer.initialize_from_samples(torch.cat(tokens))
-            if self.context.ddp:
-                for state in quantizer.state_dict().values():
-                    torch.distributed.broadcast(state, 0)
+        if self.config.codes_from_data:
+            self.codebooks.start(self.net, batches)
         super().start(batches)
 
     def on_epoch_start(self) -> None:
         """QPM's neighbours are looked up anew, so that continuing changes nothing."""
-        if self.net.perturbation is not None:
-            self.net.perturbation.discard_table()
+        for perturbation in self.net.perturbations.values():
+            perturbation.discard_table()
 
     @torch.no_grad()
     def before_step(self, progress: float) -> None:
-        """Bring QPM's table up to date; it waits for the device, which has nothing to do yet."""
-        if self.net.perturbation is not None and self.net.quantizer is not None:
-            self.net.perturbation.prepare(self.net.quantizer.codes())
+        """Bring QPM's tables up to date; it waits for the device, which has nothing to do yet."""
+        for stage, perturbation in self.net.perturbations.items():
+            perturbation.prepare(self.net.quantizers[stage].codes())
 
     def terms(self, batch: Batch, progress: float) -> tuple[Terms, Metrics]:
         """Views, student, and the loss term by term (Eq. 8 to 12)."""
@@ -445,7 +434,7 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
         target = self.alignment_target(images[: layout.aligned])
         output = self.student(images, layout)
         if output.indices is not None and output.tokens is not None:
-            self._codes = output.indices, output.tokens
+            self.codebooks.seen = (output.indices, output.tokens), *output.more_codes
             self.remember_labeled(output.indices[: layout.labeled], batch)
         terms = self.weighted(output, layout, batch, views, progress, target)
         varies = output.step is not None and self.config.qpm_strength is None  # else it is what the key says
@@ -517,12 +506,7 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
     def after_step(self) -> dict[str, float]:
         """Teacher, then the codebook's bookkeeping and now and then restarts."""
         values = super().after_step()
-        quantizer = self.net.quantizer
-        if quantizer is not None and self.usage is not None and self._codes is not None:
-            indices, tokens = self._codes
-            self._since_look = (self._since_look + 1) % self.config.restart_every
-            quantizer.observe(indices, tokens if self._since_look == 0 else None)
-            self.usage.add(indices)
+        self.codebooks.after_step(self.net)
         self.count_labeled()
         return values
 
@@ -532,15 +516,7 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
 
     def on_epoch_done(self) -> dict[str, float]:
         """Use of the codebook (Fig. 7), with the number of tokens it was counted over, and QPM's neighbours."""
-        values: dict[str, float] = {}
-        if self.usage is not None:
-            self.usage.reduce()
-            values = {
-                "utilization": self.usage.utilization,
-                "utilization_tokens": float(self.usage.num_tokens),
-                "perplexity": self.usage.perplexity,
-            }
-            self.usage.reset()
+        values = self.codebooks.on_epoch_done()
         if self.net.perturbation is not None and self.config.qpm == "literal":  # else it is `qpm_perplexity`
             values["qpm_effective_neighbors"] = self.net.perturbation.effective_neighbors
         return values
@@ -548,11 +524,10 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
     # Checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Teacher, codebook's bookkeeping, and whether the foundation model took part."""
-        quantizer = self.net.quantizer
-        return super().state() | {
-            "quantizer": quantizer.bookkeeping_state() if quantizer is not None else None,
-            "steps_since_look": self._since_look,
+        """Teacher, codebooks' bookkeeping, and whether the foundation model took part."""
+        return {
+            **super().state(),
+            **self.codebooks.state(self.net),
             "foundation_model": self.foundation_status,
             "alignment": self.foundation is not None,
             "method_has_alignment": self.config.foundation_policy != "off",
@@ -568,9 +543,7 @@ class VQSeg(CodeOpinionMethod[VQSegConfig]):
                 f"This training quantised stage {before}, and 'auto' takes stage {self.net.stage} of the plan as it is "
                 f"now; set vqseg.vq_stage = {before} in the plan to continue or validate it, or start anew without --c."
             )
-        if self.net.quantizer is not None:
-            self.net.quantizer.load_bookkeeping_state(state["quantizer"])
-        self._since_look = state.get("steps_since_look", 0)
+        self.codebooks.load_state(self.net, state)
 
     def why_not_continue(self, state: Mapping[str, Any]) -> str | None:
         """A training with the foundation model never goes on without it, nor the other way round."""

@@ -58,8 +58,8 @@ class Backbone(Protocol):
     def encode(self, net: Any, x: Tensor, stage: int | None = None) -> list[Tensor]:
         """Features of the stages up to `stage` (None: all) of images (B, C, ...)."""
 
-    def resume(self, net: Any, maps: list[Tensor], stage: int) -> list[Tensor]:
-        """All features, where those below `stage` are computed from `maps[stage]`."""
+    def resume(self, net: Any, maps: list[Tensor], stage: int, last: int | None = None) -> list[Tensor]:
+        """Features of the stages up to `last` (None: all), those below `stage` computed from `maps[stage]`."""
 
     def decode(self, net: Any, maps: list[Tensor]) -> Logits:
         """Logits from the features of all stages."""
@@ -85,9 +85,9 @@ class PlannedBackbone:
             x = net.encoder.stem(x)
         return self._stages(net, [], x, 0, None if stage is None else stage + 1)
 
-    def resume(self, net: Any, maps: list[Tensor], stage: int) -> list[Tensor]:
-        """All features, where those below `stage` are computed from `maps[stage]`."""
-        return self._stages(net, maps[: stage + 1], maps[stage], stage + 1, None)
+    def resume(self, net: Any, maps: list[Tensor], stage: int, last: int | None = None) -> list[Tensor]:
+        """Features of the stages up to `last` (None: all), those below `stage` computed from `maps[stage]`."""
+        return self._stages(net, maps[: stage + 1], maps[stage], stage + 1, None if last is None else last + 1)
 
     def decode(self, net: Any, maps: list[Tensor]) -> Logits:
         """Logits from the features of all stages."""

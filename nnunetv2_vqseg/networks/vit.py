@@ -42,7 +42,7 @@ class ViTBackbone:
         self._require_last(stage)
         return net.encoder(x)
 
-    def resume(self, net: Any, maps: list[Tensor], stage: int) -> list[Tensor]:
+    def resume(self, net: Any, maps: list[Tensor], stage: int, last: int | None = None) -> list[Tensor]:
         """The maps themselves: there is none below the last.
 
         Raises:

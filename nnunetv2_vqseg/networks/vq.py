@@ -1,8 +1,8 @@
-"""The planned U-Net with one vector-quantised encoder stage (Section 3, Fig. 2)."""
+"""The planned U-Net with a vector-quantised encoder stage, or several (Section 3, Fig. 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
+from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.modules.adapter import PostVQFeatureAdapter
 from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.image_decoder import ImageDecoder
 from nnunetv2_vqseg.modules.nd import channel_dropout
 from nnunetv2_vqseg.modules.vq.qpm import QuantizedPerturbation
-from nnunetv2_vqseg.modules.vq.quantizer import VectorQuantizer
+from nnunetv2_vqseg.modules.vq.quantizer import QuantizerOutput, VectorQuantizer
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan, Strides, backbone_of
 from nnunetv2_vqseg.networks.planned import StageConfig, stage_of
 
@@ -27,7 +28,13 @@ from nnunetv2_vqseg.networks.planned import StageConfig, stage_of
 class VQArchitecture(StageConfig):
     """What prediction needs to know about the quantiser."""
 
-    quantize: Annotated[bool, "vector-quantise one encoder stage (3.3, Eq. 2)"] = True
+    quantize: Annotated[bool, "vector-quantise an encoder stage (3.3, Eq. 2)"] = True
+    vq_more_stages: Annotated[
+        tuple[int, ...],
+        Range(0, 64),
+        "further encoder stages that are quantised and perturbed, each with a codebook of its own; image decoder, "
+        "alignment and the codes' opinion read that of vq_stage alone",
+    ] = ()
     decoder_input: Annotated[
         Literal["quantized", "continuous"],
         "what deeper stages and the segmentation decoder read: q(z) as in the paper, or z itself, which QPM then moves "
@@ -42,7 +49,16 @@ class VQArchitecture(StageConfig):
     )
 
     architecture: ClassVar[frozenset[str]] = frozenset(
-        ("quantize", "vq_stage", "min_tokens", "decoder_input", "num_codes", "code_dim", "normalize_codes")
+        (
+            "quantize",
+            "vq_stage",
+            "vq_more_stages",
+            "min_tokens",
+            "decoder_input",
+            "num_codes",
+            "code_dim",
+            "normalize_codes",
+        )
     )
 
 
@@ -68,7 +84,8 @@ class VQSegOutput(NamedTuple):
     `tokens`: (B * tokens, d), without gradient, for the codebook's bookkeeping.
     `indices`, `perturbed_indices`: (B, ...) codes before and (perturbed, ...) codes after QPM.
     `step`: scalar, the length of QPM's move of a token as the decoder sees it, over z's standard deviation.
-    `vq_loss`, `entropy`, `feature_loss`: scalars.
+    `more_codes`: (indices, tokens) of each further quantised stage, the shallowest first.
+    `vq_loss`, `entropy`, `feature_loss`: scalars, sums over the quantised stages.
     """
 
     segmentation: Logits
@@ -78,16 +95,31 @@ class VQSegOutput(NamedTuple):
     perturbed_indices: Tensor | None = None
     tokens: Tensor | None = None
     step: Tensor | None = None
+    more_codes: tuple[tuple[Tensor, Tensor], ...] = ()
     vq_loss: Tensor | None = None
     entropy: Tensor | None = None
     feature_loss: Tensor | None = None
 
 
-class VQSegNet(nn.Module):
-    """nnU-Net's planned encoder and decoder, quantised after one stage.
+class _QuantizedFeatures(NamedTuple):
+    """What a quantised stage makes of z (B, C_s, ...); absent parts are None.
 
-    The keys of `state_dict()` are those of stock nnU-Net plus `quantizer.*` (and those of the training heads where they
-    are attached). In eval mode `forward` returns exactly what nnU-Net's own network returns.
+    `read`: what deeper stages and the decoder read. `quantized`: q(z), perturbed where the images are (q'(z)).
+    """
+
+    read: Tensor
+    code: QuantizerOutput | None = None
+    quantized: Tensor | None = None
+    perturbed_indices: Tensor | None = None
+    step: Tensor | None = None
+    feature_loss: Tensor | None = None
+
+
+class VQSegNet(nn.Module):
+    """nnU-Net's planned encoder and decoder, quantised after one stage, or after several.
+
+    The keys of `state_dict()` are those of stock nnU-Net plus `quantizer.*` and `more_quantizers.*` (and those of the
+    training heads where they are attached). In eval mode `forward` returns exactly what nnU-Net's own network returns.
 
     Args:
         unet: PlainConvUNet or ResidualEncoderUNet.
@@ -97,6 +129,7 @@ class VQSegNet(nn.Module):
         perturbation: QPM; None leaves the perturbed stream as it is.
         strength: length of QPM's move of a token in standard deviations of z; None: as long as c_j - c_i is.
         dropout_rate: channel dropout on the perturbed stream, Fig. 1's alternative to QPM; 0 for none.
+        more_quantizers: those of further stages, by their index.
     """
 
     encoder: Any  # what nn.Module's own annotations do not know: stages, stem, output_channels
@@ -111,6 +144,7 @@ class VQSegNet(nn.Module):
         perturbation: QuantizedPerturbation | None = None,
         strength: float | None = None,
         dropout_rate: float = 0.0,
+        more_quantizers: Mapping[int, VectorQuantizer] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone_of(unet)
@@ -124,6 +158,10 @@ class VQSegNet(nn.Module):
         self.perturbation = perturbation
         self.strength = strength
         self.dropout_rate = dropout_rate
+        more = dict(more_quantizers or {})
+        self.stages = tuple(sorted({stage, *more}))
+        self.more_quantizers = nn.ModuleDict({str(index): more[index] for index in sorted(more)})
+        self.more_perturbations = nn.ModuleDict()
         self.image_decoder: ImageDecoder | None = None
         self.adapter: PostVQFeatureAdapter | None = None
         self.alignment_grid: tuple[int, int] = (0, 0)
@@ -132,6 +170,22 @@ class VQSegNet(nn.Module):
     def width(self) -> int:
         """Channels of the quantised stage."""
         return self.backbone.widths[self.stage]
+
+    @property
+    def quantizers(self) -> dict[int, VectorQuantizer]:
+        """The quantiser of every quantised stage, by its index, that of `stage` first."""
+        return {stage: quantizer for stage in self._main_first() if (quantizer := self._quantizer(stage)) is not None}
+
+    @property
+    def perturbations(self) -> dict[int, QuantizedPerturbation]:
+        """QPM of every stage that has it, by its index."""
+        return {stage: module for stage in self._main_first() if (module := self._perturbation(stage)) is not None}
+
+    def perturb_by(self, make: Callable[[], QuantizedPerturbation], strength: float | None = None) -> None:
+        """Give every quantised stage a QPM of its own, whose moves have this length in standard deviations of z."""
+        self.perturbation, self.strength = make(), strength
+        for stage in self.more_quantizers:
+            self.more_perturbations[stage] = make()
 
     def attach_heads(
         self,
@@ -150,10 +204,9 @@ class VQSegNet(nn.Module):
         """
         if self.training:
             return self._training_forward(x, layout or BatchLayout(labeled=x.shape[0]))
-        maps = self.backbone.encode(self, x, self.stage)
-        if self.quantizer is not None and not self.continuous:
-            maps[-1] = self.quantizer(maps[-1]).quantized
-        return self._decode(maps)
+        if self.quantizer is None or self.continuous:
+            return self.backbone.decode(self, self.backbone.encode(self, x))
+        return self._segment(x, len(x))[0]
 
     def segment_with_codes(self, x: Tensor) -> tuple[Logits, Tensor]:
         """As `forward` in eval mode, and the codes (B, ...) of the quantised stage.
@@ -161,15 +214,14 @@ class VQSegNet(nn.Module):
         Raises:
             RuntimeError: nothing is quantised.
         """
-        if self.quantizer is None:
+        logits, stages = self._segment(x, len(x))
+        code = stages[self.stage].code
+        if code is None:
             raise RuntimeError("This network has no codes: it was built with quantize = false.")
-        maps = self.backbone.encode(self, x, self.stage)
-        code = self.quantizer(maps[-1])
-        maps[-1] = maps[-1] if self.continuous else code.quantized
-        return self._decode(maps), code.indices
+        return logits, code.indices
 
     def stage_features(self, x: Tensor) -> Tensor:
-        """z: output of the quantised stage, (B, C_s, ...)."""
+        """z: output of the quantised stage, (B, C_s, ...), where no stage before it is quantised."""
         return self.backbone.encode(self, x, self.stage)[-1]
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -180,65 +232,80 @@ class VQSegNet(nn.Module):
         """
         if self.image_decoder is None or self.quantizer is None:
             raise RuntimeError("This network has no image decoder: it was built for prediction or without DB.")
-        return self.image_decoder(self.quantizer(self.stage_features(x)).quantized)
+        quantized = self._segment(x, len(x))[1][self.stage].quantized
+        assert quantized is not None
+        return self.image_decoder(quantized)
 
     def predict_perturbed(self, x: Tensor) -> Logits:
         """Segmentation of x with every image perturbed as the unlabelled stream is; for previews."""
-        maps = self.backbone.encode(self, x, self.stage)
-        if self.quantizer is not None:
-            z = maps[-1]
-            code = self.quantizer(z)
-            maps[-1] = z if self.continuous else code.quantized
-            if self.perturbation is not None:
-                after = self.perturbation(code.indices, code.codes)
-                move = self.quantizer.displacement(code.indices, after)
-                maps[-1] = maps[-1] + scaled_move(move, code.indices != after, z, self.strength)[0].to(z.dtype)
-        if self.dropout_rate:
-            maps[-1] = channel_dropout(maps[-1], self.dropout_rate)
-        return self._decode(maps)
+        return self._segment(x, 0)[0]
 
-    def _decode(self, maps: list[Tensor]) -> Logits:
-        return self.backbone.decode(self, self.backbone.resume(self, maps, self.stage))
+    def _main_first(self) -> list[int]:
+        return sorted(self.stages, key=lambda stage: (stage != self.stage, stage))
+
+    def _quantizer(self, stage: int) -> VectorQuantizer | None:
+        return self.quantizer if stage == self.stage else self.more_quantizers[str(stage)]  # type: ignore[return-value]
+
+    def _perturbation(self, stage: int) -> QuantizedPerturbation | None:
+        if stage == self.stage:
+            return self.perturbation
+        known = str(stage) in self.more_perturbations
+        return self.more_perturbations[str(stage)] if known else None  # type: ignore[return-value]
+
+    def _segment(self, x: Tensor, clean: int) -> tuple[Logits, dict[int, _QuantizedFeatures]]:
+        """Logits, and what each quantised stage did, where images from `clean` on are perturbed."""
+        maps = self.backbone.encode(self, x, self.stages[0])
+        quantized = {}
+        for stage, following in zip(self.stages, (*self.stages[1:], None), strict=True):
+            quantized[stage] = self._quantize(stage, maps[-1], clean)
+            maps[-1] = quantized[stage].read
+            maps = self.backbone.resume(self, maps, stage, following)
+        return self.backbone.decode(self, maps), quantized
+
+    def _quantize(self, stage: int, z: Tensor, clean: int) -> _QuantizedFeatures:
+        quantizer, perturbation = self._quantizer(stage), self._perturbation(stage)
+        code = None if quantizer is None else quantizer(z)
+        read = z if code is None or self.continuous else code.quantized
+        if clean < len(z) and self.dropout_rate and (code is None or perturbation is None):
+            read = torch.cat((read[:clean], channel_dropout(read[clean:], self.dropout_rate)))
+        if code is None or quantizer is None:
+            return _QuantizedFeatures(read)
+        feature_loss = _relative_error(code.embedded, z) if self.continuous and self.training else None
+        if clean == len(z) or perturbation is None:
+            return _QuantizedFeatures(read, code, code.quantized, feature_loss=feature_loss)
+        before = code.indices[clean:]
+        after = perturbation(before, code.codes)
+        move, step = scaled_move(quantizer.displacement(before, after), before != after, z[clean:], self.strength)
+        move = move.to(read.dtype)
+        read = torch.cat((read[:clean], read[clean:] + move))
+        quantized = torch.cat((code.quantized[:clean], code.quantized[clean:] + move))
+        return _QuantizedFeatures(read, code, quantized, after, step, feature_loss)
 
     def _training_forward(self, x: Tensor, layout: BatchLayout) -> VQSegOutput:
-        maps = self.backbone.encode(self, x, self.stage)
-        z = maps[-1]
         clean = layout.labeled + layout.strong
-        code = self.quantizer(z) if self.quantizer is not None else None
-        read = z if code is None or self.continuous else code.quantized
-        quantized = perturbed_indices = step = None
-        if code is not None:
-            quantized = code.quantized
-        if layout.perturbed and code is not None and self.quantizer is not None and self.perturbation is not None:
-            before = code.indices[clean:]
-            perturbed_indices = self.perturbation(before, code.codes)
-            move = self.quantizer.displacement(before, perturbed_indices)
-            move, step = scaled_move(move, before != perturbed_indices, z[clean:], self.strength)
-            move = move.to(read.dtype)
-            read = torch.cat((read[:clean], read[clean:] + move))
-            quantized = torch.cat((code.quantized[:clean], code.quantized[clean:] + move))
-        elif layout.perturbed and self.dropout_rate:
-            read = torch.cat((read[:clean], channel_dropout(read[clean:], self.dropout_rate)))
-        maps[-1] = read
-        if code is None or quantized is None:
-            return VQSegOutput(segmentation=self._decode(maps))
-
+        segmentation, stages = self._segment(x, clean)
+        main = stages[self.stage]
+        if main.code is None or main.quantized is None:
+            return VQSegOutput(segmentation=segmentation)
+        codes = {stage: features.code for stage, features in stages.items() if features.code is not None}
         reconstruction = adapted = None
         if self.image_decoder is not None:
-            reconstruction = self.image_decoder(torch.cat((quantized[: layout.labeled], quantized[clean:])))
+            images = torch.cat((main.quantized[: layout.labeled], main.quantized[clean:]))
+            reconstruction = self.image_decoder(images)
         if self.adapter is not None:
-            adapted = self.adapter(code.quantized[: layout.aligned], self.alignment_grid)
+            adapted = self.adapter(main.code.quantized[: layout.aligned], self.alignment_grid)
         return VQSegOutput(
-            segmentation=self._decode(maps),
+            segmentation=segmentation,
             reconstruction=reconstruction,
             adapted=adapted,
-            indices=code.indices,
-            perturbed_indices=perturbed_indices,
-            tokens=code.tokens,
-            step=step,
-            vq_loss=code.loss,
-            entropy=code.entropy,
-            feature_loss=_relative_error(code.embedded, z) if self.continuous else None,
+            indices=main.code.indices,
+            perturbed_indices=main.perturbed_indices,
+            tokens=main.code.tokens,
+            step=main.step,
+            more_codes=tuple((code.indices, code.tokens) for stage, code in codes.items() if stage != self.stage),
+            vq_loss=_sum([code.loss for code in codes.values()]),
+            entropy=_sum([code.entropy for code in codes.values()]),
+            feature_loss=_sum([features.feature_loss for features in stages.values()]) if self.continuous else None,
         )
 
 
@@ -250,21 +317,38 @@ def build_vqseg_net(plan: NetworkPlan, config: VQArchitecture, **training: Any) 
 
     Raises:
         NotImplementedError: another architecture.
-        ConfigError: a `vq_stage` that the plan does not have.
+        ConfigError: a `vq_stage` or `vq_more_stages` that the plan does not have.
     """
     unet = plan.build()
     stage = stage_of(unet, plan, config)
     if not config.quantize:
         return VQSegNet(unet, stage)
-    quantizer = VectorQuantizer(
-        backbone_of(unet).widths[stage],
-        ndim=plan.ndim,
-        num_codes=config.num_codes,
-        code_dim=config.code_dim,
-        normalize=config.normalize_codes,
-        **training,
-    )
-    return VQSegNet(unet, stage, quantizer, continuous=config.decoder_input == "continuous")
+
+    def quantizer_of(index: int) -> VectorQuantizer:
+        return VectorQuantizer(
+            backbone_of(unet).widths[index],
+            ndim=plan.ndim,
+            num_codes=config.num_codes,
+            code_dim=config.code_dim,
+            normalize=config.normalize_codes,
+            **training,
+        )
+
+    main = quantizer_of(stage)
+    more = {index: quantizer_of(index) for index in _further_stages(unet, stage, config)}
+    return VQSegNet(unet, stage, main, continuous=config.decoder_input == "continuous", more_quantizers=more)
+
+
+def _further_stages(unet: nn.Module, stage: int, config: VQArchitecture) -> list[int]:
+    possible = backbone_of(unet).replaceable
+    for index in config.vq_more_stages:
+        if index not in possible or index == stage:
+            others = [str(other) for other in possible if other != stage]
+            allowed = f"beside stage {stage}, this plan has stages {', '.join(others)}"
+            if not others:
+                allowed = f"this plan has stage {stage} only, so leave it out"
+            raise ConfigError(f"vqseg.vq_more_stages = {list(config.vq_more_stages)} is not valid; {allowed}.")
+    return sorted(set(config.vq_more_stages))
 
 
 def build_image_decoder(network: VQSegNet, num_channels: int, strides: Strides, base_features: int) -> ImageDecoder:
@@ -314,6 +398,14 @@ def scaled_move(move: Tensor, moved: Tensor, z: Tensor, strength: float | None) 
             return move, length
         scaled = move.detach().float() * (strength / length.clamp_min(1e-12))
         return scaled, length * (strength / length.clamp_min(1e-12))
+
+
+def _sum(values: Sequence[Tensor | None]) -> Tensor:
+    """Of scalars, where one alone stays what it is."""
+    first, *others = [value for value in values if value is not None]
+    for value in others:
+        first = first + value
+    return first
 
 
 def _relative_error(embedded: Tensor, z: Tensor) -> Tensor:

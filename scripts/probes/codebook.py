@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         quantizer = trainer.method.net.quantizer if isinstance(trainer.method, VQSeg) else None
         if quantizer is None:
             parser.error(f"{args.tr} has no codebook; choose a trainer with one.")
-        usage = trainer.method.usage
+        usage = trainer.method.codebooks.usage
 
         def look() -> None:
             if trainer.current_epoch + 1 in args.epochs:

@@ -41,7 +41,7 @@ def test_labelled_images_alone_are_counted_after_a_step():
     method.terms(batch, 0.5)
     assert method.code_classes.counts.sum() == 0
     method.after_step()
-    indices = method._codes[0]
+    indices = method.codebooks.seen[0][0]
     labeled = indices[: len(batch.labeled)]
     assert len(indices) == len(batch.labeled) + len(batch.unlabeled)
     assert method.code_classes.counts.sum().item() == pytest.approx(labeled.numel())

@@ -31,7 +31,7 @@ def test_literal_is_the_papers_section_4_2():
 def test_paper_defines_its_trainer_but_for_the_batch_and_what_table_3_varies(key):
     config = nnUNetTrainerVQSegPaper.configured({key: PAPER[key]})
     assert config == nnUNetTrainerVQSegPaper.default_config()
-    others = {bool: not PAPER[key], str: "x", type(None): 4}
+    others = {bool: not PAPER[key], str: "x", type(None): 4, tuple: (1,)}
     other = (
         "off"
         if key == "foundation_policy"

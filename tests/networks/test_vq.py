@@ -107,7 +107,12 @@ def what_the_decoder_sees(network: VQSegNet, x: torch.Tensor) -> tuple[float, VQ
     """Root mean square of the change of the moved tokens at the quantised stage, over z's standard deviation."""
     read = []
     resume = network.backbone.resume
-    network.backbone.resume = lambda net, maps, stage: read.append(maps[stage].detach()) or resume(net, maps, stage)
+
+    def watched(net, maps, stage, last=None):
+        read.append(maps[stage].detach())
+        return resume(net, maps, stage, last)
+
+    network.backbone.resume = watched
     layout = BatchLayout(labeled=2, perturbed=4)
     epsilon = network.perturbation.epsilon
     output = network(x, layout)
@@ -237,6 +242,92 @@ def test_stage_that_the_plan_does_not_have_is_refused():
         VQSeg.network(plan_of(unet()), small(vq_stage=7))
 
 
+# Several quantised stages
+
+
+def several(**kwargs: object) -> VQSegNet:
+    return full_network(vq_more_stages=(3, 0), **kwargs)
+
+
+def test_further_stages_have_books_of_their_own_that_prediction_loads():
+    network = several()
+    assert network.stage == 2
+    assert network.stages == (0, 2, 3)
+    assert list(network.quantizers) == [2, 0, 3]
+    assert [own.channels for own in network.quantizers.values()] == [network.backbone.widths[at] for at in (2, 0, 3)]
+    predicting = VQSeg.network(plan_of(unet()), small(vq_more_stages=(0, 3)))
+    keys = predicting.state_dict().keys()
+    assert {key.rsplit(".mapping", 1)[0] for key in keys if "mapping" in key} == {
+        "quantizer",
+        "more_quantizers.0",
+        "more_quantizers.3",
+    }
+    predicting.load_state_dict({key: network.state_dict()[key] for key in keys}, strict=True)
+
+
+@pytest.mark.parametrize("decoder_input", ["quantized", "continuous"])
+def test_every_quantised_stage_is_read_as_the_setting_says(decoder_input):
+    network = several(decoder_input=decoder_input).eval()
+    x, maps = torch.randn(2, 1, *PATCH), []
+    for index, stage in enumerate(network.encoder.stages):
+        maps.append(stage(maps[-1] if maps else x))
+        if decoder_input == "quantized" and index in network.quantizers:
+            maps[-1] = network.quantizers[index](maps[-1]).quantized
+    for found, expected in zip(network(x), network.decoder(maps), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_stage_is_moved_by_the_chosen_length_in_the_perturbed_images_only():
+    network = several(epsilon=1.0, qpm_strength=0.5).train()
+    assert len({id(qpm) for qpm in network.perturbations.values()}) == 3, "each stage has a table of its own"
+    for moved in network.stages:
+        for stage, perturbation in network.perturbations.items():
+            perturbation.epsilon = float(stage == moved)
+        x, read = torch.randn(4, 1, *PATCH), {}
+        resume = network.backbone.resume
+
+        def watched(net, maps, stage, last=None, read=read, resume=resume):
+            read.setdefault(stage, []).append(maps[stage].detach())
+            return resume(net, maps, stage, last)
+
+        network.backbone.resume = watched
+        network(x, BatchLayout(labeled=2, perturbed=2))
+        network.perturbations[moved].epsilon = 0.0
+        network(x, BatchLayout(labeled=2, perturbed=2))
+        network.backbone.resume = resume
+        change = read[moved][0] - read[moved][1]
+        assert (change[:2] == 0).all()
+        assert change[2:].square().mean().sqrt().item() == pytest.approx(
+            0.5 * read[moved][1][2:].std().item(), rel=0.02
+        )
+        for stage in network.stages:
+            if stage < moved:
+                torch.testing.assert_close(read[stage][0], read[stage][1])
+
+
+def test_losses_are_sums_over_the_stages_and_train_every_book():
+    network = several().train()
+    output = network(torch.randn(4, 1, *PATCH), BatchLayout(labeled=2, perturbed=2))
+    assert [tuple(indices.shape[1:]) for indices, _ in output.more_codes] == [(32, 32), (4, 4)]
+    (output.vq_loss + output.entropy + output.feature_loss).backward()
+    assert all(own.mapping.weight.grad.abs().sum() > 0 for own in network.quantizers.values())
+    first, all_of_them = full_network().train(), several().train()
+    all_of_them.load_state_dict(first.state_dict(), strict=False)
+    x = torch.randn(2, 1, *PATCH)
+    others = [
+        all_of_them.quantizers[stage](all_of_them.backbone.encode(all_of_them, x)[stage]).loss for stage in (0, 3)
+    ]
+    torch.testing.assert_close(all_of_them(x).vq_loss, first(x).vq_loss + sum(others))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"), [((9,), "0, 1, 3"), ((2,), "beside stage 2, this plan has stages 0, 1")]
+)
+def test_further_stages_that_the_plan_does_not_have_are_refused(stages, message):
+    with pytest.raises(ConfigError, match=rf"vq_more_stages = \[{stages[0]}\] is not valid; .*{message}"):
+        VQSeg.network(plan_of(unet()), small(vq_more_stages=stages))
+
+
 def test_architecture_without_encoder_and_decoder_is_refused():
     with pytest.raises(NotImplementedError, match="PlainConvUNet and ResidualEncoderUNet"):
         VQSeg.network(plan_of(nn.Linear(2, 2)), small())
@@ -245,13 +336,23 @@ def test_architecture_without_encoder_and_decoder_is_refused():
 # torch.compile, nnU-Net's default on CUDA
 
 
+@pytest.fixture(autouse=True)
+def no_graphs_of_other_tests():
+    """torch gives up compiling a function that was compiled eight times."""
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("kind", "decoder_input"), [(PlainConvUNet, "continuous"), (ResidualEncoderUNet, "quantized")])
-def test_student_compiles_into_one_graph(kind, decoder_input, autocast):
-    network = full_network(kind, decoder_input=decoder_input).train()
+@pytest.mark.parametrize(
+    ("kind", "decoder_input", "more"),
+    [(PlainConvUNet, "continuous", ()), (ResidualEncoderUNet, "quantized", ()), (PlainConvUNet, "continuous", (3,))],
+)
+def test_student_compiles_into_one_graph(kind, decoder_input, more, autocast):
+    network = full_network(kind, decoder_input=decoder_input, vq_more_stages=more).train()
     if autocast:
         network.adapter = None  # the CPU cannot resize bfloat16 with antialiasing
-    network.perturbation.prepare(network.quantizer.codes().detach())
+    for stage, perturbation in network.perturbations.items():
+        perturbation.prepare(network.quantizers[stage].codes().detach())
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         output = compiled(torch.randn(6, 1, *PATCH), BatchLayout(2, 2, 2))

@@ -27,7 +27,15 @@ CHANGES = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerMeanTeacher": CHANGES,
-    "nnUNetTrainerVQSeg": {**CHANGES, "copy_paste": "box", "class_thresholds": "flexmatch", "code_agreement": 0.1},
+    "nnUNetTrainerVQSeg": {
+        **CHANGES,
+        "copy_paste": "box",
+        "class_thresholds": "flexmatch",
+        "code_agreement": 0.1,
+        "vq_more_stages": [0],
+        "restart_after": 2,
+        "restart_every": 1,
+    },
     "nnUNetTrainerABD": {"pretrain_share": 0.5, "saved_network": "teacher"},
     "nnUNetTrainerABDCrossTeaching": {},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
