@@ -186,8 +186,11 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
         raise ExperimentError(f"There is no profile '{profile_name}'; there are {', '.join(profiles)}.")
     content = _read_yaml(name)
     _check_keys(content, _EXPERIMENT_KEYS | set(profiles), f"{name}.yaml")
-    if isinstance(content["runs"], str):  # those of another experiment
-        content["runs"] = _read_yaml(content["runs"])["runs"]
+    if isinstance(content["runs"], str):  # those of another experiment, with this one's numbers of labels
+        own = {"labeled"} & content.keys()
+        content["runs"] = [
+            {key: value for key, value in row.items() if key not in own} for row in _read_yaml(content["runs"])["runs"]
+        ]
     dataset = content.get("dataset", "acdc")
     if dataset not in DATA:
         raise ExperimentError(f"{name}.yaml: there is no dataset '{dataset}'; there are {', '.join(DATA)}.")

@@ -196,3 +196,8 @@ def test_other_labelled_patients_are_training_patients(name: str) -> None:
     assert len(patients) == 3
     assert patients <= set((protocol / "train.txt").read_text(encoding="utf-8").split())
     assert not patients & set((protocol / "labelled-3.txt").read_text(encoding="utf-8").split())
+
+
+def test_borrowed_rows_have_the_numbers_of_labels_of_the_experiment_that_borrows_them():
+    assert {run.labeled for run in read_experiment("recipe", "cpu").runs} == {3, 7}
+    assert {run.labeled for run in read_experiment("recipe-busi", "cpu").runs} == {10}
