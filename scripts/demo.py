@@ -62,8 +62,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, metavar="DIR", help="an ACDC folder instead of the phantoms")
     parser.add_argument("--out", type=Path, default=SCRIPTS.parent / "demo_output", help="default: demo_output/")
-    parser.add_argument("--labeled", type=int, default=3, metavar="N", help="labelled patients (default: 3)")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="training steps a method (default: 400)")
+    parser.add_argument("--labeled", type=int, default=2, metavar="N", help="labelled patients (default: 2)")
+    parser.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps a method (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     args = parser.parse_args(argv)
     if args.steps < EPOCHS:
@@ -126,9 +126,8 @@ def plan(dataset_id: int, args: argparse.Namespace, has_gpu: bool) -> None:
 
     common = ["-d", str(dataset_id), "-npfp", "2", "-np", "2", "--no_pbar"]
     plan_and_preprocess([*common, "--no_pp"])
-    shape = [] if has_gpu else ["--patch", "64", "--features", "16", "--max-features", "64"]
-    if not has_gpu and args.data is not None:
-        shape += ["--spacing", "4"]
+    spacing = "2.4" if args.data is None else "5"
+    shape = [] if has_gpu else ["--patch", "48", "--spacing", spacing, "--features", "16", "--max-features", "128"]
     edit_plan(["-d", str(dataset_id), *shape, "--set", *settings(args, has_gpu)])
 
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess

@@ -18,8 +18,9 @@ from nnunetv2_vqseg.methods.base import known_keys
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 PLANS, VIT_PLANS, NNUNET_PLANS = "nnUNetVQSegPlans", "nnUNetViTPlans", "nnUNetPlans"
+NO_EXPERIMENTS = {"profiles", "defaults"}
 _EXPERIMENT_KEYS = {"title", "question", "notes", "answer", "dataset", "labeled", "seeds", "columns", "figure", "runs"}
-_EXPERIMENT_KEYS |= {"against"}
+_EXPERIMENT_KEYS |= {"against", "defaults"}
 _RUN_KEYS = {"name", "trainer", "labeled", "plans", "set", "profiles", "line", "against"}
 
 
@@ -68,6 +69,7 @@ class Run:
     Attributes:
         labeled: patients, or their percentage where the dataset counts so.
         settings: of the vqseg block, the profile's included.
+        defaults: of the trainer, where the experiment wants those that an earlier version had.
         seeds: to be trained.
         known_seeds: that the table shows where they are finished, whichever experiment trained them.
         not_measured: why the profile does not have this row.
@@ -81,6 +83,7 @@ class Run:
     plans: str = PLANS
     dataset: str = "acdc"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     known_seeds: tuple[int, ...] = ()
     not_measured: str | None = None
@@ -106,12 +109,17 @@ class Training:
     @property
     def block(self) -> dict[str, Any]:
         """Keys of the plan's vqseg block."""
+        return {**self.run.defaults, **self.named}
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those of them after which the training is named."""
         return {**self.run.settings, "seed": self.seed}
 
     @property
     def configuration(self) -> str:
         """A name that is the same wherever the same settings are asked for."""
-        digest = hashlib.sha1(json.dumps(self.block, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha1(json.dumps(self.named, sort_keys=True).encode()).hexdigest()
         return f"2d_{digest[:8]}"
 
     @property
@@ -178,7 +186,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
     Raises:
         ExperimentError: unknown names or keys; the message lists the known ones.
     """
-    known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem != "profiles")
+    known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem not in NO_EXPERIMENTS)
     if name not in known:
         raise ExperimentError(f"There is no experiment '{name}'; there are {', '.join(known)}.")
     profiles = _read_yaml("profiles")
@@ -226,6 +234,7 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
                     **row.get("set", {}),
                     **own.get("settings", {}),
                 },
+                defaults=_earlier_defaults(content.get("defaults"), row["trainer"], name),
                 seeds=tuple(seeds),
                 known_seeds=tuple(sorted({*seeds, *general_seeds, *profile["seeds"]})),
                 not_measured=_why_not_measured(row, profile_name),
@@ -251,6 +260,15 @@ def read_experiment(name: str, profile_name: str) -> Experiment:
 def trainings_of(run: Run, seeds: Sequence[int]) -> list[Training]:
     """One training a seed."""
     return [Training(run, seed) for seed in seeds]
+
+
+def _earlier_defaults(version: str | None, trainer: str, experiment: str) -> dict[str, Any]:
+    known = _read_yaml("defaults")
+    if version is None:
+        return {}
+    if version not in known:
+        raise ExperimentError(f"{experiment}.yaml: there are no defaults '{version}'; there are {', '.join(known)}.")
+    return known[version]["settings"] if trainer in known[version]["trainers"] else {}
 
 
 def _why_not_measured(row: Mapping[str, Any], profile_name: str) -> str | None:

@@ -15,7 +15,7 @@ from nnunetv2_vqseg.methods.vqseg import PAPER
 EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
 Training, read_experiment = files.Training, files.read_experiment
 PROFILES = ("cpu", "gpu", "gpu-short")
-NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem != "profiles")
+NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem not in ("profiles", "defaults"))
 VIT_PROFILES = ("vit", "vit-gpu", "vit-rehearsal")
 PAIRS = [(name, profile) for profile in PROFILES for name in NAMES]
 PAIRS += [(name, profile) for profile in VIT_PROFILES for name in NAMES if name.startswith("vit")]
@@ -201,3 +201,14 @@ def test_other_labelled_patients_are_training_patients(name: str) -> None:
 def test_borrowed_rows_have_the_numbers_of_labels_of_the_experiment_that_borrows_them():
     assert {run.labeled for run in read_experiment("recipe", "cpu").runs} == {3, 7}
     assert {run.labeled for run in read_experiment("recipe-busi", "cpu").runs} == {10}
+
+
+def test_earlier_defaults_are_trained_with_and_leave_the_name_of_a_training_alone():
+    experiment = read_experiment("recipe", "cpu")
+    rows = {run.name: run for run in experiment.runs if run.labeled == 3}
+    teacher = Training(rows["mean teacher"], 0)
+    assert (teacher.block["ramp_up"], teacher.config.ramp_up) == (0.8, 0.8)
+    assert "ramp_up" not in teacher.named
+    changed = Training(rows["c: weight 1, ramp 0.1, threshold 0.8"], 0)
+    assert (changed.config.ramp_up, changed.config.confidence_threshold) == (0.1, 0.8), "a row's own come last"
+    assert Training(rows["stock nnU-Net"], 0).block == Training(rows["stock nnU-Net"], 0).named
