@@ -263,9 +263,9 @@ def trainings_of(run: Run, seeds: Sequence[int]) -> list[Training]:
 
 
 def _earlier_defaults(version: str | None, trainer: str, experiment: str) -> dict[str, Any]:
-    known = _read_yaml("defaults")
     if version is None:
         return {}
+    known = _read_yaml("defaults")
     if version not in known:
         raise ExperimentError(f"{experiment}.yaml: there are no defaults '{version}'; there are {', '.join(known)}.")
     return known[version]["settings"] if trainer in known[version]["trainers"] else {}

@@ -184,7 +184,7 @@ def test_rows_are_compared_with_another_run_too(tmp_path: Path, monkeypatch: pyt
 
 def test_an_unknown_run_to_compare_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (files.EXPERIMENTS / "finalists.yaml").read_text(encoding="utf-8")
-    for name in ("finalists", "profiles"):
+    for name in ("finalists", "profiles", "defaults"):
         shutil.copy(files.EXPERIMENTS / f"{name}.yaml", tmp_path)
     (tmp_path / "finalists.yaml").write_text(text.replace("against: mean", "against: kind"), encoding="utf-8")
     monkeypatch.setattr(files, "EXPERIMENTS", tmp_path)
