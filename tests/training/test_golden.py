@@ -36,6 +36,13 @@ pytestmark = pytest.mark.slow
 FILE = Path(__file__).with_name("golden.json")
 WRITES = os.environ.get("VQSEG_WRITE_GOLDEN")
 LITERAL = {key: value for key, value in PAPER.items() if key not in TINY}
+BEFORE_RECIPE = {
+    "lambda_u": 0.3,
+    "ramp_up": 0.8,
+    "ema_decay": 0.996,
+    "weight_decay": None,
+}
+"""What else the trainers had by default when these trainings were recorded."""
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
     "VQ-Seg with heads": ("nnUNetTrainerVQSegQPMDB", {"strong_view": True}),
@@ -143,7 +150,7 @@ def remember(found: dict[str, Any], golden: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_gives_the_weights_it_gave_before(make_trainer, golden, name):
     trainer_name, block = TRAININGS[name]
-    trainer = make_trainer(trainer_name, **block)
+    trainer = make_trainer(trainer_name, **BEFORE_RECIPE | block)
     trainer.run_training()
     (remember if WRITES else assert_as_before)(what_became(trainer), golden, name)
 
@@ -159,7 +166,7 @@ def test_a_model_of_0_1_0_predicts_and_is_continued_as_by_itself(make_trainer, g
     predictor.network.load_state_dict(predictor.list_of_parameters[0])
     with torch.no_grad():
         logits = predictor.network.eval()(torch.linspace(-1, 1, 32 * 32).view(1, 1, 32, 32))
-    resumed = make_trainer(name, continue_training=True)
+    resumed = make_trainer(name, continue_training=True, **BEFORE_RECIPE)
     resumed.load_checkpoint(str(tmp_path / name / "fold_0" / "checkpoint_latest.pth"))
     assert resumed.current_epoch == 1
     resumed.run_training()
