@@ -79,15 +79,15 @@ def test_a_run_with_the_same_arguments_goes_on(tmp_path):
     demo.claim(tmp_path / "out", arguments(tmp_path / "out"), "cpu")
     (tmp_path / "out" / "nnUNet_raw" / "Dataset901_Phantom").mkdir(parents=True)
     before = (tmp_path / "out" / demo.STAMP).read_bytes()
-    demo.claim(tmp_path / "out", arguments(tmp_path / "out", "--steps", "401"), "cpu")  # 400, as before
+    demo.claim(tmp_path / "out", arguments(tmp_path / "out", "--steps", "2001"), "cpu")  # 2000, as before
     assert (tmp_path / "out" / demo.STAMP).read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("more", "device", "difference"),
     [
-        (["--steps", "800"], "cpu", "--steps 400, not 800"),
-        (["--labeled", "7"], "cpu", "--labeled 3, not 7"),
+        (["--steps", "800"], "cpu", "--steps 2000, not 800"),
+        (["--labeled", "7"], "cpu", "--labeled 2, not 7"),
         (["--seed", "1"], "cpu", "--seed 0, not 1"),
         (["--data", "/acdc"], "cpu", "--data none, not /acdc"),
         ([], "cuda", "the device cpu, not cuda"),
@@ -98,7 +98,7 @@ def test_a_run_with_other_arguments_stops_and_names_the_one_that_differs(tmp_pat
     (tmp_path / "nnUNet_raw" / "Dataset901_Phantom").mkdir(parents=True)
     with pytest.raises(SystemExit, match=f"{difference}; give another --out, or delete the folder"):
         demo.claim(tmp_path, arguments(tmp_path, *more), device)
-    assert json.loads((tmp_path / demo.STAMP).read_text(encoding="utf-8"))["steps"] == 400
+    assert json.loads((tmp_path / demo.STAMP).read_text(encoding="utf-8"))["steps"] == 2000
 
 
 def test_a_dataset_of_unknown_origin_is_left_alone(tmp_path):

@@ -207,8 +207,8 @@ def test_earlier_defaults_are_trained_with_and_leave_the_name_of_a_training_alon
     experiment = read_experiment("recipe", "cpu")
     rows = {run.name: run for run in experiment.runs if run.labeled == 3}
     teacher = Training(rows["mean teacher"], 0)
-    assert (teacher.block["ramp_up"], teacher.config.ramp_up) == (0.8, 0.8)
-    assert "ramp_up" not in teacher.named
-    changed = Training(rows["c: weight 1, ramp 0.1, threshold 0.8"], 0)
-    assert (changed.config.ramp_up, changed.config.confidence_threshold) == (0.1, 0.8), "a row's own come last"
+    assert (teacher.block["ema_decay"], teacher.config.ema_decay) == (0.996, 0.996)
+    assert "ema_decay" not in teacher.named
+    changed = Training(rows["h: teacher decay 0.99"], 0)
+    assert changed.config.ema_decay == 0.99, "a row's own come last"
     assert Training(rows["stock nnU-Net"], 0).block == Training(rows["stock nnU-Net"], 0).named

@@ -36,12 +36,7 @@ pytestmark = pytest.mark.slow
 FILE = Path(__file__).with_name("golden.json")
 WRITES = os.environ.get("VQSEG_WRITE_GOLDEN")
 LITERAL = {key: value for key, value in PAPER.items() if key not in TINY}
-BEFORE_RECIPE = {
-    "lambda_u": 0.3,
-    "ramp_up": 0.8,
-    "ema_decay": 0.996,
-    "weight_decay": None,
-}
+BEFORE_RECIPE = {"ema_decay": 0.996, "weight_decay": None}
 """What else the trainers had by default when these trainings were recorded."""
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),
