@@ -30,8 +30,8 @@ from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 _WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
 _WITHOUT_VQ: dict[str, Any] = {"quantize": False, "reconstruct": False, "foundation_policy": "off"}
 _RECIPE: dict[str, Any] = {"ema_decay": 0.99, "weight_decay": 0.003}
-"""What gained on few labelled cases (docs/results/recipe.md): a teacher that follows faster, and a hundred times nnU-Net's
-weight decay."""
+"""What gained on few labelled cases (docs/results/recipe.md): a teacher that follows faster, and a hundred times
+nnU-Net's weight decay."""
 _VIT: dict[str, Any] = {
     "optimizer": "adamw",
     "initial_lr": 5e-6,
