@@ -29,9 +29,6 @@ from nnunetv2_vqseg.trainer.trainer import MethodTrainer
 
 _WITH_QPM: dict[str, Any] = {"use_unlabeled": True, "quantize": True, "perturbation": "qpm"}
 _WITHOUT_VQ: dict[str, Any] = {"quantize": False, "reconstruct": False, "foundation_policy": "off"}
-_RECIPE: dict[str, Any] = {"ema_decay": 0.99, "weight_decay": 0.003}
-"""What gained on few labelled cases (docs/results/recipe.md): a teacher that follows faster, and a hundred times
-nnU-Net's weight decay."""
 _VIT: dict[str, Any] = {
     "optimizer": "adamw",
     "initial_lr": 5e-6,
@@ -40,6 +37,8 @@ _VIT: dict[str, Any] = {
     "unlabeled_batch_size": 4,
     "lambda_u": 1.0,
     "ramp_up": 0.0,
+    "ema_decay": 0.996,
+    "weight_decay": None,
 }
 """Optimiser, batch and unlabelled weight of the paper (4.2, Table 3), whose network starts from pretrained weights."""
 _EPOCHS = re.compile(r"(nnUNetTrainer\w+?)_(\d+)epochs?")
@@ -49,7 +48,6 @@ class nnUNetTrainerVQSeg(MethodTrainer):
     """VQ-Seg (NeurIPS 2025) on nnU-Net's 2D plan, preprocessing and augmentation."""
 
     method_class = VQSeg
-    preset: ClassVar = _RECIPE
 
 
 class nnUNetTrainerVQSegViT(MethodTrainer):
@@ -78,7 +76,7 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSegViT):
     that an earlier version trained under this name on a U-Net's plan predict and validate as before.
     """
 
-    preset = PAPER
+    preset: ClassVar = {**PAPER, "weight_decay": None}
     fixed: ClassVar = {key: value for key, value in PAPER.items() if key not in FREE_IN_PAPER}
 
 
@@ -127,7 +125,6 @@ class nnUNetTrainerMeanTeacher(MethodTrainer):
     """EMA teacher and a strong view with CutMix, without any vector quantisation."""
 
     method_class = MeanTeacher
-    preset: ClassVar = _RECIPE
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "strong_view": True, "perturbation": "none"}
 
 
@@ -143,7 +140,6 @@ class nnUNetTrainerMeanTeacherDropout(MethodTrainer):
     """Mean teacher in whose student feature dropout perturbs the strong view (Fig. 1's alternative to QPM)."""
 
     method_class = MeanTeacherDropout
-    preset: ClassVar = _RECIPE
     fixed: ClassVar = {**_WITHOUT_VQ, "use_unlabeled": True, "perturbation": "dropout"}
 
 

@@ -91,7 +91,13 @@ def tables() -> Iterator[str]:
     shown: dict[str, Any] = {}
     for title, config in {**SHARED, **METHODS}.items():
         keys = config.declared()
-        own = [key for name, key in keys.items() if shown.get(name) != _values(key)]
+        inherited = {
+            name: _values(key)
+            for other in SHARED.values()
+            if issubclass(config, other) and config is not other
+            for name, key in other.declared().items()
+        }
+        own = [key for name, key in keys.items() if (shown | inherited).get(name) != _values(key)]
         of_all = {name for other in SHARED.values() if issubclass(config, other) for name in other.declared()}
         others = [f"`{name}`" for name, key in keys.items() if key not in own and name not in of_all]
         yield f"## {title}"

@@ -26,8 +26,15 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 
 @dataclass(frozen=True)
 class TaughtViewsConfig(TeacherConfig):
-    """Changes of the strong views and of the teacher's labels."""
+    """Changes of the strong views and of the teacher's labels.
 
+    Weight decay and the teacher's decay are those that gained most with few labelled cases (docs/results/recipe.md).
+    """
+
+    weight_decay: Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"] = (
+        0.003
+    )
+    ema_decay: Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2: 0.996)"] = 0.99
     turn_probability: Annotated[
         float,
         Range(0, 1),

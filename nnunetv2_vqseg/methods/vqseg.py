@@ -254,6 +254,7 @@ PAPER: dict[str, Any] = {
     "lambda_a": 5.0,
     "weight_reconstruction": 1.0,
     "ramp_up": 0.0,
+    "ema_decay": 0.996,
     "ema_warmup": 1.0,
     "turn_probability": 0.0,
     "copy_paste": "off",
