@@ -220,7 +220,7 @@ def facts(records: Mapping[str, TrainingRecord]) -> list[str]:
         for name, record in records.items()
     )
     return [
-        f"Demonstration: {told}. Too short to rank the methods: it shows that the whole path works on this machine.",
+        f"Demonstration: {told}. Few cases and short trainings: which method is better on your data, only they say.",
         WITHOUT_PFA,
     ]
 
