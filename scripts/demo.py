@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ[f"nnUNet_{name}"] = str(home / f"nnUNet_{name}")
         (home / f"nnUNet_{name}").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("nnUNet_def_n_proc", "2")
-    say(f"1/4 Data: {'phantoms' if args.data is None else args.data}, {args.labeled} labelled patients")
+    patients = "1 labelled patient" if args.labeled == 1 else f"{args.labeled} labelled patients"
+    say(f"1/4 Data: {'phantoms' if args.data is None else args.data}, {patients}")
     dataset_id = make_dataset(args)
     say("2/4 Plan and preprocess")
     plan(dataset_id, args, device.type == "cuda")
@@ -62,10 +63,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, metavar="DIR", help="an ACDC folder instead of the phantoms")
     parser.add_argument("--out", type=Path, default=SCRIPTS.parent / "demo_output", help="default: demo_output/")
-    parser.add_argument("--labeled", type=int, default=2, metavar="N", help="labelled patients (default: 2)")
+    parser.add_argument("--labeled", type=int, metavar="N", help="labelled patients (default: 1, of ACDC 3)")
     parser.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps a method (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     args = parser.parse_args(argv)
+    if args.labeled is None:
+        args.labeled = 1 if args.data is None else 3
     if args.steps < EPOCHS:
         parser.error(f"--steps must be at least {EPOCHS}")
     if args.steps % EPOCHS:

@@ -87,7 +87,7 @@ def test_a_run_with_the_same_arguments_goes_on(tmp_path):
     ("more", "device", "difference"),
     [
         (["--steps", "800"], "cpu", "--steps 2000, not 800"),
-        (["--labeled", "7"], "cpu", "--labeled 2, not 7"),
+        (["--labeled", "7"], "cpu", "--labeled 1, not 7"),
         (["--seed", "1"], "cpu", "--seed 0, not 1"),
         (["--data", "/acdc"], "cpu", "--data none, not /acdc"),
         ([], "cuda", "the device cpu, not cuda"),
