@@ -36,6 +36,11 @@ Row = Mapping[str, Any]
 Found = Mapping[str, Mapping[str, Row]]  # data and labels -> name of a row -> the row
 
 
+def compared() -> dict[str, dict[str, Row]]:
+    """What was measured, without data on which stock nnU-Net stands alone."""
+    return {where: dict(rows) for where, rows in measured().items() if rows.keys() - {STOCK}}
+
+
 def gains(found: Found) -> dict[str, float]:
     """Mean gain in Dice over stock nnU-Net of each method, over the data where both were measured; best first."""
     by_method: dict[str, list[float]] = {}
@@ -181,8 +186,7 @@ def page(
 
 def main() -> None:
     """Write picture and page."""
-    found = {where: rows for where, rows in measured().items() if rows.keys() - {STOCK}}  # alone it compares nothing
-    seconds = seconds_a_step()
+    found, seconds = compared(), seconds_a_step()
     if not any(STOCK in rows for rows in found.values()):
         raise SystemExit("The arena has no row of stock nnU-Net yet; train one with run_experiment.py.")
     with figure_style():

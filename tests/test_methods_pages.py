@@ -110,5 +110,5 @@ def test_the_arena_s_page_is_current():
     if arena_page.BEGIN not in text:
         pytest.skip("the arena has not been written yet")
     name = "arena.png" if "](arena.png)" in text else None
-    again = arena_page.page(text, measured(), seconds_a_step(), name, measured_arenas())
+    again = arena_page.page(text, arena_page.compared(), seconds_a_step(), name, measured_arenas())
     assert again == text, "run python scripts/arena_page.py"

@@ -26,10 +26,7 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 
 @dataclass(frozen=True)
 class TaughtViewsConfig(TeacherConfig):
-    """Changes of the strong views and of the teacher's labels.
-
-    Weight decay and the teacher's decay are those that gained most with few labelled cases (docs/results/recipe.md).
-    """
+    """Changes of the strong views and of the teacher's labels; both decays are chosen in docs/results/recipe.md."""
 
     weight_decay: Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"] = (
         0.003
