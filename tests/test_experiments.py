@@ -15,7 +15,7 @@ from nnunetv2_vqseg.methods.vqseg import PAPER
 EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
 Training, read_experiment = files.Training, files.read_experiment
 PROFILES = ("cpu", "gpu", "gpu-short")
-NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem not in ("profiles", "defaults"))
+NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem not in files.NO_EXPERIMENTS)
 VIT_PROFILES = ("vit", "vit-gpu", "vit-rehearsal")
 PAIRS = [(name, profile) for profile in PROFILES for name in NAMES]
 PAIRS += [(name, profile) for profile in VIT_PROFILES for name in NAMES if name.startswith("vit")]

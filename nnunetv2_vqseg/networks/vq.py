@@ -206,7 +206,7 @@ class VQSegNet(nn.Module):
             return self._training_forward(x, layout or BatchLayout(labeled=x.shape[0]))
         if self.quantizer is None or self.continuous:
             return self.backbone.decode(self, self.backbone.encode(self, x))
-        return self._segment(x, len(x))[0]
+        return self.backbone.decode(self, self._features(x, len(x))[0])
 
     def segment_with_codes(self, x: Tensor) -> tuple[Logits, Tensor]:
         """As `forward` in eval mode, and the codes (B, ...) of the quantised stage.
@@ -214,11 +214,11 @@ class VQSegNet(nn.Module):
         Raises:
             RuntimeError: nothing is quantised.
         """
-        logits, stages = self._segment(x, len(x))
+        maps, stages = self._features(x, len(x))
         code = stages[self.stage].code
         if code is None:
             raise RuntimeError("This network has no codes: it was built with quantize = false.")
-        return logits, code.indices
+        return self.backbone.decode(self, maps), code.indices
 
     def stage_features(self, x: Tensor) -> Tensor:
         """z: output of the quantised stage, (B, C_s, ...), where no stage before it is quantised."""
@@ -232,13 +232,13 @@ class VQSegNet(nn.Module):
         """
         if self.image_decoder is None or self.quantizer is None:
             raise RuntimeError("This network has no image decoder: it was built for prediction or without DB.")
-        quantized = self._segment(x, len(x))[1][self.stage].quantized
+        quantized = self._features(x, len(x))[1][self.stage].quantized
         assert quantized is not None
         return self.image_decoder(quantized)
 
     def predict_perturbed(self, x: Tensor) -> Logits:
         """Segmentation of x with every image perturbed as the unlabelled stream is; for previews."""
-        return self._segment(x, 0)[0]
+        return self.backbone.decode(self, self._features(x, 0)[0])
 
     def _main_first(self) -> list[int]:
         return sorted(self.stages, key=lambda stage: (stage != self.stage, stage))
@@ -252,15 +252,15 @@ class VQSegNet(nn.Module):
         known = str(stage) in self.more_perturbations
         return self.more_perturbations[str(stage)] if known else None  # type: ignore[return-value]
 
-    def _segment(self, x: Tensor, clean: int) -> tuple[Logits, dict[int, _QuantizedFeatures]]:
-        """Logits, and what each quantised stage did, where images from `clean` on are perturbed."""
+    def _features(self, x: Tensor, clean: int) -> tuple[list[Tensor], dict[int, _QuantizedFeatures]]:
+        """What the decoder reads, and what each quantised stage did, where images from `clean` on are perturbed."""
         maps = self.backbone.encode(self, x, self.stages[0])
         quantized = {}
         for stage, following in zip(self.stages, (*self.stages[1:], None), strict=True):
             quantized[stage] = self._quantize(stage, maps[-1], clean)
             maps[-1] = quantized[stage].read
             maps = self.backbone.resume(self, maps, stage, following)
-        return self.backbone.decode(self, maps), quantized
+        return maps, quantized
 
     def _quantize(self, stage: int, z: Tensor, clean: int) -> _QuantizedFeatures:
         quantizer, perturbation = self._quantizer(stage), self._perturbation(stage)
@@ -283,7 +283,8 @@ class VQSegNet(nn.Module):
 
     def _training_forward(self, x: Tensor, layout: BatchLayout) -> VQSegOutput:
         clean = layout.labeled + layout.strong
-        segmentation, stages = self._segment(x, clean)
+        maps, stages = self._features(x, clean)
+        segmentation = self.backbone.decode(self, maps)
         main = stages[self.stage]
         if main.code is None or main.quantized is None:
             return VQSegOutput(segmentation=segmentation)
