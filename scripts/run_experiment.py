@@ -378,6 +378,7 @@ def run_experiment(args: argparse.Namespace) -> list[str]:
         experiment.profile["device"],
         testing=scored if args.test else set(),
         sealing=scored if args.keep_test else set(),
+        num_processes=2 if args.jobs == 1 else 1,
     )
     failed = [] if args.report_only else train_all(asked, args, experiment, home, keep)
     shown = earlier_rows(file)
@@ -397,12 +398,14 @@ class Keeper:
         folder: of the kept results.
         testing: folders of the trainings whose test patients are to be scored.
         sealing: the same, for scores that are not shown yet.
+        num_processes: for scoring; 1 works in this process, as others take 10 s each to start, beside trainings more.
     """
 
     folder: Path
     device: str
     testing: set[Path]
     sealing: set[Path]
+    num_processes: int
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def has(self, training: Training) -> bool:
@@ -416,7 +419,7 @@ class Keeper:
                 self.folder,
                 lambda one: one.folder in self.testing,
                 self.device,
-                2,
+                self.num_processes,
                 may_seal=lambda one: one.folder in self.sealing,
             )
 

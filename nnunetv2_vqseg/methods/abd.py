@@ -7,9 +7,9 @@ constants are: https://github.com/chy-upc/ABD (train_ACDC_BCP.py, displacement.p
 
 What differs, beside what docs/methods/README.md names for all: all that BCP's file names, of which the background's
 score is one: this code still has it over the whole image; two networks that both learn the first stage from weights of
-their own instead of two copies of one; one optimiser for both; this package's jitter, then cutout with the smallest and
-largest value of the channel, instead of cutout with 0 and 1, then jitter; a patch of an axis that four does not divide
-is rounded down.
+their own instead of two copies of one; one optimiser for both; this package's jitter, then cutout with the smallest
+and largest value of the channel, instead of a jitter of 0.8 on every image and cutout with 0 and 1; a patch of an axis
+that four does not divide is rounded down.
 """
 
 from __future__ import annotations

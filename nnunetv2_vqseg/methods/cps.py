@@ -4,8 +4,9 @@ Two networks of one architecture with weights of their own; each learns the othe
 https://github.com/charlesCXK/TorchSemiSeg; its form for ACDC, from which the constants are: SSL4MIS,
 train_cross_pseudo_supervision_2D.py.
 
-What differs, beside what docs/methods/README.md names for all: one optimiser for both networks; no CutMix (an option of
-the original).
+What differs, beside what docs/methods/README.md names for all: one optimiser for both networks; no CutMix (an option
+of the original). From the first form SSL4MIS's differs, and so this: labelled images have no pseudo-labels, the weight
+is 0.1 with a ramp instead of 1.5 or 6 without.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, finest
-from nnunetv2_vqseg.methods.teacher import TeacherConfig, TeacherMethod
+from nnunetv2_vqseg.methods.teacher import EMADecay, TeacherConfig, TeacherMethod
 from nnunetv2_vqseg.modules.class_thresholds import ClassThresholds
 from nnunetv2_vqseg.modules.components import cleaned
 from nnunetv2_vqseg.modules.losses.pseudo_label import EveryScale, PseudoLabelLoss
@@ -26,12 +26,9 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 
 @dataclass(frozen=True)
 class TaughtViewsConfig(TeacherConfig):
-    """Changes of the strong views and of the teacher's labels; both decays are chosen in docs/results/recipe.md."""
+    """Changes of the strong views and of the teacher's labels; its decay was chosen in docs/results/recipe.md."""
 
-    weight_decay: Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"] = (
-        0.003
-    )
-    ema_decay: Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2: 0.996)"] = 0.99
+    ema_decay: EMADecay = 0.99
     turn_probability: Annotated[
         float,
         Range(0, 1),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nnunetv2_vqseg.core.config import Config, Range
-from nnunetv2_vqseg.methods.base import Batch, CommonConfig, Loss, Method, Metrics, switch_deep_supervision
+from nnunetv2_vqseg.methods.base import Batch, CommonConfig, Loss, Method, Metrics, WeightDecay, switch_deep_supervision
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig, StrongViewMethod
 from nnunetv2_vqseg.modules.ema import build_teacher, update_teacher
 from nnunetv2_vqseg.modules.fitting import load_fitting
@@ -24,18 +24,23 @@ EMAWarmup = Annotated[
     "w of the teacher's decay min(1 - w / (t + w), alpha): at first it follows the last 1/w of the steps; 0: constant",
 ]
 
+EMADecay = Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2: 0.996)"]
+
 
 @dataclass(frozen=True)
 class EMAConfig(Config):
     """The EMA of the weights."""
 
-    ema_decay: Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2)"] = 0.996
+    ema_decay: EMADecay = 0.996
     ema_warmup: EMAWarmup = 10.0
 
 
 @dataclass(frozen=True)
 class SupervisedEMAConfig(EMAConfig, CommonConfig):
-    """Supervised training whose EMA is saved."""
+    """Supervised training whose EMA is saved: the mean teacher's settings without its unlabelled images."""
+
+    weight_decay: WeightDecay = 0.003
+    ema_decay: EMADecay = 0.99
 
 
 @dataclass(frozen=True)
