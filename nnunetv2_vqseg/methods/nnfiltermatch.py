@@ -10,8 +10,8 @@ nnU-Net's whole augmentation; the first pass is without a gradient, which the or
 that are not square are turned by 180 degrees only, where the original fails; volumes are turned in the plane of their
 last two axes and flipped along all; the entropy's logarithm has 1e-6 in it instead of 1e-8. The labelled-only start is
 the original's for 7 patients (20 of 300 epochs): with 3 it is shorter (5 of 300), but a first network's labels are
-noise. Of its rates and weight decays (5e-3 and 3e-3 for 3 patients, 1e-2 and 3e-5 for 7) nnU-Net's 1e-2 and the 3e-3 are
-taken for all. Its prediction with the best checkpoint is one with the last.
+noise. Of its rates and weight decays (5e-3 and 3e-3 for 3 patients, 1e-2 and 3e-5 for 7) 1e-2 and 3e-3 are taken for
+all. Its prediction with the best checkpoint is one with the last.
 
 Every process draws its own turn; rank 0 predicts the cases, all leave out the same.
 """
