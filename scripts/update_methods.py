@@ -37,7 +37,7 @@ ARENAS = {
     "arena-c-cpu-small": "ACDC, {} other patients (c)",
     "arena-busi-cpu-small": "BUSI, {} labelled images",
 }
-BASELINES = ("stock nnU-Net", "mean teacher")
+BASELINES = ("stock nnU-Net", "labelled images alone", "mean teacher")
 UNEVEN = "nnUNetTrainerSelfTraining"
 NOT_YET = "Not measured here yet."
 
