@@ -42,9 +42,14 @@ def compared() -> dict[str, dict[str, Row]]:
 
 
 def gains(found: Found) -> dict[str, float]:
-    """Mean gain in Dice over stock nnU-Net of each method, over the data where both were measured; best first."""
+    """Mean gain in Dice over stock nnU-Net of each method, best first.
+
+    Over the data where all methods were measured; where there are none, over those that a method has.
+    """
     by_method: dict[str, list[float]] = {}
-    for rows in found.values():
+    every = {name for rows in found.values() for name in rows}
+    complete = [rows for rows in found.values() if rows.keys() == every]
+    for rows in complete or found.values():
         for name, row in rows.items():
             if STOCK in rows:
                 by_method.setdefault(name, []).append(gain(row, rows[STOCK]))

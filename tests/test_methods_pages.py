@@ -107,6 +107,16 @@ def test_a_gain_is_over_the_seeds_that_both_have():
     assert arena_page.gain(arena_row("BCP", "T", 0.65, []), stock) == pytest.approx(0.05), "kept without its seeds"
 
 
+def test_methods_are_ranked_on_the_data_that_all_have():
+    stock, teacher, bcp = (arena_row(name, "T", 0.6, []) for name in ("stock nnU-Net", "mean teacher", "BCP"))
+    better = [arena_row(row["name"], "T", dice, []) for row, dice in ((teacher, 0.7), (bcp, 0.65))]
+    found = {"a": {row["name"]: row for row in (stock, *better)}, "b": {row["name"]: row for row in (stock, teacher)}}
+    assert arena_page.gains(found) == pytest.approx({"mean teacher": 0.1, "BCP": 0.05, "stock nnU-Net": 0.0})
+    assert list(arena_page.gains(found)) == ["mean teacher", "BCP", "stock nnU-Net"]
+    del found["a"]["mean teacher"]
+    assert arena_page.gains(found) == pytest.approx({"BCP": 0.05, "stock nnU-Net": 0.0, "mean teacher": 0.0})
+
+
 def test_the_arena_s_page_is_current():
     text = arena_page.PAGE.read_text(encoding="utf-8")
     if arena_page.BEGIN not in text:
