@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
     assert_predicts_strictly(resumed, 32)
 
 
-def test_a_plan_with_residual_encoders_predicts_strictly(home, make_trainer):
+@pytest.fixture(scope="module")
+def residual_plan(home) -> Iterator[str]:
+    """Name of the plan with residual encoders."""
     folder = home / "preprocessed" / DATASET
     plans = json.loads((folder / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     architecture = plans["configurations"]["2d"]["architecture"]
@@ -103,13 +106,17 @@ def test_a_plan_with_residual_encoders_predicts_strictly(home, make_trainer):
     architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
     file = folder / "nnUNetResEncVQSegPlans.json"
     file.write_text(json.dumps({**plans, "plans_name": file.stem}), encoding="utf-8")
-    try:
-        trainer = make_trainer("nnUNetTrainerMCNet", plans_name=file.stem, num_epochs=1)
-        trainer.run_training()
-        assert type(trainer.method.predictor()).__name__ == "ResidualEncoderUNet"
-        assert_predicts_strictly(trainer, 32)
-    finally:
-        file.unlink()
+    yield file.stem
+    file.unlink()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_with_residual_encoders_predicts_strictly(make_trainer, residual_plan, name):
+    trainer = make_trainer(name, plans_name=residual_plan, **METHODS[name] | {"num_epochs": 2})
+    trainer.run_training()
+    kinds = {type(module).__name__ for module in trainer.method.predictor().modules()}
+    assert ("StackedResidualBlocks" in kinds) == (name != "nnUNetTrainerUNet"), "which has a network of its own"
+    assert_predicts_strictly(trainer, 32)
 
 
 @pytest.mark.parametrize(
