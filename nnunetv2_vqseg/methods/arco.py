@@ -48,7 +48,6 @@ from nnunetv2_vqseg.networks.tap import RepresentedUNet, Tapped
 class ARCOConfig(EMAConfig, StrongViewConfig):
     """Hyper-parameters of ARCO."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of the loss against the teacher's labels"] = 1.0
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the teacher"] = 0.99

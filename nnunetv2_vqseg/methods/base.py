@@ -77,6 +77,8 @@ class BudgetConfig(Config):
 
 WeightDecay = Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"]
 
+UnlabeledPerLabeled = Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"]
+
 
 @dataclass(frozen=True)
 class CommonConfig(BudgetConfig):
@@ -128,7 +130,7 @@ class UnlabeledImagesConfig(GuardConfig, CommonConfig):
         Range(1, 4096),
         "unlabelled images a step, all GPUs together; null: `unlabeled_per_labeled` times the labelled ones (4.2: 4)",
     ] = None
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 0.5
+    unlabeled_per_labeled: UnlabeledPerLabeled = 1.0
     labeled_as_unlabeled: Annotated[
         bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     ] = False

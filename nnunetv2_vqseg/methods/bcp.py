@@ -36,7 +36,6 @@ from nnunetv2_vqseg.networks.backbone import Logits
 class BCPConfig(EMAConfig, UnlabeledConfig):
     """Hyper-parameters of bidirectional copy-paste."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled parts of the mixed images"] = 0.5
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     ema_decay: Annotated[float, Range(0, 1), "decay of the teacher in the second stage"] = 0.99

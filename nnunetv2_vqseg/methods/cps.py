@@ -26,7 +26,6 @@ from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, pseudo_l
 class CPSConfig(UnlabeledConfig):
     """Hyper-parameters of cross pseudo supervision."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of each network's loss against the other's labels"] = 0.1
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
     pseudo_loss: Annotated[Literal["ce", "ce_dice"], "loss against the other network's labels"] = "ce"

@@ -32,7 +32,6 @@ NAMES = ("transposed", "linear", "nearest")
 class MCNetConfig(UnlabeledConfig):
     """Hyper-parameters of MC-Net+."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of the consistency, a sum over ordered pairs of decoders"] = 0.1
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
     sharpening_temperature: Annotated[float, Range(0.01, 1), "T of the sharpened probabilities; 1: as they are"] = 0.1

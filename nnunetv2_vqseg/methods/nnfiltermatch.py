@@ -37,7 +37,6 @@ from nnunetv2_vqseg.modules.views.rotate import sample_turn
 class NNFilterMatchConfig(UnlabeledImagesConfig):
     """Hyper-parameters of nnFilterMatch."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     warm_up: Annotated[float, Range(0, 1), "share of the training that learns labelled images alone"] = 0.067
     flip_start: Annotated[float, Range(0, 1), "share of the training after which images are flipped, too"] = 1 / 3
     flip_probability: Annotated[float, Range(0, 1), "chance of a flip along each axis"] = 0.5

@@ -43,7 +43,6 @@ from nnunetv2_vqseg.modules.targets import together
 class SelfTrainingConfig(UnlabeledImagesConfig):
     """Hyper-parameters of self-training."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     rounds: Annotated[int, Range(1, 1000), "networks one after the other, the first on labelled images alone"] = 3
     unstable_share: Annotated[
         float, Range(0, 0.99), "share of the cases that is left out: whose labels changed most; 0: none"

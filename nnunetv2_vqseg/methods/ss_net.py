@@ -39,7 +39,6 @@ from nnunetv2_vqseg.networks.tap import TappedUNet
 class SSNetConfig(UnlabeledConfig):
     """Hyper-parameters of SS-Net."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of smoothness and separation"] = 0.1
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
     vat_radius: Annotated[float, Range(0, 10), "adversarial change of a pixel, in standard deviations of the image"] = (

@@ -32,7 +32,6 @@ from nnunetv2_vqseg.networks.planned import ChangedUNet
 class UAMTConfig(EMAConfig, UnlabeledConfig):
     """Hyper-parameters of the uncertainty-aware mean teacher."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of the consistency"] = 0.1
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 1.0
     ema_decay: Annotated[float, Range(0, 1), "largest decay of the teacher"] = 0.99

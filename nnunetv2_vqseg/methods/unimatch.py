@@ -30,7 +30,6 @@ from nnunetv2_vqseg.networks.planned import ChangedUNet
 class UniMatchConfig(StrongViewConfig):
     """Hyper-parameters of UniMatch."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "factor on the weights of all three unlabelled streams"] = 1.0
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     pseudo_loss: Annotated[

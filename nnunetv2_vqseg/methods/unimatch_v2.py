@@ -33,7 +33,6 @@ from nnunetv2_vqseg.networks.planned import ChangedUNet
 class UniMatchV2Config(TeacherConfig):
     """Hyper-parameters of UniMatch V2."""
 
-    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled loss, the mean of both views'"] = 1.0
     ramp_up: Annotated[float, Range(0, 1), "share of the training over which it rises; 0: at once"] = 0.0
     pseudo_loss: Annotated[Literal["ce_dice", "ce"], "loss against the teacher's labels"] = "ce"

@@ -19,6 +19,14 @@ LN2 = math.log(2)
 RAMP = {0.0: math.exp(-5), 0.4: math.exp(-1.25), 0.8: 1.0, 1.0: 1.0}
 """Progress of the training -> exp(-5 (1 - t/T)^2) with T = 0.8."""
 
+KEYS = {
+    "weight_strong": 1.0,
+    "weight_perturbed": 1.0,
+    "reconstruct": True,
+    "confidence_threshold": 0.9,
+    "foundation_policy": "off",
+}
+
 
 def terms_of(progress: float, **settings: Any) -> dict[str, tuple[float, Tensor]]:
     """The terms of one labelled and two unlabelled images (a strong and a perturbed view) of 2 x 2 pixels.
@@ -26,9 +34,7 @@ def terms_of(progress: float, **settings: Any) -> dict[str, tuple[float, Tensor]
     Student: both classes equally likely everywhere, so that cross entropy is ln 2 a pixel. Teacher: class 1 everywhere,
     sure of the upper half in the strong view, of all in the perturbed one.
     """
-    config = VQSegConfig().override(
-        {"strong_view": True, "reconstruct": True, "confidence_threshold": 0.9, "foundation_policy": "off"} | settings
-    )
+    config = VQSegConfig().override(KEYS | settings)
     images = torch.full((1, 1, 2, 2), 2.0)
     labels = torch.ones(1, 2, 2, dtype=torch.long)
     half_sure = torch.tensor([[[0.9, 0.9], [0.8, 0.8]]])
@@ -87,7 +93,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("key", WEIGHTS)
 def test_a_key_weighs_its_own_terms_and_no_other(key):
     before = terms_of(0.4)
-    after = terms_of(0.4, **{key: 3.0 * getattr(VQSegConfig(), key)})
+    after = terms_of(0.4, **{key: 3.0 * getattr(VQSegConfig().override(KEYS), key)})
     for name, (weight, value) in before.items():
         factor = 3.0 if name in WEIGHTS[key] else 1.0
         assert after[name][0] == pytest.approx(factor * weight), name

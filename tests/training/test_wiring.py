@@ -69,9 +69,16 @@ def started(make_trainer, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerVQSeg", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacherDropout"])
-def test_teacher_sees_the_weak_view_and_student_and_labels_are_mixed_by_the_same_boxes(started, name):
-    trainer, seen = started(name)
+@pytest.mark.parametrize(
+    ("name", "one_view"),
+    [
+        ("nnUNetTrainerVQSeg", {"strong_view": False}),
+        ("nnUNetTrainerMeanTeacher", {"strong_view_count": 1}),
+        ("nnUNetTrainerMeanTeacherDropout", {"strong_view_count": 1}),
+    ],
+)
+def test_teacher_sees_the_weak_view_and_student_and_labels_are_mixed_by_the_same_boxes(started, name, one_view):
+    trainer, seen = started(name, **one_view)
     batch = next(trainer.dataloader_train)
     labeled = batch["data"].clone()
     trainer.train_step(batch)
@@ -89,7 +96,7 @@ def test_teacher_sees_the_weak_view_and_student_and_labels_are_mixed_by_the_same
 
 
 def test_weak_view_is_what_qpm_perturbs_where_the_plan_says_so(started):
-    trainer, seen = started(perturbed_view="weak")
+    trainer, seen = started(perturbed_view="weak", strong_view=False)
     trainer.train_step(next(trainer.dataloader_train))
     assert torch.equal(seen.student[0][2:, 0, 0, 0], LEVELS)
     assert torch.equal(seen.student[0][2:].amax((2, 3)), seen.student[0][2:].amin((2, 3)))
