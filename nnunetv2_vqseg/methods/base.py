@@ -23,6 +23,7 @@ from nnunetv2_vqseg.modules.targets import foreground, full_resolution, split_ig
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
 from nnunetv2_vqseg.networks.modes import in_prediction
 
+WeightDecay = Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"]
 FasterStep = Annotated[
     bool,
     "what makes a step faster and leaves what it computes: LeakyReLU without its copies, and on one GPU a CUDA "
@@ -75,11 +76,6 @@ class BudgetConfig(Config):
     """Keys beside the architecture's that must not change when a training is continued."""
 
 
-WeightDecay = Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"]
-
-UnlabeledPerLabeled = Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"]
-
-
 @dataclass(frozen=True)
 class CommonConfig(BudgetConfig):
     """What every method but stock nnU-Net's has: loss, optimiser, safety."""
@@ -119,10 +115,7 @@ class CommonConfig(BudgetConfig):
 
 @dataclass(frozen=True)
 class UnlabeledImagesConfig(GuardConfig, CommonConfig):
-    """What every method that learns from unlabelled images has.
-
-    Its weight decay helps where labels are few, unlabelled images or not (docs/results/recipe.md and arena.md).
-    """
+    """What every method that learns from unlabelled images has; of its weight decay see docs/results/arena.md."""
 
     weight_decay: WeightDecay = 0.003
     unlabeled_batch_size: Annotated[
@@ -130,7 +123,7 @@ class UnlabeledImagesConfig(GuardConfig, CommonConfig):
         Range(1, 4096),
         "unlabelled images a step, all GPUs together; null: `unlabeled_per_labeled` times the labelled ones (4.2: 4)",
     ] = None
-    unlabeled_per_labeled: UnlabeledPerLabeled = 1.0
+    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 1.0
     labeled_as_unlabeled: Annotated[
         bool, "use the labelled images as the unlabelled set where there are no others (Table 6, 100 %)"
     ] = False

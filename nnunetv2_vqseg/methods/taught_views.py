@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, UnlabeledPerLabeled, finest
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, finest
 from nnunetv2_vqseg.methods.teacher import EMADecay, TeacherConfig, TeacherMethod
 from nnunetv2_vqseg.modules.class_thresholds import ClassThresholds
 from nnunetv2_vqseg.modules.components import cleaned
@@ -29,7 +29,7 @@ class TaughtViewsConfig(TeacherConfig):
     """Changes of the strong views and of the teacher's labels; its decay was chosen in docs/results/recipe.md."""
 
     ema_decay: EMADecay = 0.99
-    unlabeled_per_labeled: UnlabeledPerLabeled = 0.5
+    unlabeled_per_labeled: Annotated[float, Range(0.01, 100), "unlabelled images a labelled one"] = 0.5
     turn_probability: Annotated[
         float,
         Range(0, 1),
