@@ -11,7 +11,6 @@ their place in the list. Predictions are kept in `fold_0/unlabeled`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -21,15 +20,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from asked_models import models_parser, read_dataset
 from experiment_page import compare_shared_seeds
 
-from nnunetv2_vqseg.core.folders import raw_folder
-from nnunetv2_vqseg.core.json import read_json, write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.data.cases import channel_files
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.report.case_files import Case, dataset_name, file_ending, label_files
-from nnunetv2_vqseg.report.classes import classes_from_dataset_json
+from nnunetv2_vqseg.report.case_files import Case, label_files
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.prediction import predict_missing
 from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
@@ -45,22 +43,10 @@ from nnunetv2_vqseg.report.trained_models import find_models
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-d", required=True, help="dataset name or id")
+    parser = models_parser(__doc__.split("\n")[0])
     parser.add_argument("--labels", type=Path, required=True, help="labels of imagesUl, under its names")
-    parser.add_argument(
-        "-tr",
-        nargs="+",
-        required=True,
-        metavar="[NAME=]TRAINER:PLANS[:CONFIGURATION,...]",
-        help="the first is the baseline",
-    )
-    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
     args = parser.parse_args(argv)
-    name = dataset_name(args.d)
-    raw = raw_folder(name)
-    dataset_json = read_json(raw / "dataset.json", "convert the dataset again", dict)
-    classes, ending = classes_from_dataset_json(dataset_json), file_ending(dataset_json)
+    name, raw, dataset_json, classes, ending = read_dataset(args.d)
     images = channel_files(raw / "imagesUl", ending)
     references = label_files(args.labels, ending)
     if missing := sorted(images.keys() - references.keys()):

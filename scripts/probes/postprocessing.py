@@ -11,7 +11,6 @@ are its repetitions, of which the first ones of two methods are compared with ea
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from asked_models import models_parser, read_dataset
 from experiment_page import compare_shared_seeds
 
-from nnunetv2_vqseg.core.folders import raw_folder
-from nnunetv2_vqseg.core.json import read_json, write_json
+from nnunetv2_vqseg.core.json import write_json
 from nnunetv2_vqseg.core.versions import git_commit
 from nnunetv2_vqseg.data.readers import find_reader
-from nnunetv2_vqseg.report.case_files import dataset_name, file_ending, test_cases, validation_cases
-from nnunetv2_vqseg.report.classes import classes_from_dataset_json
+from nnunetv2_vqseg.report.case_files import test_cases, validation_cases
 from nnunetv2_vqseg.report.methods import parse_methods
 from nnunetv2_vqseg.report.postprocessing import apply_steps, choose, describe
 from nnunetv2_vqseg.report.scoring import ScoreSettings, score_cases
@@ -39,22 +37,10 @@ FOLDERS = {"val": "validation", "test": "test"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("-d", required=True, help="dataset name or id")
-    parser.add_argument(
-        "-tr",
-        nargs="+",
-        required=True,
-        metavar="[NAME=]TRAINER:PLANS[:CONFIGURATION,...]",
-        help="the first is the baseline",
-    )
+    parser = models_parser(__doc__.split("\n")[0])
     parser.add_argument("--test", action="store_true", help="the test cases too")
-    parser.add_argument("-o", type=Path, required=True, help="the .json file to write")
     args = parser.parse_args(argv)
-    name = dataset_name(args.d)
-    raw = raw_folder(name)
-    dataset_json = read_json(raw / "dataset.json", "convert the dataset again", dict)
-    classes, ending = classes_from_dataset_json(dataset_json), file_ending(dataset_json)
+    name, raw, dataset_json, classes, ending = read_dataset(args.d)
     cases = {"val": validation_cases(raw, dataset_json, "0")}
     if args.test:
         cases["test"] = test_cases(raw, dataset_json)

@@ -87,3 +87,17 @@ def test_the_planner_s_batch_is_the_configuration_s():
     planner = vqseg_planner(ExperimentPlanner)
     range_of_planner = inspect.signature(planner).parameters["labeled_batch_range"].default
     assert range_of_planner == VQSegConfig().batch_size_range
+
+
+def test_methods_with_unlabelled_images_on_a_unet_have_the_recipe_s_weight_decay_and_no_others():
+    from nnunetv2_vqseg import trainers
+    from nnunetv2_vqseg.methods.base import UnlabeledImagesConfig
+
+    decays = {}
+    for name in trainers.__all__:
+        config = getattr(trainers, name).default_config()
+        recipe = isinstance(config, UnlabeledImagesConfig) or name == "nnUNetTrainerSupervisedEMA"
+        recipe = recipe and not name.endswith(("ViT", "Paper"))
+        decays[name] = (getattr(config, "weight_decay", None), 0.003 if recipe else None)
+    assert len(decays) > 20
+    assert {name: found for name, (found, expected) in decays.items() if found != expected} == {}
