@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.methods.base import Batch, Context, Loss, Metrics, Terms, finest, split
+from nnunetv2_vqseg.methods.base import Batch, Loss, Metrics, Terms, finest, split
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
 from nnunetv2_vqseg.methods.tapped import TappedMethod
 from nnunetv2_vqseg.methods.teacher import EMAConfig, EMAWarmup, SavedNetwork, TeacherMethod
@@ -36,7 +36,6 @@ from nnunetv2_vqseg.modules.collectives import mean_over_processes
 from nnunetv2_vqseg.modules.ema import unwrap
 from nnunetv2_vqseg.modules.losses.class_contrast import class_contrast, class_means
 from nnunetv2_vqseg.modules.losses.consistency import predictive_entropy
-from nnunetv2_vqseg.modules.losses.image_confidence import ImageConfidenceLoss
 from nnunetv2_vqseg.modules.pixels import features_at
 from nnunetv2_vqseg.modules.queue import ClassQueue
 from nnunetv2_vqseg.modules.stratified import draw_stratified
@@ -86,11 +85,6 @@ class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
     literature = (1.0, 1.0)
     runs_ahead: ClassVar[bool] = False  # its memory would keep what is not finite
     panels: ClassVar = {**TeacherMethod.panels, "contrast": ("queue_share", "classes_present")}
-
-    def __init__(self, config: ARCOConfig, context: Context) -> None:
-        super().__init__(config, context)
-        if config.pseudo_loss == "image":
-            self.pseudo = ImageConfidenceLoss(config.confidence_threshold, context.ddp)
 
     def training_network(self) -> nn.Module:
         """The planned U-Net with vectors of one stage."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Config, Range
 from nnunetv2_vqseg.methods.base import Context, Method, Metrics, UnlabeledConfig
+from nnunetv2_vqseg.modules.losses.image_confidence import ImageConfidenceLoss
 from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, kept_share, pseudo_labels
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
@@ -60,11 +61,11 @@ class StrongViewMethod(Method[S]):
     def __init__(self, config: S, context: Context) -> None:
         super().__init__(config, context)
         self.jitter = config.jitter(context.z_scored)
-        self.pseudo: Any = PseudoLabelLoss(
-            use_dice=config.pseudo_loss == "ce_dice",
-            threshold=config.confidence_threshold,
-            regions=context.regions,
-            ddp=context.ddp,
+        threshold, regions, ddp = config.confidence_threshold, context.regions, context.ddp
+        self.pseudo: Any = (
+            ImageConfidenceLoss(threshold, ddp, regions)
+            if config.pseudo_loss == "image"
+            else PseudoLabelLoss(config.pseudo_loss == "ce_dice", threshold, regions, ddp)
         )
 
     @property

@@ -48,8 +48,9 @@ class TeacherConfig(EMAConfig, StrongViewConfig):
     """A teacher whose labels a strong view of unlabelled images learns."""
 
     pseudo_loss: Annotated[
-        Literal["ce_dice", "ce", "nnunet"],
-        "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision",
+        Literal["ce_dice", "ce", "nnunet", "image"],
+        "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision; image: "
+        "cross entropy of all pixels, weighted by their image's share of sure ones (ReCo, ARCO)",
     ] = "ce_dice"
 
 

@@ -93,6 +93,16 @@ def test_labels_at_every_scale():
     assert terms["pseudo_strong"][1].item() == pytest.approx(2 / 3 * fine + coarse / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_images_may_count_by_their_share_of_sure_pixels(regions):
+    teacher = method(regions, pseudo_loss="image", confidence_threshold=0.8)
+    images = torch.cat((flat(2), flat(2)))
+    images[0, ..., 2:] = -1.0  # a confidence of 0.73
+    terms, _ = teacher.terms(batch(flat(3), flat(1), images), 1.0)
+    expected = (0.5 * (entropy(2, 1) + entropy(-1, 0)) / 2 + entropy(2, 1)) / 2
+    assert terms["pseudo_strong"][1].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_views_are_turned_with_the_labels_and_what_is_known_of_them():
     teacher = method(turn_probability=1.0, flip_probability=1.0)
     image = torch.arange(16.0).view(1, 1, 4, 4) - 7.5

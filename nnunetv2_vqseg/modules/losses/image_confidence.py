@@ -18,20 +18,25 @@ class ImageConfidenceLoss:
     Args:
         threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not.
         ddp: the mean is over the pixels of all processes.
+        regions: logits are independent regions (sigmoid), and a pixel of each counts for itself.
     """
 
     threshold: float
     ddp: bool = False
+    regions: bool = False
 
     def __call__(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
         """A scalar, in float32.
 
         Args:
-            logits: student, (B, K, ...).
-            labels, confidence: (B, ...) of the teacher.
+            logits: student, (B, K, ...) classes, or (B, R, ...) regions.
+            labels, confidence: of the teacher, (B, ...), or (B, R, ...) for regions.
         """
         share = (confidence >= self.threshold).float().flatten(1).mean(dim=1)
-        entropy = F.cross_entropy(logits.float(), labels, reduction="none").flatten(1)
+        if self.regions:
+            entropy = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").flatten(1)
+        else:
+            entropy = F.cross_entropy(logits.float(), labels, reduction="none").flatten(1)
         number = (entropy > 0).sum().float()
         number = mean_over_processes(number) if self.ddp else number
         return (share[:, None] * entropy).sum() / number.clamp(min=torch.finfo(number.dtype).tiny)

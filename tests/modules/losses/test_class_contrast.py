@@ -51,3 +51,12 @@ def test_images_count_by_their_share_of_sure_pixels():
     assert logits.grad[0, :, 3].any(), "pixels that are not sure learn too"
     nothing = loss(1000 * (2 * torch.eye(2)[None, :, 1:] - 1)[..., None], labels[:1, :1], confidence[:1, :1])
     assert nothing == 0
+
+
+def test_images_count_by_their_share_of_sure_pixels_of_regions():
+    margin = torch.tensor([[[1.0, 2.0], [-1.0, 0.5]], [[3.0, 1.0], [1.0, 2.5]]])[..., None]  # (B, R, 2, 1)
+    labels = torch.tensor([[[1, 1], [0, 1]], [[0, 1], [1, 0]]])[..., None]
+    confidence = torch.tensor([[[0.97, 0.99], [0.5, 0.98]], [[0.9, 0.96], [0.98, 0.1]]])[..., None]
+    entropy = (1 + (-margin * (2 * labels - 1)).exp()).log()
+    expected = (0.75 * entropy[0].sum() + 0.25 * entropy[1].sum()) / 8
+    torch.testing.assert_close(ImageConfidenceLoss(0.97, regions=True)(margin, labels, confidence), expected)
