@@ -1,13 +1,15 @@
-"""Draw docs/dice.png, the README's picture, from the kept scores of the full-size trainings.
+"""Draw docs/dice.png, the README's picture, from the kept scores of the small trainings.
 
     python scripts/readme_picture.py
 
-Its numbers are those of docs/results/finalists-gpu-short.md: 3500 steps of nnU-Net's planned network at full size, 20
-test patients. VQ-Seg has the image decoder, which is off by default: of today's default the test patients of 3 labelled
-ones were read in part only.
+Its numbers are those of the table under it: 3000 steps of a small plan, of hearts the arena's validation patients
+(docs/results/arena.md), of breast ultrasound the unlabelled images with hidden labels (docs/results/probes.md).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
 
 from matplotlib.figure import Figure
 from run_experiment import RESULTS, ROOT
@@ -20,41 +22,53 @@ from nnunetv2_vqseg.report.statistics import MEAN
 
 ROWS = {
     "stock nnU-Net": "stock nnU-Net",
+    "labelled images alone": "ours on the\nlabelled images alone",
     "mean teacher": "mean teacher",
-    "VQ-Seg without PFA": "VQ-Seg with\nimage decoder",
+    "VQ-Seg": "VQ-Seg",
 }
-"""Row of the page -> its name in the picture."""
+"""Row of the arena -> its name in the picture."""
+HEARTS = "heart MRI (ACDC)\n{} labelled patients"
+BREASTS = "breast ultrasound (BUSI)\n10 labelled images"
 LABELED = (3, 7)
 TARGET = ROOT / "docs" / "dice.png"
+TEXT = "Dice of stock nnU-Net, our settings without unlabelled images, mean teacher and VQ-Seg; a dot a seed"
+
+Scores = Mapping[str, Mapping[str, list[float]]]  # panel -> row -> Dice of its seeds
 
 
-def scores() -> dict[int, dict[str, float]]:
-    """Labelled patients -> name in the picture -> Dice."""
-    content = read_json(RESULTS / "finalists-gpu-short.json", "take it back from git", dict)
-    found: dict[int, dict[str, float]] = {count: {} for count in LABELED}
-    for row in content["test"]:
-        if row["name"] in ROWS and row["labeled"] in LABELED and "summary" in row:
-            found[row["labeled"]][ROWS[row["name"]]] = row["summary"][MEAN]["Dice"]["mean"]
+def scores() -> Scores:
+    """Those that were measured."""
+    found: dict[str, dict[str, list[float]]] = {HEARTS.format(count): {} for count in LABELED}
+    arena = read_json(RESULTS / "arena-cpu-small.json", "take it back from git", dict)
+    for row in arena["val"]:
+        if row["name"] in ROWS and row["labeled"] in LABELED and "folds" in row:
+            seeds = [values[MEAN]["Dice"] for values in row["folds"].values()]
+            found[HEARTS.format(row["labeled"])][row["name"]] = seeds
+    hidden = read_json(RESULTS / "probe-hidden-labels-busi.json", "take it back from git", dict)
+    found[BREASTS] = {row["method"]: list(row["folds"].values()) for row in hidden["rows"] if row["method"] in ROWS}
     return found
 
 
-def draw(dice: dict[int, dict[str, float]]) -> Figure:
-    """A panel for each number of labelled patients, a bar for each method."""
-    figure = Figure(figsize=(6.3, 2.2), layout="constrained")
-    figure.suptitle("ACDC, 20 test patients, 3500 steps of nnU-Net's 2D network", x=0.01, ha="left", fontsize=9)
-    panels = figure.subplots(1, len(dice), sharey=True)
-    panels[0].invert_yaxis()  # the first method on top, in all panels
-    for axes, (count, values) in zip(panels, dice.items(), strict=True):
-        bars = axes.barh(list(values), list(values.values()), color=METHOD_COLOURS[: len(values)], height=0.62)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        axes.set_xlim(0, 1)
+def draw(found: Scores) -> Figure:
+    """A panel for each kind of data, a line of seeds with their mean for each method."""
+    figure = Figure(figsize=(6.9, 2.3), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True)
+    panels[0].set_ylim(len(ROWS) - 0.5, -0.5)  # the first method on top, in all panels
+    panels[0].set_yticks(range(len(ROWS)), list(ROWS.values()), fontsize=9)
+    for axes, (title, rows) in zip(panels, found.items(), strict=True):
+        for place, name in enumerate(ROWS):
+            if name in rows:
+                mean, colour = fmean(rows[name]), METHOD_COLOURS[place]
+                axes.scatter(mean, place, color=colour, marker="|", s=160, linewidth=2.5)
+                axes.scatter(rows[name], [place] * len(rows[name]), color=colour, s=16)
+                axes.text(max(rows[name]) + 0.015, place, f"{mean:.2f}", va="center", fontsize=9)
+        axes.set_xlim(0.5, 0.86)
         axes.grid(visible=False, axis="y")
-        axes.set_title(f"{count} labelled patients", fontsize=9, fontweight="normal")
+        axes.set_title(title, fontsize=9, fontweight="normal")
         axes.set_xlabel("Dice", fontsize=9)
     return figure
 
 
 if __name__ == "__main__":
     with figure_style():
-        text = "Dice of stock nnU-Net, a mean teacher and VQ-Seg with its image decoder, with 3 and 7 labelled patients"
-        replace_bytes(TARGET, picture(draw(scores()), "dice", text, text, dpi=150).png)
+        replace_bytes(TARGET, picture(draw(scores()), "dice", TEXT, TEXT, dpi=150).png)

@@ -30,7 +30,8 @@ from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
 from nnunetv2_vqseg.methods.vit import EncoderConfig
-from nnunetv2_vqseg.methods.vqseg import PAPER, VQSeg
+from nnunetv2_vqseg.methods.vqseg import VQSeg
+from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 KEYS, COMMANDS = REFERENCE / "keys.md", REFERENCE / "commands.md"
@@ -102,7 +103,7 @@ def tables() -> Iterator[str]:
         others = [f"`{name}`" for name, key in keys.items() if key not in own and name not in of_all]
         yield f"## {title}"
         if own:
-            yield markdown_table(own, PAPER if issubclass(VQSeg.Config, config) else None)
+            yield markdown_table(own, nnUNetTrainerVQSegPaper.preset if issubclass(VQSeg.Config, config) else None)
         if others:
             yield f"From the tables above: {', '.join(others)}."
         values = {name: _values(key) for name, key in keys.items()}

@@ -107,7 +107,7 @@ class FoundationModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the block's features, a ViT's normalised.
+        """(B, C, H, W) z-scored images -> (B, embed_dim, H', W') float32: the block's features, normalised by timm.
 
         Raises:
             ValueError: volumes, or `channel_pick` names a channel that images with more than three do not have.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from torch import nn
 
 from nnunetv2_vqseg.core.errors import PlansError, reason_of
 from nnunetv2_vqseg.core.foundation_models import OTHERS, timm_name
@@ -65,14 +66,20 @@ def vit_architecture(encoder: str) -> tuple[dict[str, Any], tuple[int, int]]:
     ViT's width.
 
     Raises:
-        PlansError: timm does not know it, or it is no ViT.
+        PlansError: timm does not know it, it is no ViT, patches are not cut from the image itself, or its last
+            normalisation is of the tokens' mean alone.
     """
     import timm  # takes seconds, and other planners do without
+    from timm.layers import PatchEmbed
 
     try:
         with torch.device("meta"):  # no memory, no initialisation
             vit: Any = timm.create_model(timm_name(encoder), num_classes=0, dynamic_img_size=True)
         depth, width, patch = len(vit.blocks), int(vit.embed_dim), tuple(map(int, vit.patch_embed.patch_size))
+        if type(vit.patch_embed) is not PatchEmbed:
+            raise TypeError("a network of its own makes its patches")
+        if isinstance(vit.norm, nn.Identity):
+            raise TypeError("its last normalisation is of the tokens' mean and not of the tokens")
     except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
         raise PlansError(
             f"{encoder} cannot be the encoder ({reason_of(error).rstrip('.')}); choose a ViT of timm such as "

@@ -69,7 +69,9 @@ def test_the_giant_s_are_those_of_its_code_too():
     assert (arguments["features"], arguments["widths"]) == (384, [1536] * 4)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "no_such_model"])
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "no_such_model", "vit_small_r26_s32_224", "vit_medium_patch16_reg1_gap_256"]
+)
 def test_what_is_no_vit_is_refused(encoder):
     with pytest.raises(PlansError, match=f"{encoder} cannot be the encoder .*; choose a ViT of timm such as"):
         vit_architecture(encoder)
