@@ -28,9 +28,9 @@ class Margin(nn.Module):
         return torch.cat((torch.zeros_like(x), self.scale * x), dim=1)
 
 
-def method(progress: float = 0.5, **settings: object) -> ABD:
+def method(progress: float = 0.5, ignore_label: int | None = None, **settings: object) -> ABD:
     plan = NetworkPlan((8, 8), [[1, 1]], 1, Margin)
-    made = ABD(ABDConfig(**settings), Context(plan, device="cpu"))
+    made = ABD(ABDConfig(**settings), Context(plan, device="cpu", ignore_label=ignore_label))
     made.begin(made.training_network(), lambda outputs, target: outputs[0].sum() * 0)
     made.box = lambda batch: BOX
     made.before_step(progress)
@@ -177,3 +177,18 @@ def test_a_patch_that_has_no_four_parts_is_refused():
     plan = NetworkPlan((3, 8), [[1, 1]], 1, Margin)
     with pytest.raises(ConfigError, match=r"3x8 pixels .*patches_per_axis, or use nnUNetTrainerBCP"):
         ABD(ABDConfig(), Context(plan, device="cpu"))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_ignored_pixels_teach_neither_network(progress):
+    ignored = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    ignored[:, :, :3] = True
+    target = torch.where(ignored, 2, images(1, 0).long())
+    losses = []
+    for spoiled in (0.0, 100.0):
+        abd = method(progress, ignore_label=2, lambda_u=0.0)
+        abd.strong = lambda x: (x / 2, torch.zeros(2, 1, 8, 8, dtype=torch.bool))
+        terms, _ = abd.terms(Batch(images(3, 1) + spoiled * ignored, target, images(2, -4)), progress)
+        losses.append([terms[name][1].item() for name in ("supervised", "supervised_second")])
+    assert losses[0] == losses[1]
+    assert all(loss > 0 for loss in losses[0])
