@@ -100,10 +100,15 @@ class ARCO(TappedMethod[ARCOConfig], TeacherMethod[ARCOConfig]):
         size, dim = self.config.queue_size, self.config.representation_dim
         self.queue = self._next_queue = ClassQueue.empty(self.classes, size, dim, self.context.device)
 
+    @property
+    def averaged(self) -> nn.Module:
+        """The student with its heads: the teacher has vectors, too."""
+        return self.net
+
     def validated(self) -> dict[str, nn.Module]:
         """The teacher and the student, without heads."""
         teacher: Any = unwrap(self.teacher)
-        return {"teacher": teacher.unet, "student": self.net.unet}
+        return {"teacher": teacher.unet, "student": self.main}
 
     def predictor(self) -> nn.Module:
         """The student, as in the original, or the teacher, without heads."""

@@ -36,10 +36,7 @@ class TappedMethod(Method[T]):
         assert isinstance(network, TappedUNet)
         return network
 
-    def predictor(self) -> nn.Module:
+    @property
+    def main(self) -> nn.Module:
         """The U-Net without heads."""
         return self.net.unet
-
-    def pretrained(self) -> list[nn.Module]:
-        """The U-Net without heads."""
-        return [self.net.unet]

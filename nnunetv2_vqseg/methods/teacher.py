@@ -65,19 +65,24 @@ class EMAMethod(Method[E]):
 
     teacher: AveragedModel
 
+    @property
+    def averaged(self) -> nn.Module:
+        """What the teacher is the average of."""
+        return self.main
+
     def begin(self, student: nn.Module, supervised: Loss) -> None:
         """The teacher begins as a copy of the student."""
         super().begin(student, supervised)
-        self.teacher = build_teacher(self.main, self.config.ema_decay, self.config.ema_warmup)
+        self.teacher = build_teacher(self.averaged, self.config.ema_decay, self.config.ema_warmup)
         switch_deep_supervision(self.teacher, False)
 
     def start(self, batches: Iterator[Batch]) -> None:
         """The teacher takes over the student's first values, which may be pretrained."""
-        self.teacher.module.load_state_dict(self.main.state_dict())
+        self.teacher.module.load_state_dict(self.averaged.state_dict())
 
     def after_step(self) -> dict[str, float]:
         """One EMA step."""
-        update_teacher(self.teacher, self.main)
+        update_teacher(self.teacher, self.averaged)
         return {}
 
     def predictor(self) -> nn.Module:

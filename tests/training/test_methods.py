@@ -41,7 +41,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "nnUNetTrainerABDCrossTeaching": {},
     "nnUNetTrainerBCP": {"pretrain_share": 0.5},  # the second stage begins where the training was stopped
     "nnUNetTrainerCPS": {},
-    "nnUNetTrainerARCO": {"anchors": 32, "negatives": 32, "queue_size": 64, "queue_push": 16, "representation_dim": 8},
+    "nnUNetTrainerARCO": {
+        "anchors": 32,
+        "negatives": 32,
+        "queue_size": 64,
+        "queue_push": 16,
+        "representation_dim": 8,
+        "saved_network": "teacher",  # whose heads are left behind
+    },
     "nnUNetTrainerSSNet": {"pixels_per_class": 64},
     "nnUNetTrainerMCNet": {},
     "nnUNetTrainerNNFilterMatch": {"filter_at": [0.25, 0.75], "warm_up": 0.2},
