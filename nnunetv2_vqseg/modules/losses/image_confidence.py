@@ -16,7 +16,8 @@ class ImageConfidenceLoss:
     """Mean over pixels with a cross entropy above 0 of their image's share of sure pixels times that cross entropy.
 
     Args:
-        threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not.
+        threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not, but for those with a
+            negative confidence, which have no label.
         ddp: the mean is over the pixels of all processes.
         regions: logits are independent regions (sigmoid), and a pixel of each counts for itself.
     """
@@ -37,6 +38,7 @@ class ImageConfidenceLoss:
             entropy = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none").flatten(1)
         else:
             entropy = F.cross_entropy(logits.float(), labels, reduction="none").flatten(1)
+        entropy = torch.where(confidence.flatten(1) < 0, 0.0, entropy)
         number = (entropy > 0).sum().float()
         number = mean_over_processes(number) if self.ddp else number
         return (share[:, None] * entropy).sum() / number.clamp(min=torch.finfo(number.dtype).tiny)

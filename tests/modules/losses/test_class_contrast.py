@@ -49,6 +49,9 @@ def test_images_count_by_their_share_of_sure_pixels():
     torch.testing.assert_close(value, expected)
     value.backward()
     assert logits.grad[0, :, 3].any(), "pixels that are not sure learn too"
+    unknown = torch.where(confidence > 0.9, confidence, -1.0)
+    expected = (0.5 * entropy[0, :2].sum() + 0.25 * entropy[1, 1:3].sum()) / 4
+    torch.testing.assert_close(loss(logits, labels, unknown), expected)
     nothing = loss(1000 * (2 * torch.eye(2)[None, :, 1:] - 1)[..., None], labels[:1, :1], confidence[:1, :1])
     assert nothing == 0
 
