@@ -16,7 +16,7 @@ class ImageConfidenceLoss:
     """Mean over pixels with a cross entropy above 0 of their image's share of sure pixels times that cross entropy.
 
     Args:
-        threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not, but for those with a
+        threshold: confidence from which a pixel is sure; all pixels of an image learn, sure or not, but those with a
             negative confidence, which have no label.
         ddp: the mean is over the pixels of all processes.
         regions: logits are independent regions (sigmoid), and a pixel of each counts for itself.
