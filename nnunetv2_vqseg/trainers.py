@@ -41,6 +41,14 @@ _VIT: dict[str, Any] = {
     "weight_decay": None,
 }
 """Optimiser, batch and unlabelled weight of the paper (4.2, Table 3), whose network starts from pretrained weights."""
+_VIT_VIEWS: dict[str, Any] = {
+    "pseudo_loss": "ce_dice",
+    "confidence_threshold": 0.95,
+    "cutmix_probability": 0.5,
+    "cutmix_area": (0.02, 0.4),
+    "cutmix_aspect": (0.3, 1 / 0.3),
+}
+"""Views and labels as UniMatch has them; what is better on a U-Net was not measured on this network."""
 _EPOCHS = re.compile(r"(nnUNetTrainer\w+?)_(\d+)epochs?")
 
 
@@ -60,6 +68,7 @@ class nnUNetTrainerVQSegViT(MethodTrainer):
     method_class = VQSegViT
     preset: ClassVar = {
         **_VIT,
+        **_VIT_VIEWS,
         "decoder_input": "quantized",
         "perturbed_view": "weak",
         "strong_view": True,
@@ -76,7 +85,7 @@ class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSegViT):
     that an earlier version trained under this name on a U-Net's plan predict and validate as before.
     """
 
-    preset: ClassVar = {**PAPER, "weight_decay": None}
+    preset: ClassVar = {**_VIT_VIEWS, **PAPER, "weight_decay": None}
     fixed: ClassVar = {key: value for key, value in PAPER.items() if key not in FREE_IN_PAPER}
 
 
@@ -132,7 +141,7 @@ class nnUNetTrainerMeanTeacherViT(MethodTrainer):
     """The mean teacher on a pretrained ViT with a DPT decoder (`nnUNetPlannerViT`)."""
 
     method_class = MeanTeacherViT
-    preset: ClassVar = _VIT
+    preset: ClassVar = {**_VIT, **_VIT_VIEWS}
     fixed: ClassVar = nnUNetTrainerMeanTeacher.fixed
 
 

@@ -268,7 +268,8 @@ def _earlier_defaults(version: str | None, trainer: str, experiment: str) -> dic
     known = _read_yaml("defaults")
     if version not in known:
         raise ExperimentError(f"{experiment}.yaml: there are no defaults '{version}'; there are {', '.join(known)}.")
-    return next((group["settings"] for group in known[version] if trainer in group["trainers"]), {})
+    groups = [group["settings"] for group in known[version] if trainer in group["trainers"]]
+    return {key: value for settings in groups for key, value in settings.items()}
 
 
 def _why_not_measured(row: Mapping[str, Any], profile_name: str) -> str | None:

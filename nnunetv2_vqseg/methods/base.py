@@ -23,6 +23,10 @@ from nnunetv2_vqseg.modules.targets import foreground, full_resolution, split_ig
 from nnunetv2_vqseg.networks.backbone import Logits, NetworkPlan
 from nnunetv2_vqseg.networks.modes import in_prediction
 
+LambdaU = Annotated[float, Range(0, 1000), "weight of the unlabelled loss (Eq. 10, Table 3)"]
+RampUp = Annotated[
+    float, Range(0, 1), "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once"
+]
 WeightDecay = Annotated[float | None, Range(0, 10), "null: nnU-Net's 3e-5 with SGD, PyTorch's 0.01 with AdamW"]
 FasterStep = Annotated[
     bool,
@@ -139,12 +143,8 @@ class UnlabeledImagesConfig(GuardConfig, CommonConfig):
 class UnlabeledConfig(UnlabeledImagesConfig):
     """What every method has whose unlabelled loss has a weight."""
 
-    lambda_u: Annotated[float, Range(0, 1000), "weight of the unlabelled loss (Eq. 10, Table 3)"] = 0.3
-    ramp_up: Annotated[
-        float,
-        Range(0, 1),
-        "share of the training over which the unlabelled loss rises, exp(-5(1-t/T)^2); 0: at once",
-    ] = 0.8
+    lambda_u: LambdaU = 0.3
+    ramp_up: RampUp = 0.8
 
     def unlabeled_weight(self, progress: float) -> float:
         """`lambda_u` times the ramp at this share of the training; of a tensor, which stays one."""

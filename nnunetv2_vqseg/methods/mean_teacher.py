@@ -1,8 +1,10 @@
 """Mean teacher (Tarvainen and Valpola, NeurIPS 2017, https://arxiv.org/abs/1703.01780) with a strong view.
 
-As in FixMatch and UniMatch the student learns hard labels of the teacher, where that is sure of them, on a strong view:
-intensity jitter and CutMix. The original has the squared error of probabilities on another weak view instead. What can
-be changed about it beside that is in `taught_views.py`.
+As in FixMatch and UniMatch the student learns hard labels of the teacher on a strong view, intensity jitter and
+CutMix. As in ReCo and ARCO (https://arxiv.org/abs/2302.01735) it learns all pixels, each image weighs as much as its
+share of pixels of which the teacher is sure, and CutMix exchanges half of every image; what that is worth is in
+docs/results/recipe.md. The original has the squared error of probabilities on another weak view instead. What can be
+changed about it is in `taught_views.py`.
 """
 
 from __future__ import annotations

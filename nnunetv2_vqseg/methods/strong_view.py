@@ -15,6 +15,15 @@ from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss, kept_sha
 from nnunetv2_vqseg.modules.views.jitter import IntensityJitter
 from nnunetv2_vqseg.modules.views.strong import UnlabeledView, strong_view
 
+ConfidenceThreshold = Annotated[
+    float,
+    Range(0, 1),
+    "teacher's probability under which a pixel is not sure and is left out (pseudo_loss image: only counted); 0: none",
+]
+CutMixProbability = Annotated[float, Range(0, 1), "share of the strong views that get a CutMix box [43]"]
+CutMixArea = Annotated[tuple[float, float], Range(0, 1), "a box's share of the image"]
+CutMixAspect = Annotated[tuple[float, float], Range(0.01, 100), "a box's height over its width"]
+
 
 @dataclass(frozen=True)
 class JitterConfig(Config):
@@ -42,12 +51,10 @@ class JitterConfig(Config):
 class StrongViewConfig(JitterConfig, UnlabeledConfig):
     """Strong views and the loss of hard labels on them."""
 
-    confidence_threshold: Annotated[
-        float, Range(0, 1), "teacher's probability under which a pixel is left out; 0: none"
-    ] = 0.95
-    cutmix_probability: Annotated[float, Range(0, 1), "share of the strong views that get a CutMix box [43]"] = 0.5
-    cutmix_area: Annotated[tuple[float, float], Range(0, 1), "a box's share of the image"] = (0.02, 0.4)
-    cutmix_aspect: Annotated[tuple[float, float], Range(0.01, 100), "a box's height over its width"] = (0.3, 1 / 0.3)
+    confidence_threshold: ConfidenceThreshold = 0.95
+    cutmix_probability: CutMixProbability = 0.5
+    cutmix_area: CutMixArea = (0.02, 0.4)
+    cutmix_aspect: CutMixAspect = (0.3, 1 / 0.3)
 
 
 S = TypeVar("S", bound=Any)

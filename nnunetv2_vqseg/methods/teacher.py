@@ -24,6 +24,11 @@ EMAWarmup = Annotated[
     "w of the teacher's decay min(1 - w / (t + w), alpha): at first it follows the last 1/w of the steps; 0: constant",
 ]
 
+PseudoLoss = Annotated[
+    Literal["ce_dice", "ce", "nnunet", "image"],
+    "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision; image: "
+    "cross entropy of all pixels, weighted by their image's share of sure ones (ReCo, ARCO)",
+]
 EMADecay = Annotated[float, Range(0, 1), "largest decay of the EMA teacher, alpha (4.2: 0.996)"]
 
 
@@ -47,11 +52,7 @@ class SupervisedEMAConfig(EMAConfig, CommonConfig):
 class TeacherConfig(EMAConfig, StrongViewConfig):
     """A teacher whose labels a strong view of unlabelled images learns."""
 
-    pseudo_loss: Annotated[
-        Literal["ce_dice", "ce", "nnunet", "image"],
-        "loss against the teacher's labels (Eq. 9); nnunet: nnU-Net's own at every scale of deep supervision; image: "
-        "cross entropy of all pixels, weighted by their image's share of sure ones (ReCo, ARCO)",
-    ] = "ce_dice"
+    pseudo_loss: PseudoLoss = "ce_dice"
 
 
 E = TypeVar("E", bound=Any)

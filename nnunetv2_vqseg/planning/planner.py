@@ -21,8 +21,8 @@ from nnunetv2_vqseg.planning.plans import keep_vqseg_blocks, load_plans
 PLANS_NAME = "nnUNetVQSegPlans"
 GEOMETRY_FILE = "unlabeled_fingerprint.json"
 
-IMAGES_A_LABEL = 1.5
-"""Images with gradient in a step of the default trainer for each labelled one: itself, and one view of half as many
+IMAGES_A_LABEL = 2.0
+"""Images with gradient in a step of the default trainer for each labelled one: itself, and one view of as many
 unlabelled ones. The teacher's pass keeps nothing and is over before the student's begins."""
 
 MIN_PATCH = 8

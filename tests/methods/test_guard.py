@@ -128,7 +128,7 @@ def test_it_counts_known_labels_and_the_teacher_s_answers(regions):
     assert made.guard.pseudo == (1, 8), "only every second step"
     made.guarded(batch._replace(unlabeled=-unlabeled), 0.5)
     assert made.guard.pseudo == pytest.approx((0.9 + 7, 0.9 * 8 + 8))
-    assert made.unlabeled_weight(1.0) == 0.3
+    assert made.unlabeled_weight(1.0) == 1.0
 
 
 def guarded(case: Case, ndim: int, **labels: Any) -> tuple[Any, Batch]:

@@ -58,7 +58,7 @@ def test_today_s_term_is_the_teacher_s_label_on_one_view():
     teacher = method()
     terms, _ = teacher.terms(batch(flat(3), flat(1), flat(2, -1)), 1.0)
     weight, value = terms["pseudo_strong"]
-    assert weight == 0.3
+    assert weight == 1.0
     assert value.item() == pytest.approx((entropy(2, 1) + entropy(-1, 0)) / 2, rel=1e-5)
     assert len(teacher.student.seen[-1]) == 3
     assert teacher.unlabeled_views == 1

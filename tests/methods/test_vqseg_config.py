@@ -163,11 +163,11 @@ def test_a_key_whose_meaning_changed_says_what_to_set_instead():
 @pytest.mark.parametrize(
     ("settings", "images"),
     [
-        ({}, 1.5),  # one view of half as many
-        ({"strong_view": True}, 2.0),
-        ({"strong_view": True, "reconstruct": True}, 2.0 + 0.15 * 1.5),
+        ({}, 2.0),  # one view of as many
+        ({"strong_view": True}, 3.0),
+        ({"strong_view": True, "reconstruct": True}, 3.0 + 0.15 * 2.0),
         ({"labeled_batch_size": 4, "unlabeled_batch_size": 8}, 3.0),
-        ({"unlabeled_per_labeled": 1.0}, 2.0),
+        ({"unlabeled_per_labeled": 0.5}, 1.5),
         ({"use_unlabeled": False}, 1.0),
     ],
 )

@@ -36,7 +36,16 @@ pytestmark = pytest.mark.slow
 FILE = Path(__file__).with_name("golden.json")
 WRITES = os.environ.get("VQSEG_WRITE_GOLDEN")
 LITERAL = {key: value for key, value in PAPER.items() if key not in TINY}
-BEFORE_RECIPE = {"ema_decay": 0.996, "weight_decay": None}
+BEFORE_RECIPE = {
+    "ema_decay": 0.996,
+    "weight_decay": None,
+    "lambda_u": 0.3,
+    "ramp_up": 0.8,
+    "pseudo_loss": "ce_dice",
+    "cutmix_probability": 0.5,
+    "cutmix_area": [0.02, 0.4],
+    "cutmix_aspect": [0.3, 1 / 0.3],
+}
 """What else the trainers had by default when these trainings were recorded."""
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "VQ-Seg": ("nnUNetTrainerVQSeg", {}),

@@ -20,6 +20,9 @@ RAMP = {0.0: math.exp(-5), 0.4: math.exp(-1.25), 0.8: 1.0, 1.0: 1.0}
 """Progress of the training -> exp(-5 (1 - t/T)^2) with T = 0.8."""
 
 KEYS = {
+    "lambda_u": 0.3,
+    "ramp_up": 0.8,
+    "pseudo_loss": "ce_dice",
     "weight_strong": 1.0,
     "weight_perturbed": 1.0,
     "reconstruct": True,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnunetv2_vqseg.modules.losses.pseudo_label import PseudoLabelLoss
+from nnunetv2_vqseg.modules.losses.image_confidence import ImageConfidenceLoss
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def started(make_trainer, monkeypatch):
             return 9.0 * torch.nn.functional.one_hot(classes, 4).movedim(-1, 1).float()
 
         monkeypatch.setattr(teacher_of(trainer), "forward", teach)
-        forward, loss = trainer.network.forward, PseudoLabelLoss.__call__
+        forward, loss = trainer.network.forward, ImageConfidenceLoss.__call__
 
         def learn(images: Tensor, *others: Any) -> Any:
             seen.student.append(images.detach().clone())
@@ -63,7 +63,7 @@ def started(make_trainer, monkeypatch):
             return loss(self, logits, labels, confidence)
 
         monkeypatch.setattr(trainer.network, "forward", learn)
-        monkeypatch.setattr(PseudoLabelLoss, "__call__", compare)
+        monkeypatch.setattr(ImageConfidenceLoss, "__call__", compare)
         return trainer, seen
 
     return start
