@@ -126,7 +126,7 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
 def test_a_finished_training_goes_on_with_more_epochs(make_trainer, trained, capsys):
     """Rate and ramp are those of a training that had the new length from the start, at the epoch that is reached."""
     before = torch.load(trained / "checkpoint_final.pth", weights_only=True)
-    longer = make_trainer(continue_training=True, num_epochs=8)
+    longer = make_trainer(continue_training=True, num_epochs=8, ramp_up=0.8)
     longer.load_checkpoint(str(trained / "checkpoint_final.pth"))
     assert "num_epochs was 2 and is 8" in capsys.readouterr().out
     assert longer.current_epoch == 2
