@@ -527,8 +527,8 @@ def test_a_default_of_what_a_training_does_without_may_change(monkeypatch: pytes
     training = runner.Training(runner.Run("a", "nnUNetTrainerMeanTeacher", 3), 0)
     trained_with = trainers.nnUNetTrainerMeanTeacher.configured(training.block).as_dict()
     results.check_defaults(training, trained_with | {"perturbed_view": "weak"})
-    with pytest.raises(runner.ExperimentError, match=r"lambda_u 1.0, now 0.3"):
-        results.check_defaults(training, trained_with | {"lambda_u": 1.0})
+    with pytest.raises(runner.ExperimentError, match=r"lambda_u 0.3, now 1.0"):
+        results.check_defaults(training, trained_with | {"lambda_u": 0.3})
     supervised = runner.Training(runner.Run("a", "nnUNetTrainerSupervisedEMA", 3), 0)
     trained_with = trainers.nnUNetTrainerSupervisedEMA.configured(supervised.block).as_dict()
     results.check_defaults(supervised, trained_with | {"lambda_u": 1.0, "lambda_a": 5.0})

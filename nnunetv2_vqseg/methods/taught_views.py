@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from nnunetv2_vqseg.core.config import Range
-from nnunetv2_vqseg.methods.base import Batch, Context, LambdaU, Metrics, RampUp, finest
-from nnunetv2_vqseg.methods.strong_view import ConfidenceThreshold, CutMixArea, CutMixAspect, CutMixProbability
-from nnunetv2_vqseg.methods.teacher import EMADecay, PseudoLoss, TeacherConfig, TeacherMethod
+from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, finest
+from nnunetv2_vqseg.methods.recipe import RecipeConfig
+from nnunetv2_vqseg.methods.teacher import TeacherMethod
 from nnunetv2_vqseg.modules.class_thresholds import ClassThresholds
 from nnunetv2_vqseg.modules.components import cleaned
 from nnunetv2_vqseg.modules.losses.pseudo_label import EveryScale, PseudoLabelLoss
@@ -26,17 +26,9 @@ from nnunetv2_vqseg.modules.views.strong import UnlabeledView
 
 
 @dataclass(frozen=True)
-class TaughtViewsConfig(TeacherConfig):
-    """Changes of the strong views and of the teacher's labels; the defaults were chosen in docs/results/recipe.md."""
+class TaughtViewsConfig(RecipeConfig):
+    """Changes of the strong views and of the teacher's labels."""
 
-    ema_decay: EMADecay = 0.99
-    lambda_u: LambdaU = 1.0
-    ramp_up: RampUp = 0.0
-    pseudo_loss: PseudoLoss = "image"
-    confidence_threshold: ConfidenceThreshold = 0.97
-    cutmix_probability: CutMixProbability = 1.0
-    cutmix_area: CutMixArea = (0.5, 0.5)
-    cutmix_aspect: CutMixAspect = (0.5, 2.0)
     turn_probability: Annotated[
         float,
         Range(0, 1),
