@@ -62,7 +62,7 @@ def draw(found: Scores) -> Figure:
                 axes.scatter(mean, place, color=colour, marker="|", s=160, linewidth=2.5)
                 axes.scatter(rows[name], [place] * len(rows[name]), color=colour, s=16)
                 axes.text(max(rows[name]) + 0.015, place, f"{mean:.2f}", va="center", fontsize=9)
-        axes.set_xlim(0.5, 0.86)
+        axes.set_xlim(0.5, 0.9)
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize=9, fontweight="normal")
         axes.set_xlabel("Dice", fontsize=9)

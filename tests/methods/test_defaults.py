@@ -101,3 +101,19 @@ def test_methods_with_unlabelled_images_on_a_unet_have_the_recipe_s_weight_decay
         decays[name] = (getattr(config, "weight_decay", None), 0.003 if recipe else None)
     assert len(decays) > 20
     assert {name: found for name, (found, expected) in decays.items() if found != expected} == {}
+
+
+def test_mean_teacher_and_vqseg_on_a_unet_have_the_views_and_the_loss_of_arco():
+    from nnunetv2_vqseg import trainers
+
+    keys = ("lambda_u", "ramp_up", "unlabeled_per_labeled", "pseudo_loss", "confidence_threshold", "ema_decay")
+    keys += ("cutmix_probability", "cutmix_area", "cutmix_aspect")
+
+    def found(name: str) -> dict[str, Any]:
+        config = getattr(trainers, name).default_config()
+        return {key: getattr(config, key) for key in keys}
+
+    same = [name for name in trainers.__all__ if hasattr(getattr(trainers, name).default_config(), "turn_probability")]
+    assert {"nnUNetTrainerVQSeg", "nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacherViT"} <= set(same)
+    for name in same:
+        assert (found(name) == found("nnUNetTrainerARCO")) == (not name.endswith(("ViT", "Paper"))), name
