@@ -48,7 +48,7 @@ _VIT_VIEWS: dict[str, Any] = {
     "cutmix_area": (0.02, 0.4),
     "cutmix_aspect": (0.3, 1 / 0.3),
 }
-"""Views and labels as UniMatch has them; what is better on a U-Net was not measured on this network."""
+"""Views and loss of the teacher's labels: those of before the recipe, which was not measured on this network."""
 _EPOCHS = re.compile(r"(nnUNetTrainer\w+?)_(\d+)epochs?")
 
 
@@ -61,8 +61,9 @@ class nnUNetTrainerVQSeg(MethodTrainer):
 class nnUNetTrainerVQSegViT(MethodTrainer):
     """VQ-Seg with all its parts on the paper's network, a pretrained ViT with a DPT decoder (`nnUNetPlannerViT`).
 
-    The last of the ViT's four maps is quantised, and the decoder reads q(z). Optimiser, batch, views and weights of the
-    terms are the paper's; losses, quantiser and QPM are those of nnUNetTrainerVQSeg.
+    The last of the ViT's four maps is quantised, and the decoder reads q(z). Optimiser, batch, number of views and
+    weights of the terms are the paper's; quantiser and QPM are those of nnUNetTrainerVQSeg, views and loss of the
+    teacher's labels those that it had before its recipe.
     """
 
     method_class = VQSegViT
