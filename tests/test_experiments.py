@@ -7,7 +7,7 @@ import re
 import shlex
 
 import pytest
-from experiment_world import ROOT, files
+from experiment_world import ROOT, files, results
 
 from nnunetv2_vqseg import trainers
 from nnunetv2_vqseg.methods.vqseg import PAPER
@@ -15,6 +15,7 @@ from nnunetv2_vqseg.methods.vqseg import PAPER
 EXPERIMENTS, ExperimentError, Run = files.EXPERIMENTS, files.ExperimentError, files.Run
 Training, read_experiment = files.Training, files.read_experiment
 PROFILES = ("cpu", "cpu-small", "gpu", "gpu-short", "rehearsal")
+KEPT = ROOT / "results" / "trainings"
 NAMES = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml") if file.stem not in files.NO_EXPERIMENTS)
 VIT_PROFILES = ("vit", "vit-gpu", "vit-rehearsal")
 PAIRS = [(name, profile) for profile in PROFILES for name in NAMES]
@@ -212,3 +213,18 @@ def test_earlier_defaults_are_trained_with_and_leave_the_name_of_a_training_alon
     changed = Training(rows["h: teacher decay 0.99"], 0)
     assert changed.config.ema_decay == 0.99, "a row's own come last"
     assert Training(rows["stock nnU-Net"], 0).block == Training(rows["stock nnU-Net"], 0).named
+
+
+@pytest.mark.parametrize("profile", sorted(folder.name for folder in KEPT.iterdir() if folder.is_dir()))
+def test_no_default_has_changed_under_a_kept_training(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new default belongs into `defaults.yaml`, or the experiments' pages cannot be written again."""
+    monkeypatch.setenv("nnUNet_results", "results")
+    found = 0
+    for name in NAMES:
+        runs = read_experiment(name, profile).runs
+        for training in (Training(run, seed) for run in runs for seed in run.known_seeds):
+            file = results.kept_file(KEPT / profile, training)
+            if file.is_file():
+                results.check_defaults(training, json.loads(file.read_text(encoding="utf-8"))["config"])
+                found += 1
+    assert found > 10
