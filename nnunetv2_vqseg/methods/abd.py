@@ -28,7 +28,7 @@ from nnunetv2_vqseg.methods.pair import PairMethod
 from nnunetv2_vqseg.methods.strong_view import JitterConfig
 from nnunetv2_vqseg.modules.losses.pseudo_label import pseudo_labels
 from nnunetv2_vqseg.modules.losses.squared_dice import squared_dice_loss
-from nnunetv2_vqseg.modules.targets import full_resolution
+from nnunetv2_vqseg.modules.targets import full_resolution, split_ignored
 from nnunetv2_vqseg.modules.views.cutmix import AREA, ASPECT
 from nnunetv2_vqseg.modules.views.cutout import cutout
 from nnunetv2_vqseg.modules.views.displacement import displace_unlabeled
@@ -83,10 +83,12 @@ class DisplacementMethod(PairMethod[D]):
         return cutout(changed, config.cutout_probability, config.cutout_area, config.cutout_aspect)
 
     def strong_batch(self, batch: Batch) -> Batch:
-        """Strong views with labels at full resolution, background where something was cut out."""
+        """Strong views with labels at full resolution, background where something was cut out that had a label."""
         assert batch.unlabeled is not None
         labeled, boxes = self.strong(batch.labeled)
-        return Batch(labeled, full_resolution(batch.target).masked_fill(boxes, 0), self.strong(batch.unlabeled)[0])
+        target, context = full_resolution(batch.target), self.context
+        known = split_ignored(target, context.regions, context.ignore_label)[1]
+        return Batch(labeled, target.masked_fill(boxes & known, 0), self.strong(batch.unlabeled)[0])
 
     @torch.no_grad()
     def displaced(self, weak: Tensor, strong: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -260,13 +260,14 @@ class Method(Generic[C]):
     """nnU-Net itself: takes any plan, and continues nnU-Net's checkpoints."""
     trains_vit: ClassVar[bool] = False
     """Whether its plan must be one of `nnUNetPlannerViT`; all others train U-Nets."""
+    has_one_output: ClassVar[bool] = False
+    """The network has no coarser outputs for deep supervision, in a plan for networks that have."""
 
     literature: ClassVar[tuple[float, float] | None] = None
     """The original's own loss of labelled images: weights of cross entropy and squared Dice; None: it is nnU-Net's."""
 
     runs_ahead: ClassVar[bool] = True
-    """`after_step` does no harm after a step that was skipped because it was not finite: on a GPU nobody then waits to
-    hear whether it was."""
+    """`after_step` does no harm after a step that was not finite: on a GPU nobody waits to hear whether it was."""
 
     is_static: bool = False
     """Shapes and work of `terms` are the same in every step: they depend on no value of a tensor and on nothing that

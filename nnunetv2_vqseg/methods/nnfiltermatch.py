@@ -83,6 +83,8 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
     def label(self, images: Tensor, like: list[Tensor]) -> list[Tensor]:
         """The network's labels at every scale, in the form that nnU-Net gives its targets (`like`)."""
         outputs = self.student(images)
+        # In some versions of torch, weights that AMP cast without a gradient have none in the next pass either.
+        torch.clear_autocast_cache()
         labels = []
         for logits, level in zip(outputs if isinstance(outputs, list) else [outputs], like, strict=True):
             if self.context.regions:

@@ -88,12 +88,14 @@ class TaughtViewsMethod(TeacherMethod[E]):
 
     @torch.no_grad()
     def teach(self, weak: Tensor) -> tuple[Tensor, Tensor, Metrics]:
-        """As the teacher's, with thresholds of each class (confidence 1 above, -1 below) and without small parts."""
+        """As the teacher's, with thresholds of each class (1 above, less below) and without small parts."""
         labels, confidence, metrics = super().teach(weak)
         if self.thresholds is not None:
             self.thresholds.update(labels, confidence)
             confidence = self.thresholds.judge(labels, confidence)
             metrics["kept_share"] = (confidence > 0).float().mean()
+            if self.config.pseudo_loss == "image":  # which reads less than 0 as no label at all
+                confidence = confidence.clamp(min=0.0)
             metrics["lowest_threshold"] = self.thresholds.thresholds.min()
         if self.config.largest_component:
             channels = labels if self.context.regions else labels[:, None]

@@ -58,6 +58,7 @@ class UNet(Method[UNetConfig]):
     Architecture = UNetArchitecture
     Config = UNetConfig
     literature = (0.5, 0.5)
+    has_one_output = True
     terms = Supervised.terms
 
     def __init__(self, config: UNetConfig, context: Context) -> None:
@@ -103,6 +104,11 @@ class UNet(Method[UNetConfig]):
         """Before the validation as before a step."""
         self.before_step(1.0)
         return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing of its own, but the running statistics that are saved are as before a step."""
+        self.before_step(1.0)
+        return super().state()
 
     def _statistics(self) -> list[Tensor]:
         norms = [module for module in unwrap(self.student).modules() if isinstance(module, _BatchNorm)]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from torch import nn
 
 from nnunetv2_vqseg.core.config import Config
+from nnunetv2_vqseg.core.errors import ConfigError
 from nnunetv2_vqseg.methods.base import CommonConfig, Method
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherConfig
 from nnunetv2_vqseg.methods.supervised import Supervised
@@ -66,6 +67,7 @@ class PretrainedViT(Method[E]):
 
         Raises:
             FoundationModelUnavailable: the weights cannot be had.
+            ConfigError: the encoder cannot start from the plan's pixels.
         """
         network: Any = super().training_network()
         if not self.context.restores:
@@ -80,7 +82,16 @@ class PretrainedViT(Method[E]):
             file = config.encoder_checkpoint
             if file is None and config.foundation_model == name:
                 file = config.foundation_checkpoint
-            load_vit_weights(encoder.vit, name, file, self.context.plan.channels, key="encoder_checkpoint")
+            plan, key = self.context.plan, "encoder_checkpoint"
+            try:
+                load_vit_weights(encoder.vit, name, file, plan.channels, key, plan.unit_range)
+            except ValueError as error:
+                raise ConfigError(f"{error}; take a DINOv2 model, or plan with z-scored images.") from error
+            if not (self.context.z_scored or plan.unit_range):
+                self.context.log(
+                    f"WARNING: {name} was trained with pixels whose standard deviation is about 1, and the plan's "
+                    f"normalisation leaves others; plan with z-scored images (channel_names in dataset.json)."
+                )
             source = f"the file {file}" if file is not None else "timm's cache or download"
             known = fingerprint(encoder.vit)
             self.encoder_status = f"The encoder {name} starts from weights of {source} (fingerprint {known})."

@@ -24,6 +24,9 @@ PERCENTILES = (0.5, 99.5)
 CONNECT_SECONDS = 5.0
 KEY = "foundation_checkpoint"
 FIRST_LAYER = "patch_embed.proj.weight"
+FIRST_BIAS = "patch_embed.proj.bias"
+REGISTERS = ("reg_token", "register_tokens")
+"""Of a ViT, as timm and DINOv2's authors name them."""
 FIRST_LAYER_OF_CLIP = "visual.conv1.weight"
 
 
@@ -207,18 +210,28 @@ def create_vit(name: str, channels: int) -> Any:
     return _create(name, in_chans=channels, num_classes=0, drop_path_rate=0.0, dynamic_img_size=True)
 
 
-def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, channels: int, key: str = KEY) -> None:
+def load_vit_weights(
+    vit: nn.Module,
+    name: str,
+    checkpoint: str | Path | None,
+    channels: int,
+    key: str = KEY,
+    unit_range: bool = False,
+) -> None:
     """Give a `create_vit(name, channels)` its pretrained weights.
 
     The first layer's are kept for three channels; for others each channel gets the sum of the three over the number of
-    channels, so that images with equal channels give what grey ones gave.
+    channels, so that images with equal channels give what grey ones gave. Images are taken for z-scored, of which
+    pretraining saw much the same values.
 
     Args:
         checkpoint: as for `FoundationModel`.
         key: how messages call it.
+        unit_range: images have values from 0 to 1; the first layer takes over what pretraining did to such pixels.
 
     Raises:
         FoundationModelUnavailable: there are no weights, or `checkpoint` cannot be read or does not fit the model.
+        ValueError: `unit_range`, and the model's first layer has no bias that could take it over.
     """
     cfg = _description(name)
     options = {"num_classes": 0}
@@ -227,6 +240,12 @@ def load_vit_weights(vit: nn.Module, name: str, checkpoint: str | Path | None, c
     else:
         source = _load_from_hub(name, cfg, key, **options)
     state = source.state_dict()
+    if unit_range:
+        if FIRST_BIAS not in state:
+            raise ValueError(f"{name} cannot start from images with values from 0 to 1: its first layer has no bias")
+        mean, std = (torch.tensor(cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        state[FIRST_LAYER] = state[FIRST_LAYER] / std
+        state[FIRST_BIAS] = state[FIRST_BIAS] - (state[FIRST_LAYER] * mean).sum((1, 2, 3))
     if channels != 3:
         state[FIRST_LAYER] = state[FIRST_LAYER].sum(1, keepdim=True).repeat(1, channels, 1, 1) / channels
     vit.load_state_dict(state)
@@ -319,6 +338,11 @@ def _load_from_file(name: str, path: Path, cfg: dict[str, Any], key: str = KEY, 
         state_dict = {
             key: value for key, value in state_dict.items() if not key.startswith(tuple(f"{head}." for head in heads))
         }
+        with torch.device("meta"):
+            known = _create(name, num_classes=0).state_dict()
+        registers = [any(token in weights for token in REGISTERS) for weights in (state_dict, known)]
+        if registers[0] != registers[1]:  # of which timm says that a shape is invalid
+            raise ValueError(f"{'it has' if registers[0] else 'it lacks'} register tokens, the model is another one")
         theirs = _patch_of(state_dict)
         # With no classes on both sides timm loads strictly: a missing tensor must not stay random.
         overlay = {"state_dict": state_dict, "num_classes": 0}

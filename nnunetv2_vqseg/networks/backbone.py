@@ -27,6 +27,7 @@ class NetworkPlan(NamedTuple):
     heads: channels of the logits.
     deep_supervision: the planned U-Net gives logits at several resolutions.
     encoder: name of the planned ViT; None for a U-Net.
+    unit_range: images have values from 0 to 1, and not a standard deviation of about 1.
     """
 
     patch_size: Sequence[int]
@@ -36,6 +37,7 @@ class NetworkPlan(NamedTuple):
     heads: int = 2
     deep_supervision: bool = True
     encoder: str | None = None
+    unit_range: bool = False
 
     @property
     def ndim(self) -> int:

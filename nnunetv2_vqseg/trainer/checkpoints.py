@@ -29,7 +29,7 @@ SECONDS_BETWEEN_TRIES = 20.0
 
 UNTOUCHED = "the last good checkpoint is untouched"
 
-OWN = ("lr_scale", "fused", "foreach")
+OWN = ("lr_scale", "weight_decay", "momentum", "nesterov", "fused", "foreach")
 """What a group of the optimiser does not take from a checkpoint."""
 
 POLY = 0.9

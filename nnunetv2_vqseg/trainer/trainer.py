@@ -68,6 +68,7 @@ from nnunetv2_vqseg.trainer.validation import hard_counts, on_host
 from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
 
 Z_SCORES = frozenset({"ZScoreNormalization", "CTNormalization"})
+UNIT_RANGE = frozenset({"RescaleTo01Normalization", "RGBTo01Normalization"})
 """nnU-Net's normalisation schemes after which intensities have a standard deviation of about 1."""
 
 VALIDATE_AGAIN = "the training is finished and saved; to repeat the validation, run the same command with --val or --c"
@@ -359,6 +360,13 @@ class MethodTrainer(nnUNetTrainer):
             self.network = distribute(self.network, self.device)
             self.loss = self._build_loss()
 
+    def _build_loss(self) -> Any:
+        """nnU-Net's; all of it is that of the one output, where a network has no coarser ones."""
+        loss = super()._build_loss()
+        if not (self.method.has_one_output and self.enable_deep_supervision):
+            return loss
+        return lambda outputs, target: loss.loss(outputs[0], target[0])
+
     def _supervised_loss(self) -> Any:
         # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
         loss = chosen_loss(self.method, self.loss if self.enable_deep_supervision else _of_finest(self.loss))
@@ -549,8 +557,8 @@ class MethodTrainer(nnUNetTrainer):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is over."""
-        return self.stepper.step / (self.num_epochs * self.num_iterations_per_epoch)
+        """Share of the training that is over; an epoch that was stopped and repeated does not make it more than 1."""
+        return min(1.0, self.stepper.step / (self.num_epochs * self.num_iterations_per_epoch))
 
     def train_step(self, batch: dict) -> dict:
         """One step, the same for all methods: terms, backward, step, what follows it."""
@@ -769,7 +777,8 @@ class MethodTrainer(nnUNetTrainer):
         finally:
             self._end_swap()
         if self.method.guard is not None:
-            self.method.guard.validated(float(self.logger.get_value("mean_fg_dice", step=-1)), self.progress)
+            dice, epochs = float(self.logger.get_value("mean_fg_dice", step=-1)), self.current_epoch + 1
+            self.method.guard.validated(dice, epochs / self.num_epochs)
         dice = self.online_dice.close(self.device)
         self.curves.complete(self.current_epoch, dice)
         self._tell(dice)
@@ -896,4 +905,5 @@ def network_plan(
         heads,
         deep_supervision,
         _architecture(configuration_manager).get("arch_kwargs", {}).get("encoder"),
+        set(configuration_manager.normalization_schemes) <= UNIT_RANGE,
     )

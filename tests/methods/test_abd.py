@@ -1,5 +1,6 @@
 """ABD on BCP: which network sees and learns what, by hand-computed numbers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -192,3 +193,19 @@ def test_ignored_pixels_teach_neither_network(progress):
         losses.append([terms[name][1].item() for name in ("supervised", "supervised_second")])
     assert losses[0] == losses[1]
     assert all(loss > 0 for loss in losses[0])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_ignored_pixels_stay_ignored_where_something_was_cut_out(regions):
+    ignored = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    ignored[..., ::2] = True
+    labels = torch.ones(4, 1, 8, 8, dtype=torch.int16)
+    target = torch.cat((labels * ~ignored, ignored.short()), 1) if regions else labels.where(~ignored, 2)
+    abd = method(ignore_label=2, cutout_probability=1.0)
+    abd.context = dataclasses.replace(abd.context, regions=regions)
+    changed = abd.strong_batch(Batch(torch.randn(4, 1, 8, 8), [target], torch.randn(4, 1, 8, 8))).target
+    kept = changed[:, 1:].bool() if regions else changed == 2
+    assert torch.equal(kept, ignored)
+    known = changed[:, :1][~ignored]
+    assert (known == 0).any(), "background in a box"
+    assert (known == 1).any()

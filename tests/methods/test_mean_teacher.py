@@ -225,3 +225,19 @@ def test_thresholds_of_classes_decide_what_counts(regions):
     assert torch.equal(other.thresholds.thresholds, teacher.thresholds.thresholds)
     del (old := teacher.state())["class_thresholds"]
     method(regions, class_thresholds="flexmatch").load_state(old)  # a checkpoint of an earlier version
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_with_the_default_s_loss_pixels_below_their_class_s_threshold_learn_too(regions):
+    """They count less of their image as sure, and are not left out as pixels without a label are."""
+    keys = {"class_thresholds": "flexmatch", "class_threshold_momentum": 0.0, "confidence_threshold": 0.8}
+    teacher = method(regions, pseudo_loss="image", **keys)
+    sure, unsure = 2.0, 1.0
+    image = torch.tensor([[-sure, -sure, -sure, -unsure], [sure, unsure, unsure, unsure]])[None, None]
+    labels, judged, metrics = teacher.teach(image)
+    assert metrics["kept_share"].item() == 7 / 8
+    logits = image if regions else torch.cat((torch.zeros_like(image), image), 1)
+    value = teacher.pseudo(logits.requires_grad_(), labels, judged)
+    assert value.item() == pytest.approx(7 / 8 * (4 * entropy(sure, 1) + 4 * entropy(unsure, 1)) / 8, rel=1e-5)
+    value.backward()
+    assert (logits.grad[:, -1] != 0).all()

@@ -182,3 +182,19 @@ def test_as_many_go_as_with_the_original_s_percentile():
         expected = [name for name, value in values.items() if value >= threshold]
         assert without_extreme(values, 0.15, smallest=True) == expected
     assert without_extreme({"a": 1.0, "b": 1.0}, 1.0, smallest=True) == ["b"]
+
+
+def test_weights_that_were_cast_for_the_labels_are_cast_again_for_the_gradient(monkeypatch):
+    """Some versions of torch keep them without a gradient, with which convolutions would not learn under AMP."""
+    seen: list[str] = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: seen.append("cleared"))
+    made = method(warm_up=0.0)
+    network = made.student
+
+    def watched(images):
+        seen.append("learns" if torch.is_grad_enabled() else "labels")
+        return network(images)
+
+    made.student = watched
+    made.terms(batch(), 0.5)
+    assert seen == ["labels", "cleared", "learns"]

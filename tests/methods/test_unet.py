@@ -77,3 +77,12 @@ def test_a_step_that_was_not_finite_leaves_no_trace_in_the_running_statistics(th
     assert not all(value.isfinite().all() for value in made.student.state_dict().values())
     then(made)
     assert all(torch.equal(value, made.student.state_dict()[key]) for key, value in before.items())
+
+
+def test_what_is_saved_after_a_step_that_was_not_finite_is_finite():
+    made = method()
+    made.student.train()
+    made.before_step(0.0)
+    made.student(torch.full((2, 1, 32, 32), float("nan")))
+    made.state()
+    assert all(value.isfinite().all() for value in made.student.state_dict().values())

@@ -33,6 +33,7 @@ from nnunetv2_vqseg.modules.foundation import (
 from nnunetv2_vqseg.modules.weight_keys import to_timm
 
 TINY = "test_vit.r160_in1k"
+WITH_REGISTERS = "test_vit2.r160_in1k"
 
 
 def random_model(image_size: int = 64, **kwargs) -> FoundationModel:
@@ -577,7 +578,7 @@ def test_a_cnn_gives_its_last_map_or_the_stage_that_is_asked_for(tmp_path, half)
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ("test_vit2.r160_in1k", r"it lacks .*|its \S+ is .* instead of .*"),
+        ("vit_tiny_patch16_224", r"it also has \S+ and \d+ more; its \S+ is .* instead of .*"),
         (CNN, r"it lacks cls_token and \d+ more; it also has \S+ and \d+ more"),
     ],
 )
@@ -586,6 +587,36 @@ def test_a_file_of_another_model_is_told_by_what_differs(tmp_path, other, differ
     save_file(timm.create_model(other).state_dict(), file)
     with pytest.raises(FoundationModelUnavailable, match=rf"does not hold weights of {TINY} \(({difference})\): name"):
         FoundationModel(TINY, file, image_size=64)
+
+
+@pytest.mark.parametrize(("model", "other"), [(TINY, True), (WITH_REGISTERS, False)])
+def test_a_file_with_registers_for_a_model_without_is_told_so_and_the_other_way_round(tmp_path, model, other):
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model(WITH_REGISTERS if other else TINY, num_classes=0).state_dict(), file)
+    said = f"it {'has' if other else 'lacks'} register tokens, the model is another one"
+    with pytest.raises(FoundationModelUnavailable, match=rf"does not hold weights of {model} \({said}\): name"):
+        FoundationModel(model, file, image_size=224)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_an_encoder_of_images_from_0_to_1_sees_the_pixels_of_its_pretraining(tmp_path, channels):
+    file = tmp_path / "vit.safetensors"
+    save_file(distinct_weights(), file)
+    vit, plain = (create_vit(TINY, number).eval() for number in (channels, 3))
+    load_vit_weights(vit, TINY, file, channels, unit_range=True)
+    load_vit_weights(plain, TINY, file, 3)
+    images = torch.rand(2, 3 if channels == 3 else 1, 32, 32)
+    mean, std = (torch.tensor(plain.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    expected = plain.forward_features((images - mean) / std)
+    torch.testing.assert_close(vit.forward_features(images.expand(-1, channels, -1, -1)), expected)
+
+
+def test_a_first_layer_without_a_bias_cannot_take_over_what_was_done_to_pixels(tmp_path, monkeypatch):
+    source = timm.create_model(TINY, num_classes=0)
+    source.patch_embed.proj.bias = None
+    monkeypatch.setattr("nnunetv2_vqseg.modules.foundation._load_from_hub", lambda *_, **__: source)
+    with pytest.raises(ValueError, match="values from 0 to 1: its first layer has no bias"):
+        load_vit_weights(create_vit(TINY, 3), TINY, None, 3, unit_range=True)
 
 
 def test_a_tensor_of_another_shape_is_named_with_both(tmp_path):

@@ -103,6 +103,39 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
     assert_predicts_strictly(resumed, 32)
 
 
+def test_epochs_that_were_stopped_in_their_middle_and_repeated_end_no_training(make_trainer):
+    """Their steps count twice, and ARCO's share of sure pixels must not become negative in the end."""
+    settings = METHODS["nnUNetTrainerARCO"] | {"num_epochs": 2}
+    stopped = make_trainer("nnUNetTrainerARCO", **settings)
+    stopped.on_train_start()
+    stopped.on_epoch_start()
+    stopped.on_train_epoch_start()
+    stopped.train_step(next(stopped.dataloader_train))
+    stopped.train_step(next(stopped.dataloader_train))
+    folder = Path(stopped.output_folder)
+    assert stopped.checkpoints.save(str(folder / "checkpoint_latest.pth"), epochs_done=0)
+    stopped.stop_loaders()
+    resumed = make_trainer("nnUNetTrainerARCO", continue_training=True, **settings)
+    resumed.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert (resumed.stepper.step, resumed.current_epoch) == (2, 0)
+    resumed.run_training()
+    final = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    assert final["vqseg"]["step"] == 2 + 2 * 3
+    assert resumed.progress == 1.0
+
+
+def test_nnunet_s_loss_of_the_literature_s_unet_is_that_of_its_only_output(make_trainer):
+    stock, other = make_trainer("nnUNetTrainerSupervised"), make_trainer("nnUNetTrainerUNet", supervised_loss="nnunet")
+    for trainer in (stock, other):
+        trainer.initialize()
+    levels = len(stock.loss.weight_factors)
+    target = [torch.randint(0, 2, (2, 1, 32 // 2**level, 32 // 2**level)) for level in range(levels)]
+    logits = torch.randn(2, stock.label_manager.num_segmentation_heads, 32, 32)
+    expected = stock.loss.loss(logits, target[0])
+    torch.testing.assert_close(other.method.supervised([logits], target), expected)
+    torch.testing.assert_close(other.loss([logits], target), expected)
+
+
 @pytest.fixture(scope="module")
 def residual_plan(home) -> Iterator[str]:
     """Name of the plan with residual encoders."""

@@ -123,6 +123,15 @@ def test_resumed_training_equals_one_in_one_go_bit_for_bit(make_trainer, monkeyp
         assert equal(mine["random_states"][name], theirs["random_states"][name]), name
 
 
+def test_continuing_takes_the_optimiser_s_settings_of_now(make_trainer, trained, capsys):
+    """As the log says: what changed is named as changed."""
+    again = make_trainer(continue_training=True, num_epochs=8, weight_decay=0.05, momentum=0.5)
+    again.load_checkpoint(str(trained / "checkpoint_final.pth"))
+    assert "weight_decay 0.003, now 0.05" in capsys.readouterr().out
+    assert {(group["weight_decay"], group["momentum"]) for group in again.optimizer.param_groups} == {(0.05, 0.5)}
+    assert again.optimizer.state_dict()["state"], "momentum goes on"
+
+
 def test_a_finished_training_goes_on_with_more_epochs(make_trainer, trained, capsys):
     """Rate and ramp are those of a training that had the new length from the start, at the epoch that is reached."""
     before = torch.load(trained / "checkpoint_final.pth", weights_only=True)
