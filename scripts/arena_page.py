@@ -41,15 +41,19 @@ def compared() -> dict[str, dict[str, Row]]:
     return {where: dict(rows) for where, rows in measured().items() if rows.keys() - {STOCK}}
 
 
+def complete(found: Found) -> list[str]:
+    """The data on which all methods were measured."""
+    every = {name for rows in found.values() for name in rows}
+    return [where for where, rows in found.items() if rows.keys() == every]
+
+
 def gains(found: Found) -> dict[str, float]:
     """Mean gain in Dice over stock nnU-Net of each method, best first.
 
     Over the data where all methods were measured; where there are none, over those that a method has.
     """
     by_method: dict[str, list[float]] = {}
-    every = {name for rows in found.values() for name in rows}
-    complete = [rows for rows in found.values() if rows.keys() == every]
-    for rows in complete or found.values():
+    for rows in (found[where] for where in complete(found) or found):
         for name, row in rows.items():
             if STOCK in rows:
                 by_method.setdefault(name, []).append(gain(row, rows[STOCK]))
@@ -89,7 +93,8 @@ def dice_at_equal_time(row: Row, stock: Row, seconds: Mapping[str, float]) -> fl
 
 def table(found: Found, names: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     """A row a method."""
-    head = ["method", *found, "mean over stock", *(["ms a step"] if seconds else [])]
+    where = complete(found) if len(complete(found)) < len(found) else []
+    head = ["method", *found, f"over stock{', ' * bool(where)}{'; '.join(where)}", *(["ms a step"] if seconds else [])]
     lines = [head, ["---"] * len(head)]
     means = gains(found)
     for name in names:

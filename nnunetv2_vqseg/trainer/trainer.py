@@ -777,8 +777,8 @@ class MethodTrainer(nnUNetTrainer):
         finally:
             self._end_swap()
         if self.method.guard is not None:
-            dice, epochs = float(self.logger.get_value("mean_fg_dice", step=-1)), self.current_epoch + 1
-            self.method.guard.validated(dice, epochs / self.num_epochs)
+            validated = float(self.logger.get_value("mean_fg_dice", step=-1))
+            self.method.guard.validated(validated, (self.current_epoch + 1) / self.num_epochs)
         dice = self.online_dice.close(self.device)
         self.curves.complete(self.current_epoch, dice)
         self._tell(dice)
