@@ -19,6 +19,7 @@ from nnunetv2_vqseg.methods.cps import CPS
 from nnunetv2_vqseg.methods.mc_net import MCNet
 from nnunetv2_vqseg.methods.mean_teacher import MeanTeacher, MeanTeacherDropout
 from nnunetv2_vqseg.methods.nnfiltermatch import NNFilterMatch
+from nnunetv2_vqseg.methods.pretrained_vit import EncoderConfig
 from nnunetv2_vqseg.methods.self_training import SelfTraining
 from nnunetv2_vqseg.methods.ss_net import SSNet
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig
@@ -29,7 +30,6 @@ from nnunetv2_vqseg.methods.ua_mt import UAMT
 from nnunetv2_vqseg.methods.unet import UNet
 from nnunetv2_vqseg.methods.unimatch import UniMatch
 from nnunetv2_vqseg.methods.unimatch_v2 import UniMatchV2
-from nnunetv2_vqseg.methods.vit import EncoderConfig
 from nnunetv2_vqseg.methods.vqseg import VQSeg
 from nnunetv2_vqseg.trainers import nnUNetTrainerVQSegPaper
 
