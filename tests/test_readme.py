@@ -25,7 +25,7 @@ TABLE = {
     "stock nnU-Net": "stock nnU-Net",
     "labelled images alone": "`nnUNetTrainerSupervisedEMA`: our",
     "mean teacher": "`nnUNetTrainerMeanTeacher` |",
-    "VQ-Seg": "`nnUNetTrainerVQSeg` (",
+    "VQ-Seg": "`nnUNetTrainerVQSeg` |",
 }
 """Row of the arena -> how its line in the README's first table begins."""
 PAGES = ("README.md", "docs/index.md", "docs/glossary.md")
