@@ -34,7 +34,7 @@ def score_factors(tokens: Tensor, codes: Tensor, multiple: int) -> tuple[Tensor,
     missing = -len(codes) % multiple
     if missing:
         padding = right.new_zeros(missing, right.shape[1])
-        padding[:, -1] = -torch.inf
+        padding[:, -1].fill_(-torch.inf)  # by `=` some versions of torch copy the number from the host
         right = torch.cat((right, padding))
     return left, right.T
 
