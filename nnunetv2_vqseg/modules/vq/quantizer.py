@@ -232,7 +232,7 @@ class VectorQuantizer(nn.Module):
             ValueError: tokens of another width.
         """
         used = torch.zeros(self.num_codes, dtype=torch.uint8, device=indices.device)
-        used[indices.flatten()] = 1
+        used.index_fill_(0, indices.flatten(), 1)
         if is_distributed():
             dist.all_reduce(used, dist.ReduceOp.MAX)
         self._steps_since_use = (self._steps_since_use.to(used.device) + 1) * (1 - used)
