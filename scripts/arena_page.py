@@ -93,8 +93,9 @@ def dice_at_equal_time(row: Row, stock: Row, seconds: Mapping[str, float]) -> fl
 
 def table(found: Found, names: Sequence[str], seconds: Mapping[str, float]) -> list[str]:
     """A row a method."""
-    where = complete(found) if len(complete(found)) < len(found) else []
-    head = ["method", *found, f"over stock{', ' * bool(where)}{'; '.join(where)}", *(["ms a step"] if seconds else [])]
+    ranked_by = complete(found)
+    over = "over stock" if len(ranked_by) == len(found) else ", ".join(("over stock", *ranked_by))
+    head = ["method", *found, over, *(["ms a step"] if seconds else [])]
     lines = [head, ["---"] * len(head)]
     means = gains(found)
     for name in names:

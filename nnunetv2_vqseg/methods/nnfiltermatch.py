@@ -29,6 +29,7 @@ from nnunetv2_vqseg.core.config import Range
 from nnunetv2_vqseg.methods.base import Batch, Context, Method, Metrics, Terms, UnlabeledImagesConfig
 from nnunetv2_vqseg.methods.case_filter import without_extreme
 from nnunetv2_vqseg.modules.losses.consistency import predictive_entropy
+from nnunetv2_vqseg.modules.own_labels import own_outputs
 from nnunetv2_vqseg.modules.targets import together
 from nnunetv2_vqseg.modules.views.rotate import sample_turn
 
@@ -82,9 +83,7 @@ class NNFilterMatch(Method[NNFilterMatchConfig]):
     @torch.no_grad()
     def label(self, images: Tensor, like: list[Tensor]) -> list[Tensor]:
         """The network's labels at every scale, in the form that nnU-Net gives its targets (`like`)."""
-        outputs = self.student(images)
-        # In some versions of torch, weights that AMP cast without a gradient have none in the next pass either.
-        torch.clear_autocast_cache()
+        outputs = own_outputs(self.student, images)
         labels = []
         for logits, level in zip(outputs if isinstance(outputs, list) else [outputs], like, strict=True):
             if self.context.regions:

@@ -23,6 +23,7 @@ from nnunetv2_vqseg.methods.base import Batch, Context, Metrics, Terms, finest, 
 from nnunetv2_vqseg.methods.strong_view import StrongViewConfig, StrongViewMethod
 from nnunetv2_vqseg.modules.losses.squared_dice import squared_dice_loss
 from nnunetv2_vqseg.modules.nd import channel_dropout
+from nnunetv2_vqseg.modules.own_labels import own_outputs
 from nnunetv2_vqseg.networks.planned import ChangedUNet
 
 
@@ -77,7 +78,7 @@ class UniMatch(StrongViewMethod[UniMatchConfig]):
         """The labels' loss, and the own labels' on three streams."""
         assert batch.unlabeled is not None
         weak = batch.unlabeled
-        labels, confidence, metrics = self.hard_labels(self._own_logits(weak))
+        labels, confidence, metrics = self.hard_labels(finest(own_outputs(self.student, weak)))
         views = [self.strong(weak, labels, confidence) for _ in range(2)]
         images = torch.cat((batch.labeled, *(view.images for view in views), weak))
         sizes = (len(batch.labeled), *[len(weak)] * 3)
@@ -96,13 +97,6 @@ class UniMatch(StrongViewMethod[UniMatchConfig]):
                 self.pseudo(finest(perturbed), labels, confidence),
             ),
         }, metrics
-
-    @torch.no_grad()
-    def _own_logits(self, weak: Tensor) -> Tensor:
-        logits = finest(self.student(weak))
-        # In some versions of torch, weights that AMP cast without a gradient have none in the next pass either.
-        torch.clear_autocast_cache()
-        return logits
 
     def _dice(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
         kept = confidence >= self.config.confidence_threshold

@@ -25,9 +25,9 @@ CONNECT_SECONDS = 5.0
 KEY = "foundation_checkpoint"
 FIRST_LAYER = "patch_embed.proj.weight"
 FIRST_BIAS = "patch_embed.proj.bias"
+FIRST_LAYER_OF_CLIP = "visual.conv1.weight"
 REGISTERS = ("reg_token", "register_tokens")
 """Of a ViT, as timm and DINOv2's authors name them."""
-FIRST_LAYER_OF_CLIP = "visual.conv1.weight"
 
 
 class FoundationModel(nn.Module):
@@ -243,7 +243,7 @@ def load_vit_weights(
     if unit_range:
         if FIRST_BIAS not in state:
             raise ValueError(f"{name} cannot start from images with values from 0 to 1: its first layer has no bias")
-        mean, std = (torch.tensor(cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        mean, std = (torch.tensor(cfg[part]).view(1, 3, 1, 1) for part in ("mean", "std"))
         state[FIRST_LAYER] = state[FIRST_LAYER] / std
         state[FIRST_BIAS] = state[FIRST_BIAS] - (state[FIRST_LAYER] * mean).sum((1, 2, 3))
     if channels != 3:

@@ -43,6 +43,7 @@ from nnunetv2_vqseg.modules import fused_norm
 from nnunetv2_vqseg.modules.activation import use_cheap_activations
 from nnunetv2_vqseg.modules.collectives import alone
 from nnunetv2_vqseg.modules.ema import unwrap
+from nnunetv2_vqseg.modules.targets import full_resolution
 from nnunetv2_vqseg.networks.backbone import NetworkPlan
 from nnunetv2_vqseg.planning.plan_checks import check_network, check_plans
 from nnunetv2_vqseg.planning.plans import resolve_vqseg_block
@@ -68,8 +69,9 @@ from nnunetv2_vqseg.trainer.validation import hard_counts, on_host
 from nnunetv2_vqseg.trainer.weight_swap import WeightSwap
 
 Z_SCORES = frozenset({"ZScoreNormalization", "CTNormalization"})
-UNIT_RANGE = frozenset({"RescaleTo01Normalization", "RGBTo01Normalization"})
 """nnU-Net's normalisation schemes after which intensities have a standard deviation of about 1."""
+UNIT_RANGE = frozenset({"RescaleTo01Normalization", "RGBTo01Normalization"})
+"""Those after which they are from 0 to 1."""
 
 VALIDATE_AGAIN = "the training is finished and saved; to repeat the validation, run the same command with --val or --c"
 
@@ -363,9 +365,8 @@ class MethodTrainer(nnUNetTrainer):
     def _build_loss(self) -> Any:
         """nnU-Net's; all of it is that of the one output, where a network has no coarser ones."""
         loss = super()._build_loss()
-        if not (self.method.has_one_output and self.enable_deep_supervision):
-            return loss
-        return lambda outputs, target: loss.loss(outputs[0], target[0])
+        of_one = self.method.has_one_output and self.enable_deep_supervision
+        return _of_finest(loss.loss) if of_one else loss
 
     def _supervised_loss(self) -> Any:
         # Methods give lists of logits, and without deep supervision nnU-Net's loss wants one tensor.
@@ -884,7 +885,7 @@ def _architecture(configuration_manager: ConfigurationManager) -> dict:
 
 
 def _of_finest(loss: Loss) -> Loss:
-    return lambda outputs, target: loss(finest(outputs), target)
+    return lambda outputs, target: loss(finest(outputs), full_resolution(target))
 
 
 def network_plan(
