@@ -119,6 +119,22 @@ def test_the_encoder_starts_from_the_file_unless_a_checkpoint_follows(name, weig
     assert not starts_from(made(name, file, restores=True), state)
 
 
+@pytest.mark.parametrize(
+    ("unit_range", "z_scored", "first_bias_changes", "warns"),
+    [(False, True, False, False), (True, False, True, False), (False, False, False, True)],
+)
+def test_what_the_plan_does_to_pixels_reaches_the_first_layer_or_is_told(
+    weights, unit_range, z_scored, first_bias_changes, warns
+):
+    file, state = weights
+    log: list[str] = []
+    plan = vit_plan()._replace(unit_range=unit_range)
+    method = made("supervised", file, plan=plan, z_scored=z_scored, log=log.append)
+    bias = method.predictor().encoder.vit.state_dict()["patch_embed.proj.bias"]
+    assert (not torch.equal(bias, state["patch_embed.proj.bias"])) == first_bias_changes
+    assert any("plan with z-scored images" in line for line in log) == warns
+
+
 @pytest.mark.parametrize("name", ["supervised", "mean teacher", "UniMatch V2"])
 def test_a_plan_that_names_the_file_for_the_alignment_alone_does_for_all(name, weights, offline):
     file, state = weights

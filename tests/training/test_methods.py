@@ -105,7 +105,7 @@ def test_a_training_goes_on_from_its_middle_as_in_one_go_and_predicts(make_train
 
 def test_epochs_that_were_stopped_in_their_middle_and_repeated_end_no_training(make_trainer):
     """Their steps count twice, and ARCO's share of sure pixels must not become negative in the end."""
-    settings = METHODS["nnUNetTrainerARCO"] | {"num_epochs": 2}
+    settings = METHODS["nnUNetTrainerARCO"] | {"num_epochs": 2, "guard": True, "guard_supervised": 0.5}
     stopped = make_trainer("nnUNetTrainerARCO", **settings)
     stopped.on_train_start()
     stopped.on_epoch_start()
@@ -122,6 +122,7 @@ def test_epochs_that_were_stopped_in_their_middle_and_repeated_end_no_training(m
     final = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert final["vqseg"]["step"] == 2 + 2 * 3
     assert resumed.progress == 1.0
+    assert resumed.method.guard.best_dice is not None, "of the supervised phase, which is the first epoch"
 
 
 def test_nnunet_s_loss_of_the_literature_s_unet_is_that_of_its_only_output(make_trainer):

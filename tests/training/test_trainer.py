@@ -314,6 +314,7 @@ def test_jitter_and_reconstruction_know_whether_images_are_z_scored(make_trainer
     trainer.configuration_manager.configuration["normalization_schemes"] = [f"{scheme}Normalization"]
     trainer.initialize()
     assert trainer.method.jitter.relative == (not trainer.method.context.z_scored) == relative
+    assert trainer.method.context.plan.unit_range == (scheme == "RGBTo01")
 
 
 @pytest.mark.parametrize(("key", "value"), [("epsilon", 0.3), ("lambda_u", 0.3), ("lambda_a", 1.0), ("num_codes", 32)])
