@@ -274,6 +274,7 @@ def _run(target: Target, arguments: Sequence[Any], log: str, environment: Mappin
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # tests wait for lines of the log
     multiprocessing.set_start_method("fork", force=True)  # what Linux does, for the loaders' workers
     (shorten if shortened else stay_on_one_thread)()
     target(*arguments)
