@@ -14,7 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import arena_page  # noqa: E402
 from experiment_files import read_experiment  # noqa: E402
-from update_methods import NOT_YET, PAGES, ROWS, here, measured, measured_arenas, seconds_a_step, with_arena  # noqa: E402
+from update_methods import (  # noqa: E402
+    NOT_YET,
+    OWN_PAPER,
+    PAGES,
+    ROWS,
+    here,
+    measured,
+    measured_arenas,
+    seconds_a_step,
+    with_arena,
+)
 
 PAGE_NAMES = sorted(file.stem for file in PAGES.glob("*.md") if file.stem != "README")
 
@@ -35,6 +45,14 @@ def test_its_figures_are_current_and_its_trainer_exists(page):
     assert all(hasattr(trainers, name) for name in names)
     index = (PAGES / "README.md").read_text(encoding="utf-8")
     assert f"({page}.md) | `{names[0]}` |" in index
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_what_its_own_paper_has_stands_on_the_page_with_its_source(page):
+    said = (PAGES / f"{page}.md").read_text(encoding="utf-8").partition("- **Its own paper.**")[2].partition("\n")[0]
+    figures = [float(number) for number in re.findall(r"\b0\.\d{3}\b", said)]
+    assert set(OWN_PAPER.get(page, {}).values()) <= set(figures)
+    assert bool(OWN_PAPER.get(page)) == bool(figures), said
 
 
 def row(name: str, dice: float, seeds: int = 1) -> dict[str, Any]:
@@ -59,6 +77,9 @@ def test_figures_stand_beside_the_baselines(tmp_path):
     )
     assert expected.format("2.0") in here("BCP", measured(tmp_path), seconds_a_step(tmp_path))
     assert here("ABD", measured(tmp_path), {}) == NOT_YET
+    beside_paper = here("BCP", measured(tmp_path), {}, {3: 0.876})
+    assert f"{expected.format('')} -0.076 |" in beside_paper
+    assert f"{expected.format('')}  |" in here("BCP", measured(tmp_path), {}, {7: 0.888}), "not with as many patients"
     (tmp_path / "arena-cpu-small.json").write_text(json.dumps({"val": rows, "test": rows[:1]}), encoding="utf-8")
     assert here("BCP", measured(tmp_path), {}) == NOT_YET, "the test patients of it were not read"
     assert "(test)" in here("stock nnU-Net", measured(tmp_path), {})
