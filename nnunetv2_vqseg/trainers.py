@@ -74,6 +74,7 @@ class nnUNetTrainerVQSegViT(MethodTrainer):
         "perturbed_view": "weak",
         "strong_view": True,
         "reconstruct": True,
+        "weight_reconstruction": 1.0,
         "foundation_policy": "auto",
         "lambda_a": 5.0,
     }
@@ -82,8 +83,9 @@ class nnUNetTrainerVQSegViT(MethodTrainer):
 class nnUNetTrainerVQSegPaper(nnUNetTrainerVQSegViT):
     """The paper to the letter, as far as it says (4.2): its settings on its network.
 
-    Free are the budget, the batch, the sizes that Tables 3 and 5 vary, and what to do without DINOv2 weights. Models
-    that an earlier version trained under this name on a U-Net's plan predict and validate as before.
+    Free are the budget and with it the rates, the batch, the sizes that Tables 3 and 5 vary, and what to do without
+    DINOv2 weights. Models that an earlier version trained under this name on a U-Net's plan predict and validate as
+    before.
     """
 
     preset: ClassVar = {**_VIT_VIEWS, **PAPER, "weight_decay": None}

@@ -268,8 +268,18 @@ PAPER: dict[str, Any] = {
 }
 """The paper to the letter, as far as it says (4.2)."""
 
-FREE_IN_PAPER = frozenset({"labeled_batch_size", "unlabeled_batch_size", "lambda_u", "lambda_a", "foundation_policy"})
-"""The batch, what Table 3 varies, what to do without the foundation model: the rest defines the paper's trainer."""
+FREE_IN_PAPER = frozenset(
+    {
+        "labeled_batch_size",
+        "unlabeled_batch_size",
+        "initial_lr",
+        "head_lr_scale",
+        "lambda_u",
+        "lambda_a",
+        "foundation_policy",
+    }
+)
+"""The batch, the rates, which depend on the budget, what Table 3 varies, what to do without the foundation model."""
 
 
 class Views(NamedTuple):

@@ -267,14 +267,27 @@ def fingerprint(vit: nn.Module) -> str:
 def _create(name: str, **options: Any) -> Any:
     import timm  # takes seconds, and few trainings need it
 
-    return timm.create_model(timm_name(name), **options)
+    return timm.create_model(_as_trained(name), **options)
+
+
+def _as_trained(name: str) -> str:
+    """timm's name with the activation of the pretraining: timm builds OpenAI's CLIP and others with another GELU."""
+    import timm
+
+    name = timm_name(name)
+    quick = name.replace("_clip_", "_clip_quickgelu_")
+    if quick == name or not timm.is_model(quick.partition(".")[0]):
+        return name
+    known = timm.get_pretrained_cfg(name)
+    notes = (known.to_dict().get("notes") if known is not None else None) or ()
+    return quick if any("QuickGELU" in note for note in notes) else name
 
 
 def _description(name: str) -> dict[str, Any]:
     """What timm says of the pretrained weights, or we of models whose weights timm does not have."""
     import timm
 
-    known = timm.get_pretrained_cfg(timm_name(name))
+    known = timm.get_pretrained_cfg(_as_trained(name))
     assert known is not None, "every model of timm has one"
     cfg = known.to_dict()
     if name not in OTHERS:

@@ -26,7 +26,10 @@ def load_pretrained_weights(trainer: nnUNetTrainer, filename: str) -> None:
             another shape.
     """
     if not trainer.was_initialized:
+        ours: Any = trainer
+        ours.restores, before = True, getattr(trainer, "restores", False)  # a ViT needs no other weights
         trainer.initialize()
+        ours.restores = before
     content = read_checkpoint(filename, trainer.device)
     pretrained = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(pretrained, dict):

@@ -552,6 +552,22 @@ def test_timms_models_of_table_4_have_their_own_pixels(name, mean):
     assert _description(name)["hf_hub_id"].startswith("timm/")
 
 
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("vit_base_patch16_clip_224.openai", "QuickGELU"),
+        ("vit_base_patch16_clip_quickgelu_224.openai", "QuickGELU"),
+        ("vit_base_patch16_clip_224.laion2b", "GELU"),
+        ("vit_base_patch16_224.mae", "GELU"),
+        ("biomedclip", "GELU"),
+    ],
+)
+def test_clip_has_the_activation_that_it_was_trained_with(name, activation):
+    with torch.device("meta"):
+        found = {type(block.mlp.act).__name__ for block in create_vit(name, 1).blocks}
+    assert found == {activation}
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_cnn_gives_its_last_map_or_the_stage_that_is_asked_for(tmp_path, half):
     source = timm.create_model(CNN, pretrained=False)

@@ -292,3 +292,18 @@ def test_pretrained_weights_of_another_training_take_the_place_of_the_encoder_s(
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs if ".seg_layers." not in key)
     assert torch.equal(trainer.network.decoder.seg_layers[0].weight, heads)
     assert trainer.method.state()["encoder"].startswith(f"Starting from the weights of {file}")
+
+
+def test_pretrained_weights_of_another_training_need_no_weights_of_the_encoder(make_trainer, plan, tmp_path):
+    from nnunetv2_vqseg.trainer.pretrained import load_pretrained_weights
+
+    source = make_trainer("nnUNetTrainerSupervisedViT", plans_name=PLANS, encoder_weights="random")
+    source.initialize()
+    file = tmp_path / "source.pth"
+    source.save_checkpoint(str(file))
+    nowhere = str(tmp_path / "nowhere.pth")
+    trainer = make_trainer("nnUNetTrainerMeanTeacherViT", plans_name=PLANS, encoder_checkpoint=nowhere, seed=1)
+    load_pretrained_weights(trainer, str(file))
+    theirs, mine = source.network.state_dict(), trainer.network.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs if ".seg_layers." not in key)
+    assert not trainer.restores
