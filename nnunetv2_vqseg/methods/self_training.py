@@ -4,8 +4,9 @@ Rounds: nnU-Net on the labelled images; its labels of all unlabelled cases, pred
 mirroring; a new nnU-Net on both; and so on. Cases whose labels change most from round to round are left out:
 differing voxels over foreground voxels of the later labels, averaged over the rounds so far; FLARE's 1924 of 2000 stay.
 
-What differs: all rounds share one budget in equal parts; the first is one network instead of five folds' ensemble; half
-of a batch is labelled; the filter acts as soon as there are two rounds of labels; the last network is as the others.
+What differs: 2D plans of nnU-Net v2 instead of 3D ones of v1; all rounds share one budget in equal parts; the first is
+one network instead of five folds' ensemble; half of a batch is labelled; the filter acts as soon as there are two
+rounds of labels; the last network is as the others.
 
 Each round has fresh weights (those of -pretrained_weights where there are any), an optimiser without memory and
 nnU-Net's whole rate schedule. Scaler, curves and nnU-Net's moving average for checkpoint_best.pth go on: that file may

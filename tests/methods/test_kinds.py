@@ -58,11 +58,11 @@ def test_kinds_of_labels(name, labels):
     take_two_steps(*started(METHODS[name], 2, **labels))
 
 
-MIXES = ("BCP", "ABD")
+MIXES = ("BCP", "BCP, teacher", "ABD", "ABD, teacher")
 """Methods whose labelled images are parts of mixed ones, by a loss of their own: see their tests."""
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(MIXES)])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in MIXES])
 def test_ignored_pixels_teach_nothing(name):
     method, batch = started(METHODS[name], 2, ignore_label=IGNORED)
     loss, seen = CrossEntropyAndDice(ignore_label=IGNORED), []
@@ -79,5 +79,6 @@ def test_ignored_pixels_teach_nothing(name):
     assert seen
     ignored = batch.target[0] == IGNORED
     for learns, target in seen:
-        assert torch.equal(target[:LABELED] == IGNORED, ignored)
+        if name != "ABD, cross teaching" or len(target) == LABELED:  # else patches have moved, ignored ones with them
+            assert torch.equal(target[:LABELED] == IGNORED, ignored)
         assert torch.equal(learns, target != IGNORED)
