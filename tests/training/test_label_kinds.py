@@ -1,4 +1,4 @@
-"""Two channels, overlapping regions and an ignore label: all of them train and predict."""
+"""Two channels, overlapping regions and an ignore label: every method trains and segments, or says that it does not."""
 
 import json
 import math
@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from test_methods import METHODS
 
 pytestmark = pytest.mark.slow
 
 REGIONS = {"labels": {"background": 0, "heart": [1, 2, 3], "cavity": [3], "ignore": 4}, "regions_class_order": [1, 3]}
+FOR_CLASSES = ("nnUNetTrainerARCO", "nnUNetTrainerSSNet")
+UNLABELED = ("pseudo", "consistency", "contrast", "smoothness", "separation", "displaced")
+"""Beginnings of the names of terms that unlabelled images have a part in."""
 CLASSES = {"labels": {"background": 0, "RV": 1, "MLV": 2, "LVC": 3, "ignore": 4}}
 
 
@@ -49,20 +53,37 @@ def two_channels(home: Path, plan_dataset: Callable[[str], Path]) -> Path:
     return plan_dataset(target.name)
 
 
+TRAINERS = [
+    "nnUNetTrainerVQSeg",
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in METHODS if name != "nnUNetTrainerVQSeg"),
+]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("labels", [REGIONS, CLASSES], ids=["regions", "classes"])
-def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels, results, labels):
-    from nnunetv2_vqseg.trainers import nnUNetTrainerVQSeg
+def test_trains_and_segments_with_two_channels_and_an_ignore_label(two_channels, results, labels, name):
+    from nnunetv2_vqseg import trainers
+    from nnunetv2_vqseg.core.errors import ConfigError
 
     plans = json.loads((two_channels / "nnUNetVQSegPlans.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
+    if name != "nnUNetTrainerVQSeg":
+        plans["configurations"]["2d"]["vqseg"] |= METHODS[name]
     dataset_json = json.loads((two_channels / "dataset.json").read_text(encoding="utf-8"))
     dataset_json = {key: value for key, value in dataset_json.items() if key != "regions_class_order"} | labels
-    trainer = nnUNetTrainerVQSeg(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    trainer = getattr(trainers, name)(plans, "2d", 0, dataset_json, torch.device("cpu"))
+    if labels is REGIONS and name in FOR_CLASSES:
+        with pytest.raises(ConfigError, match=r"overlapping regions .* use nnUNetTrainer"):
+            trainer.initialize()
+        return
     trainer.run_training()
     heads = 2 if labels is REGIONS else 4
-    assert trainer.network.eval()(torch.zeros(1, 2, 32, 32))[0].shape[1] == heads
+    logits = trainer.method.predictor().eval()(torch.zeros(1, 2, 32, 32))
+    assert (logits[0] if isinstance(logits, list) else logits[0][None]).shape[1] == heads
     assert all(math.isfinite(value) for value in trainer.curves.history["loss"])
-    assert trainer.curves.history["pseudo_perturbed"][-1] != 0
+    unlabeled = {key for key in trainer.curves.history if key.startswith(UNLABELED)}
+    assert unlabeled or name in ("nnUNetTrainerUNet", "nnUNetTrainerNNFilterMatch", "nnUNetTrainerSelfTraining")
+    assert any(trainer.curves.history[key][-1] != 0 for key in unlabeled) or not unlabeled
 
 
 def test_paper_losses_are_refused_for_regions_at_the_start(two_channels, results):
